@@ -1,0 +1,63 @@
+"""Which device a model runs on, and in which float type."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Processor features that multiply bfloat16 in hardware, on x86 and on ARM."""
+
+
+def resolve_device(device: str | None) -> str:
+    """The device to run on: the caller's, else CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: the device is not one torch knows, or is not there.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return f"cuda:{torch.cuda.current_device()}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}, expected for example 'cpu' or 'cuda:0'") from error
+    present: dict[str, bool] = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(wanted.type, False):
+        have = [name for name, there in present.items() if there]
+        raise ValueError(
+            f"device is {device!r}, which this machine or this build of torch does not have. "
+            f"There is: {', '.join(have)}"
+        )
+    if str(wanted) == "cuda":
+        # "cuda" and "cuda:0" are one device, and must share one model.
+        return f"cuda:{torch.cuda.current_device()}"
+    return str(wanted)
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """The float type to compute in; "auto" is the fastest one the device computes natively."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware.
+
+    On x86 without it, oneDNN emulates bfloat16 and is slower than float32, while
+    `torch.ops.mkldnn._is_mkldnn_bf16_supported()` still says yes.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if kind == "cpu":
+        features = torch.cpu.get_capabilities()
+        return any(features.get(name, False) for name in NATIVE_BFLOAT16)
+    return False

@@ -1,0 +1,58 @@
+"""Objects that exist once per process and key, whoever asks first and from whichever thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+
+
+class Registry(Generic[Key, Value]):
+    """Build each key's value once; later and concurrent callers get the same object.
+
+    `functools.lru_cache` is not enough: it lets several threads build the same value at once.
+    """
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._values: dict[Key, Value] = {}
+        self._locks: dict[Key, threading.Lock] = {}
+        self._guard = threading.Lock()
+        # An accelerator context does not survive a fork, and a lock held by another thread at that
+        # moment would stay locked for ever in the child.
+        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+            os.register_at_fork(after_in_child=self._forget)
+
+    def get(self, key: Key, build: Callable[[], Value]) -> Value:
+        """Return the value of `key`, building it first if nobody has.
+
+        A failed build is not remembered: the next caller tries again.
+        """
+        with self._guard:
+            if key in self._values:
+                return self._values[key]
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            with self._guard:
+                if key in self._values:
+                    return self._values[key]
+            value = build()
+            with self._guard:
+                self._values[key] = value
+            return value
+
+    def clear(self) -> list[Value]:
+        """Forget every value, and return them so that the caller can release what they hold."""
+        with self._guard:
+            values = list(self._values.values())
+            self._values.clear()
+            return values
+
+    def _forget(self) -> None:
+        self._values = {}
+        self._locks = {}
+        self._guard = threading.Lock()
