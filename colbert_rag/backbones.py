@@ -1,0 +1,280 @@
+"""The backbones we host, as a table: what each is called, how its tensors are named, what it can.
+
+Hosting means a class of the installed transformers library with the checkpoint's own tensors,
+every one of them accounted for. Code from a checkpoint is never imported. To add a backbone, add a
+row; to refuse one by name, add a row with a reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from colbert_rag.errors import UnsupportedBackboneError
+
+Json = dict[str, object]
+
+
+def _as_published(config: Json) -> Json:
+    return config
+
+
+def _jina_config(config: Json) -> Json:
+    """Describe jina-colbert-v2 to the class that transformers has for the same architecture.
+
+    The base of its rotary positions is 10000 unless the checkpoint says otherwise
+    (jinaai/xlm-roberta-flash-implementation, configuration_xlm_roberta.py); the host class would
+    assume the 20000 of jina-embeddings-v3.
+    """
+    kept = (
+        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+        "hidden_act max_position_embeddings type_vocab_size layer_norm_eps pad_token_id "
+        "bos_token_id eos_token_id"
+    ).split()
+    base = config.get("rotary_emb_base", 10000.0)
+    return {key: config[key] for key in kept if key in config} | {
+        "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
+        "rope_parameters": {"rope_type": "default", "rope_theta": base},
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """One row of the table.
+
+    Attributes:
+        name: What we call it.
+        model_types: What `config.json` calls it.
+        module: Module of transformers with the classes; "" for a refused row.
+        model: Class name of the model.
+        configuration: Class name of its configuration.
+        packs: Whether many texts may share one row, each attending to itself alone.
+        position_offset: Position of a text's first token is this plus the padding id, for tables
+            that leave the first rows to padding; None where positions start at 0.
+        takes_pooler: Whether the constructor accepts `add_pooling_layer`.
+        takes_use_cache: Whether `forward` must be told not to keep keys and values.
+        signature: Part of a tensor name that only this architecture has.
+        remote_code: The row applies only to checkpoints that bring code of their own.
+        renames: Pairs of name parts, replaced in order in every tensor name.
+        splits: Tensors stored as equal blocks of rows: name part -> the parts they become.
+        prepare: Adapts `config.json` to the configuration class.
+        fallback_markers: Query and document marker of checkpoints that do not name their own.
+        has_languages: One adapter for each language; one must be chosen.
+        refused: Why it is not hosted; "" where it is.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    module: str = ""
+    model: str = ""
+    configuration: str = ""
+    packs: bool = False
+    position_offset: int | None = None
+    takes_pooler: bool = False
+    takes_use_cache: bool = False
+    signature: str = ""
+    remote_code: bool = False
+    renames: tuple[tuple[str, str], ...] = ()
+    splits: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    prepare: Callable[[Json], Json] = _as_published
+    fallback_markers: tuple[str, str] | None = None
+    has_languages: bool = False
+    refused: str = ""
+
+    def positions(self, config: Mapping[str, object]) -> int | None:
+        """The longest text it can take, in tokens, or None where the configuration has no limit."""
+        limit = config.get("max_position_embeddings")
+        if not isinstance(limit, int):
+            return None
+        return limit if self.position_offset is None else limit - self.first_position(config)
+
+    def first_position(self, config: Mapping[str, object]) -> int:
+        """The position of a text's first token."""
+        if self.position_offset is None:
+            return 0
+        padding = config.get("pad_token_id")
+        return self.position_offset + (padding if isinstance(padding, int) else 1)
+
+    def rename(self, name: str) -> str:
+        """The name a stored tensor has in the host class."""
+        for old, new in (*OLD_NAMES, *self.renames):
+            name = name.replace(old, new)
+        return name
+
+
+OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+"""What BERT's norms were called before 2020, and in every checkpoint re-saved since."""
+
+JINA_RENAMES = (
+    ("emb_ln.", "embeddings.LayerNorm."),
+    ("encoder.layers.", "layers."),
+    ("mixer.out_proj", "self_attn.o_proj"),
+    ("norm1", "post_attention_layernorm"),
+    ("norm2", "post_mlp_layernorm"),
+)
+
+NO_NATIVE_CLASS = (
+    "transformers has no class of its own for it, and code from a checkpoint is not run"
+)
+
+BACKBONES = (
+    # Rows that need more than the model type to be told apart come first.
+    Backbone(
+        "JinaBERT v1",
+        ("bert",),
+        signature="mlp.gated_layers",
+        refused=f"it is BERT by model_type only (ALiBi and gated layers); {NO_NATIVE_CLASS}",
+    ),
+    Backbone(
+        "Jina XLM-RoBERTa",
+        ("xlm-roberta",),
+        "transformers.models.jina_embeddings_v3",
+        "JinaEmbeddingsV3Model",
+        "JinaEmbeddingsV3Config",
+        packs=True,
+        takes_pooler=True,
+        signature="mixer.Wqkv",
+        renames=JINA_RENAMES,
+        splits=(("mixer.Wqkv", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),),
+        prepare=_jina_config,
+        fallback_markers=("[QueryMarker]", "[DocumentMarker]"),
+    ),
+    Backbone(
+        "LFM2.5, bidirectional",
+        ("lfm2", "lfm2_bidirectional", "lfm2_5"),
+        remote_code=True,
+        refused=f"its attention is bidirectional, LFM2's is causal; {NO_NATIVE_CLASS}",
+    ),
+    Backbone(
+        "Qwen3, bidirectional",
+        ("qwen3", "bidirectional_pplx_qwen3"),
+        refused=f"late-interaction checkpoints change it to bidirectional; {NO_NATIVE_CLASS}",
+    ),
+    Backbone(
+        "BERT",
+        ("bert",),
+        "transformers.models.bert",
+        "BertModel",
+        "BertConfig",
+        packs=True,
+        takes_pooler=True,
+    ),
+    Backbone(
+        "ModernBERT",
+        ("modernbert",),
+        "transformers.models.modernbert",
+        "ModernBertModel",
+        "ModernBertConfig",
+        packs=True,
+    ),
+    Backbone(
+        "XLM-RoBERTa",
+        ("xlm-roberta",),
+        "transformers.models.xlm_roberta",
+        "XLMRobertaModel",
+        "XLMRobertaConfig",
+        packs=True,
+        position_offset=1,
+        takes_pooler=True,
+    ),
+    Backbone(
+        "RoBERTa",
+        ("roberta",),
+        "transformers.models.roberta",
+        "RobertaModel",
+        "RobertaConfig",
+        packs=True,
+        position_offset=1,
+        takes_pooler=True,
+    ),
+    Backbone(
+        "CamemBERT",
+        ("camembert",),
+        "transformers.models.camembert",
+        "CamembertModel",
+        "CamembertConfig",
+        packs=True,
+        position_offset=1,
+        takes_pooler=True,
+    ),
+    Backbone(
+        "DistilBERT",
+        ("distilbert",),
+        "transformers.models.distilbert",
+        "DistilBertModel",
+        "DistilBertConfig",
+        packs=True,
+    ),
+    Backbone(
+        "ELECTRA",
+        ("electra",),
+        "transformers.models.electra",
+        "ElectraModel",
+        "ElectraConfig",
+        packs=True,
+    ),
+    Backbone(
+        "XMOD",
+        ("xmod",),
+        "transformers.models.xmod",
+        "XmodModel",
+        "XmodConfig",
+        # Each row of a batch goes through one language's adapter; one packed row has one language.
+        packs=True,
+        position_offset=1,
+        takes_pooler=True,
+        has_languages=True,
+    ),
+    Backbone(
+        "EuroBERT",
+        ("eurobert",),
+        "transformers.models.eurobert",
+        "EuroBertModel",
+        "EuroBertConfig",
+        packs=True,
+    ),
+    Backbone(
+        "Jina embeddings v3",
+        ("jina_embeddings_v3",),
+        "transformers.models.jina_embeddings_v3",
+        "JinaEmbeddingsV3Model",
+        "JinaEmbeddingsV3Config",
+        packs=True,
+        takes_pooler=True,
+        fallback_markers=("[QueryMarker]", "[DocumentMarker]"),
+    ),
+    Backbone(
+        "LFM2",
+        ("lfm2",),
+        "transformers.models.lfm2",
+        "Lfm2Model",
+        "Lfm2Config",
+        # Its convolutions reach over the end of one text into the next: padding only.
+        packs=False,
+        takes_use_cache=True,
+    ),
+)
+
+
+def find_backbone(model_type: str, tensors: Iterable[str], *, remote_code: bool) -> Backbone:
+    """The first row that fits; it may be one that is refused.
+
+    Args:
+        model_type: What `config.json` says.
+        tensors: Names of the stored tensors.
+        remote_code: Whether `config.json` refers to code of its own.
+
+    Raises:
+        UnsupportedBackboneError: no row fits.
+    """
+    names = list(tensors)
+    for row in BACKBONES:
+        fits = model_type in row.model_types and (remote_code or not row.remote_code)
+        if fits and (not row.signature or any(row.signature in name for name in names)):
+            return row
+    known = ", ".join(row.name for row in BACKBONES if not row.refused)
+    raise UnsupportedBackboneError(
+        f"model_type is {model_type or 'missing'!r} in config.json, expected one of the backbones "
+        f"hosted here: {known}"
+        + (". It refers to code of its own, which is never run" if remote_code else "")
+    )
