@@ -1,0 +1,328 @@
+"""From text to ids and masks, by a checkpoint's recipe: the same text always gives the same ids.
+
+Nothing here changes after construction, so any number of threads may tokenise at once.
+
+The order of steps is that of Stanford ColBERT (colbert/modeling/tokenization) and PyLate
+(pylate/models/colbert.py, `tokenize`), which agree: encode with special tokens, cut, insert the
+marker by id at position 1, expand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from itertools import chain
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from colbert_rag.checkpoint import Checkpoint, Expansion, Recipe, TextRules
+from colbert_rag.errors import MarkerError, MetadataError, TokenizerError
+from colbert_rag.vocabulary import Specials, load_tokenizer
+
+Kind = Literal["query", "document"]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenBatch:
+    """Tokens of many texts, without padding; text `i` owns positions `offsets[i]:offsets[i + 1]`.
+
+    Attributes:
+        ids: `(tokens,)`, int64.
+        offsets: `(texts + 1,)`, int64.
+        attention: `(tokens,)`, bool: what the encoder sees.
+        scoring: `(tokens,)`, bool: what counts in a score.
+        truncated: How many texts lost tokens to the length limit.
+    """
+
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    attention: NDArray[np.bool_]
+    scoring: NDArray[np.bool_]
+    truncated: int = 0
+
+    def __len__(self) -> int:
+        """The number of texts."""
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each text, `(texts,)`."""
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpans:
+    """Where each token of one finished sequence comes from.
+
+    Attributes:
+        tokens: The tokens as written in the vocabulary.
+        spans: Start and end in characters of the caller's text; None for a token that is not in
+            it (special, marker, prompt, expansion).
+        batch: The same sequence as a batch of one.
+    """
+
+    tokens: tuple[str, ...]
+    spans: tuple[Span | None, ...]
+    batch: TokenBatch
+
+
+class TextTokenizer:
+    """Carries out one checkpoint's recipe."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, recipe: Recipe, specials: Specials, *, rows: int | None = None
+    ) -> None:
+        """Resolve every token the recipe names.
+
+        Args:
+            tokenizer: Without truncation and padding; not changed from here on.
+            recipe: The rules.
+            specials: Ids of the special tokens.
+            rows: Rows of the embedding table, where known.
+
+        Raises:
+            MarkerError: a marker is not one entry of the vocabulary.
+            TokenizerError: the tokenizer has more entries than the embedding table has rows, or
+                no token to expand with.
+            MetadataError: a length leaves no room for text.
+        """
+        self.tokenizer = tokenizer
+        self.recipe = recipe = _split_markers(recipe, tokenizer)
+        self.specials = specials
+        # Added tokens may leave gaps, so that the largest id exceeds the number of entries.
+        added = tokenizer.get_added_tokens_decoder()
+        self.size = max([tokenizer.get_vocab_size(), *(number + 1 for number in added)])
+        if rows is not None and self.size > rows:
+            raise TokenizerError(
+                f"the tokenizer has {self.size} entries, but the embedding table only {rows} rows. "
+                "It belongs to another checkpoint; tables are never resized"
+            )
+        self._trailing = int(tokenizer.encode("a").special_tokens_mask[-1])
+        self._specials = len(tokenizer.encode("").ids)
+        self._markers = {
+            "query": self._marker(recipe.query, "query"),
+            "document": self._marker(recipe.document, "document"),
+        }
+        self._expansion = None if recipe.expansion is None else self._placeholder(recipe.expansion)
+        self._blank = blank = specials.pad if recipe.padding_is_blank else None
+        skipped = self._skipped()
+        # One lookup table per kind: np.isin would sort the ids of every batch.
+        self._counts = {
+            kind: _counting(
+                self.size,
+                [
+                    *(skipped if kind in recipe.skiplist_on else ()),
+                    *((blank,) if kind == "document" and blank is not None else ()),
+                ],
+            )
+            for kind in ("query", "document")
+        }
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, rows: int | None = None) -> TextTokenizer:
+        """The tokenizer of a checkpoint, with the backbone's fallback markers where it has none.
+
+        Raises:
+            CheckpointError: as the constructor, or because there is no readable tokenizer.
+        """
+        tokenizer, specials = load_tokenizer(checkpoint)
+        recipe = checkpoint.recipe
+        fallback = checkpoint.backbone.fallback_markers
+        if fallback is not None and checkpoint.format == "stanford":
+            query, document = (
+                replace(rules, marker=other)
+                if rules.marker
+                and tokenizer.token_to_id(rules.marker) is None
+                and tokenizer.token_to_id(other) is not None
+                else rules
+                for rules, other in zip((recipe.query, recipe.document), fallback, strict=True)
+            )
+            recipe = replace(recipe, query=query, document=document)
+        return cls(tokenizer, recipe, specials, rows=rows)
+
+    def queries(self, texts: Sequence[str]) -> TokenBatch:
+        """Ids and masks of queries, expanded where the recipe says so."""
+        return self._batch(texts, "query")
+
+    def documents(self, texts: Sequence[str]) -> TokenBatch:
+        """Ids and masks of documents."""
+        return self._batch(texts, "document")
+
+    def spans(self, text: str, kind: Kind) -> TokenSpans:
+        """One text's tokens, with the characters of the text that each stands for."""
+        prepared = self._prepare(text, kind)
+        encoding = self.tokenizer.encode(prepared)
+        batch = self._finish([encoding.ids], kind)
+        origin = _origin(self._rules(kind).prompt + text, self.recipe)
+        shift = len(self._rules(kind).prompt)
+        places: list[Span | None] = []
+        # The same arrangement, applied to positions instead of ids.
+        for position in self._arrange(list(range(len(encoding.ids))), kind, marker=-1):
+            start, stop = encoding.offsets[position] if position >= 0 else (0, 0)
+            special = position < 0 or bool(encoding.special_tokens_mask[position])
+            if special or start == stop:
+                places.append(None)
+                continue
+            first, last = origin[start] - shift, origin[stop - 1] + 1 - shift
+            places.append((max(first, 0), last) if last > 0 else None)
+        ids = batch.ids.tolist()
+        places += [None] * (len(ids) - len(places))
+        tokens = tuple(self.tokenizer.id_to_token(number) or "" for number in ids)
+        return TokenSpans(tokens, tuple(places), batch)
+
+    def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
+        prepared = [self._prepare(text, kind) for text in texts]
+        # The fast variant skips character offsets, which only `spans` needs.
+        encodings = self.tokenizer.encode_batch_fast(prepared)
+        return self._finish([encoding.ids for encoding in encodings], kind)
+
+    def _rules(self, kind: Kind) -> TextRules:
+        return self.recipe.query if kind == "query" else self.recipe.document
+
+    def _prepare(self, text: str, kind: Kind) -> str:
+        text = self._rules(kind).prompt + text
+        if self.recipe.strips:
+            text = text.strip()
+        return text.lower() if self.recipe.lowercases else text
+
+    def _arrange(self, items: list[int], kind: Kind, *, marker: int) -> list[int]:
+        """Cut to the length, keeping the closing special token, and insert the marker at 1."""
+        marked = self._markers[kind] is not None
+        room = self._rules(kind).length - marked
+        if len(items) > room:
+            items = items[: room - self._trailing] + items[len(items) - self._trailing :]
+        return [*items[:1], marker, *items[1:]] if marked else items
+
+    def _finish(self, texts: list[list[int]], kind: Kind) -> TokenBatch:
+        marker = self._markers[kind]
+        room = self._rules(kind).length - (marker is not None)
+        rows = [self._arrange(ids, kind, marker=-1 if marker is None else marker) for ids in texts]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        expansion = self.recipe.expansion if kind == "query" else None
+        fill = 0 if self._expansion is None else self._expansion
+        if expansion is not None:
+            rows = [ids + [fill] * (expansion.length - len(ids)) for ids in rows]
+        offsets = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)), out=offsets[1:])
+        ids = np.fromiter(chain.from_iterable(rows), np.int64, int(offsets[-1]))
+        if kind == "query" and self._blank is not None:
+            ids[ids == self._blank] = fill
+        scoring = self._counts[kind][ids]
+        attention = np.ones(len(ids), np.bool_)
+        if expansion is not None:
+            place = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))
+            filled = place >= np.repeat(lengths, np.diff(offsets))
+            attention = ~filled | expansion.attends
+            scoring = scoring | filled
+        cut = sum(len(ids) > room for ids in texts)
+        return TokenBatch(ids, offsets, attention, scoring, cut)
+
+    def _marker(self, rules: TextRules, kind: Kind) -> int | None:
+        taken = self._specials + bool(rules.marker)
+        if rules.length <= taken:
+            raise MetadataError(
+                f"{kind}_length is {rules.length}, but special tokens and marker alone take "
+                f"{taken}. Choose a larger value"
+            )
+        if not rules.marker:
+            return None
+        number = self.tokenizer.token_to_id(rules.marker)
+        if number is None:
+            raise self._no_marker(rules.marker, kind)
+        return number
+
+    def _no_marker(self, marker: str, kind: Kind) -> MarkerError:
+        vocabulary = self.tokenizer.get_vocab()
+        near = [
+            *(token for token in vocabulary if token.strip() == marker.strip()),
+            *get_close_matches(marker, [t for t in vocabulary if t[:1] in "[<"], n=3),
+        ]
+        return MarkerError(
+            f"the {kind} marker {marker!r} is not in the vocabulary. Near entries: "
+            f"{list(dict.fromkeys(near)) or 'none'}. Pass {kind}_marker= with an entry of the "
+            "vocabulary ('' for none). A model that was trained without its marker saw the unknown "
+            "token in its place: pass that token to get the same scores"
+        )
+
+    def _placeholder(self, expansion: Expansion) -> int:
+        """The expansion token: the named one, else the mask token, else the end token."""
+        if expansion.token is not None:
+            number = self.tokenizer.token_to_id(expansion.token)
+        elif self.specials.mask is not None:
+            number = self.specials.mask
+        else:
+            number = self.specials.eos
+        if number is None:
+            raise TokenizerError(
+                f"queries are expanded with {expansion.token or 'the mask or end token'}, which is "
+                "not in the vocabulary. Pass query_expansion=False if the model was trained "
+                "without expansion"
+            )
+        return number
+
+    def _skipped(self) -> list[int]:
+        """Ids of the skip-list; a word without an entry of its own must not drop unknown tokens."""
+        if self.recipe.skiplist_lookup == "first-piece":
+            encoded = [
+                self.tokenizer.encode(word, add_special_tokens=False).ids
+                for word in self.recipe.skiplist
+            ]
+            return [ids[0] for ids in encoded if ids and ids[0] != self.specials.unk]
+        numbers = [self.tokenizer.token_to_id(word) for word in self.recipe.skiplist]
+        return [number for number in numbers if number is not None]
+
+
+def _counting(size: int, skipped: list[int]) -> NDArray[np.bool_]:
+    counts = np.ones(size, np.bool_)
+    counts[skipped] = False
+    return counts
+
+
+def _origin(text: str, recipe: Recipe) -> list[int]:
+    """For each character the tokenizer sees, its position in the text before preparation."""
+    start = len(text) - len(text.lstrip()) if recipe.strips else 0
+    stop = len(text.rstrip()) if recipe.strips else len(text)
+    if not recipe.lowercases:
+        return list(range(start, stop))
+    # One capital may become two characters, such as the dotted capital I.
+    return [place for place in range(start, stop) for _ in text[place].lower()]
+
+
+def _split_markers(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
+    """Find the marker that sentence-transformers writes in front of a prompt's text.
+
+    It saves `"[Q] search_query: "`; the marker is the longest leading part that is one entry.
+    """
+    if not recipe.split_markers:
+        return recipe
+    return replace(
+        recipe,
+        query=_split_marker(recipe.query, tokenizer, "query"),
+        document=_split_marker(recipe.document, tokenizer, "document"),
+        split_markers=False,
+    )
+
+
+def _split_marker(rules: TextRules, tokenizer: Tokenizer, kind: Kind) -> TextRules:
+    prompt = rules.prompt
+    if rules.marker or not prompt.split():
+        return rules
+    word = prompt.split(maxsplit=1)[0]
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    looks_like_marker = word[0] + word[-1] in ("[]", "<>")
+    for part in (prompt, f"{word} ", word):
+        known = part in added or (looks_like_marker and tokenizer.token_to_id(part) is not None)
+        if known and prompt.startswith(part):
+            # The space behind a marker stays with the text: byte-level BPE tells " word" from "word".
+            return replace(rules, marker=part, prompt=prompt.removeprefix(part))
+    if looks_like_marker:
+        raise MarkerError(
+            f"the {kind} prompt {prompt!r} starts with the marker {word!r}, which is not in the "
+            f"vocabulary. Pass {kind}_marker= with an entry of the vocabulary"
+        )
+    return rules  # an ordinary text prompt, which is encoded with the text
