@@ -1,0 +1,70 @@
+# Every target sets up what it needs in .venv; nothing is asked of the machine but Python with pip
+# and venv. `make gpu` is the exception: it uses the machine's own Python and installs nothing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Quiet twice: errors only. Once would still repeat a warning for every package.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet install
+INSTALL := $(PIP) --constraint constraints.txt
+
+# What a caller may give: make demo QUERY="..."; make test ARGS="-k maxsim"; make bench ARGS=...
+# Taken as it was typed: make would expand a `$` inside it. The shell sees it only as a variable.
+export DEMO_QUERY := $(value QUERY)
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix gpu notebooks bench
+
+help: ## Print this list
+	@echo 'Usage: make TARGET'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## Rank sample documents with real weights, offline; QUERY="..." asks your own
+	@$(BIN)/python -m colbert_rag.cli demo $${DEMO_QUERY:+-- "$$DEMO_QUERY"}
+
+test: check ## Check, then run all tests that need no model hub; ARGS="-k word" selects
+	@$(BIN)/python -m pytest --quiet $(ARGS)
+
+check: $(VENV)/.dev ## Check formatting, lint, types and import directions
+	@$(BIN)/ruff format --check --quiet --output-format concise .
+	@$(BIN)/ruff check --quiet --output-format concise .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+fix: $(VENV)/.dev ## Format, and mend what the linter can mend by itself
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+notebooks: $(VENV)/.dev ## Run every notebook and keep its new outputs
+	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+
+bench: $(VENV)/.dev ## Measure on this machine's CPU
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+# A GPU machine comes with its own torch, and may lack frameworks and pytest plugins. So only files
+# with GPU tests are read, and our pytest settings that assume the pinned versions are put aside.
+gpu: export PYTHONPATH := $(CURDIR)$(addprefix :,$(PYTHONPATH))
+gpu: ## Test and measure on a GPU with the machine's own python3; installs nothing
+	@if $(PYTHON) -c 'import pytest' 2>/dev/null; then \
+	  $(PYTHON) -m pytest -m gpu -p no:cacheprovider -o addopts= -o filterwarnings= \
+	    $$(grep -rl --include='test_*.py' 'mark\.gpu' tests); \
+	else \
+	  echo 'pytest is not installed for $(PYTHON): GPU tests left out, benchmark only.'; \
+	fi
+	@$(PYTHON) -m benchmarks gpu $(ARGS)
+
+$(VENV)/.pip:
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade 'pip>=25.1' # the first with --group
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
+	@echo 'Setting up $(VENV) to run the package (some minutes the first time) ...'
+	@$(INSTALL) --editable '.[langchain,llama-index,offline]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
+	@echo 'Setting up $(VENV) for development (some minutes the first time) ...'
+	@$(INSTALL) --editable '.[langchain,llama-index,offline,qdrant,ray]' --group dev
+	@touch $@
