@@ -8,6 +8,8 @@ the model's keyword arguments; every other call is ordinary scaled dot-product a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import cast
 
 import numpy as np
@@ -20,9 +22,17 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 except ImportError:  # builds of torch without CUDA support may lack it
-    varlen_attn = None  # type: ignore[assignment]
+    varlen_attention = None
+else:
+    # Left to itself, the kernel may split a text's keys by the longest text of the batch, and with
+    # the split the bits of every other text's result change. torch 2.11 offers no choice.
+    varlen_attention = (
+        partial(varlen.varlen_attn, num_splits=1)
+        if "num_splits" in signature(varlen.varlen_attn).parameters
+        else varlen.varlen_attn
+    )
 
 ATTENTION = "colbert_rag"
 """The name under which transformers knows the function; goes into `attn_implementation`."""
@@ -109,9 +119,9 @@ def attend(
             **kwargs,  # type: ignore[arg-type]  # passed on as the module gave them
         )
     shared = query.shape[1] != key.shape[1]
-    if query.is_cuda and query.dtype in VARLEN_DTYPES and varlen_attn is not None:
+    if query.is_cuda and query.dtype in VARLEN_DTYPES and varlen_attention is not None:
         reach = -1 if sliding_window is None else sliding_window - 1
-        out = varlen_attn(
+        out = varlen_attention(
             query[0].transpose(0, 1),
             key[0].transpose(0, 1),
             value[0].transpose(0, 1),
@@ -122,9 +132,6 @@ def attend(
             scale=scaling,
             window_size=(reach, reach),
             enable_gqa=shared,
-            # Otherwise the split depends on the longest text of the batch, and with it the bits
-            # of every other text's result.
-            num_splits=1,
         )
         return cast(Tensor, out).unsqueeze(0), None
     result = torch.empty_like(query)

@@ -95,7 +95,7 @@ class Settings:
             ValueError: an option is out of range.
         """
         name = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
-        if isinstance(name, str) and name != OFFLINE_CHECKPOINT:
+        if isinstance(name, str) and name.strip() and name != OFFLINE_CHECKPOINT:
             folder = Path(name).expanduser()
             if folder.exists():
                 name = str(folder.resolve())

@@ -188,7 +188,10 @@ class TextTokenizer:
         text = self._rules(kind).prompt + text
         if self.recipe.strips:
             text = text.strip()
-        return text.lower() if self.recipe.lowercases else text
+        if self.recipe.lowercases:
+            text = text.lower()
+        # Half a surrogate pair (an emoji cut in two) is no Unicode text, and tokenizers refuses it.
+        return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
     def _arrange(self, items: list[int], kind: Kind, *, marker: int) -> list[int]:
         """Cut to the length, keeping the closing special token, and insert the marker at 1."""
@@ -318,7 +321,7 @@ def _split_marker(rules: TextRules, tokenizer: Tokenizer, kind: Kind) -> TextRul
     for part in (prompt, f"{word} ", word):
         known = part in added or (looks_like_marker and tokenizer.token_to_id(part) is not None)
         if known and prompt.startswith(part):
-            # The space behind a marker stays with the text: byte-level BPE tells " word" from "word".
+            # The space behind a marker stays with the text: byte-level BPE sees " word", not "word".
             return replace(rules, marker=part, prompt=prompt.removeprefix(part))
     if looks_like_marker:
         raise MarkerError(

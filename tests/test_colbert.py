@@ -1,0 +1,327 @@
+"""ColBERT: scores, rankings, the cache behind them, and what bad input is told."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from colbert_rag import ColBERT, TokenEmbeddings
+from colbert_rag import colbert as colbert_module
+from colbert_rag.errors import InvalidQueryError, MetadataError, ScoringError
+from tests.oracle import naive_maxsim
+
+QUERY = "which planet is red"
+TEXTS = [
+    "saturn has rings",
+    "mars is the red planet",
+    "",
+    "venus is hot",
+    "mars is the red planet",
+]
+
+
+@pytest.fixture
+def model(checkpoint: Callable[[str], Path]) -> ColBERT:
+    """A fresh instance, so that counts and caches start at nothing."""
+    return ColBERT.from_pretrained(checkpoint("stanford-bert"), device="cpu", dtype="float32")
+
+
+def test_a_score_is_the_sum_of_best_similarities(model: ColBERT) -> None:
+    query = model.encode_queries([QUERY])[0]
+    documents = model.encode_documents(TEXTS)
+
+    scores = model.score(QUERY, TEXTS)
+
+    expected = [naive_maxsim(query, document) for document in documents]
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert all(type(score) is float for score in scores)
+
+
+def test_ranking_orders_scores_and_ties_keep_the_input_order(model: ColBERT) -> None:
+    scores = model.score(QUERY, TEXTS)
+
+    ranking = model.rank(QUERY, TEXTS)
+
+    assert [place.index for place in ranking] == sorted(range(5), key=lambda i: -scores[i])
+    assert [place.score for place in ranking] == sorted(scores, reverse=True)
+    order = [place.index for place in ranking]
+    assert order.index(4) == order.index(1) + 1
+    assert ranking.query_rows == len(model.encode_queries([QUERY])[0])
+
+
+@pytest.mark.parametrize(("top_k", "places"), [(None, 5), (0, 0), (2, 2), (5, 5), (99, 5)])
+def test_top_k_limits_the_places(model: ColBERT, top_k: int | None, places: int) -> None:
+    assert len(model.rank(QUERY, TEXTS, top_k=top_k)) == places
+
+
+@pytest.mark.parametrize(
+    ("top_k", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)]
+)
+def test_an_impossible_top_k_is_refused(
+    model: ColBERT, top_k: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=f"top_k is {top_k}"):
+        model.rank(QUERY, TEXTS, top_k=top_k)  # type: ignore[arg-type]
+
+
+def test_ranking_nothing_loads_nothing(model: ColBERT) -> None:
+    model.unload()
+
+    assert len(model.rank(QUERY, [])) == 0
+    assert model.score(QUERY, []) == []
+    assert not model.loaded
+
+
+@pytest.mark.parametrize("query", ["", "  \n", None, 7, ["red"]])
+def test_a_query_without_words_is_refused(model: ColBERT, query: object) -> None:
+    with pytest.raises(InvalidQueryError, match="query is"):
+        model.rank(query, TEXTS)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        pytest.param("mars", "texts is str, expected a list", id="one string"),
+        pytest.param(None, "texts is NoneType", id="none"),
+        pytest.param(["mars", None], r"texts\[1\] is NoneType", id="none inside"),
+        pytest.param([b"mars"], r"texts\[0\] is bytes", id="bytes inside"),
+    ],
+)
+def test_texts_that_are_no_list_of_strings_are_refused(
+    model: ColBERT, texts: object, message: str
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        model.rank(QUERY, texts)  # type: ignore[arg-type]
+
+
+def test_half_a_surrogate_pair_is_replaced_not_fatal(model: ColBERT) -> None:
+    found = model.score(QUERY, ["mars \ud83d red", "mars ? red"])
+
+    assert found[0] == found[1]
+
+
+def test_equal_texts_are_encoded_once(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    encode = colbert_module.Encoder.encode
+
+    def counting(self: object, batch: object, **options: object) -> TokenEmbeddings:
+        encoded.append(len(batch))  # type: ignore[arg-type]
+        return encode(self, batch, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(colbert_module.Encoder, "encode", counting)
+    model.rank(QUERY, TEXTS)
+    model.rank("another query", [*reversed(TEXTS), "something new"])
+
+    # One query each time; four distinct texts first, then only the new one.
+    assert encoded == [1, 4, 1, 1]
+
+
+def test_the_cache_changes_no_score(model: ColBERT, checkpoint: Callable[[str], Path]) -> None:
+    bare = ColBERT.from_pretrained(
+        checkpoint("stanford-bert"), device="cpu", dtype="float32", document_cache=None
+    )
+    expected = bare.score(QUERY, TEXTS)
+
+    cold, warm = model.score(QUERY, TEXTS), model.score(QUERY, TEXTS)
+
+    assert cold == pytest.approx(expected, abs=1e-6)
+    assert warm == cold
+    assert (model.cache_info().hits, model.cache_info().misses) == (4, 4)
+    assert bare.cache_info().limit == 0
+
+
+def test_warming_encodes_ahead_of_the_first_query(model: ColBERT) -> None:
+    model.warm(TEXTS)
+    model.rank(QUERY, TEXTS)
+
+    assert model.cache_info().hits == 4
+
+
+def test_warming_without_a_cache_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    bare = ColBERT.from_pretrained(checkpoint("stanford-bert"), device="cpu", document_cache=0)
+
+    with pytest.raises(ValueError, match="nothing is kept"):
+        bare.warm(TEXTS)
+
+
+def test_windows_of_texts_join_in_order(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = model.encode_documents(TEXTS)
+
+    monkeypatch.setattr(colbert_module, "WINDOW_TEXTS", 2)
+    found = model.encode_documents(TEXTS)
+
+    assert found.offsets.tolist() == expected.offsets.tolist()
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-6)
+
+
+def test_a_progress_bar_is_drawn_only_on_request(
+    model: ColBERT, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.encode_documents(TEXTS)
+    assert capsys.readouterr() == ("", "")
+
+    model.encode_documents(TEXTS, show_progress=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "5/5" in captured.err
+
+
+def test_cut_texts_are_reported_once(model: ColBERT, caplog: pytest.LogCaptureFixture) -> None:
+    long = " ".join(["mars"] * 1000)
+
+    with caplog.at_level(logging.WARNING):
+        model.rank(QUERY, [long, "mars"])
+        model.rank(QUERY, [long + " again", "mars"])
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"1 of 2 texts are longer than document_length={model.checkpoint.recipe.document.length} "
+        "tokens and were cut; further cuts are not reported"
+    ]
+
+
+def with_broken_rows(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
+    """As if the arithmetic of some documents had overflowed."""
+    encode = colbert_module.ColBERT._documents
+
+    def spoiled(self: ColBERT, texts: list[str], **options: bool) -> TokenEmbeddings:
+        embeddings = encode(self, texts, **options)
+        for index in broken:
+            embeddings[index].fill_(math.nan)
+        return embeddings
+
+    monkeypatch.setattr(colbert_module.ColBERT, "_documents", spoiled)
+
+
+def test_a_text_without_a_score_comes_last_with_one_warning(
+    model: ColBERT, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_broken_rows(monkeypatch, 0, 1)
+
+    with caplog.at_level(logging.WARNING):
+        ranking = model.rank(QUERY, ["mars", "venus", "saturn", "jupiter"])
+
+    assert {place.index for place in ranking[:2]} == {2, 3}
+    assert [place.index for place in ranking[2:]] == [0, 1]
+    assert [record.getMessage() for record in caplog.records] == [
+        "2 of 4 texts have no score and are ranked last"
+    ]
+
+
+def test_no_score_at_all_is_an_error(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_broken_rows(monkeypatch, 0, 1)
+
+    with pytest.raises(ScoringError, match="none of the 2 texts .* Try dtype='float32'"):
+        model.rank(QUERY, ["mars", "venus"])
+
+
+def test_unloading_gives_back_memory_and_the_next_call_loads_again(model: ColBERT) -> None:
+    before = model.score(QUERY, TEXTS)
+
+    model.unload()
+
+    assert not model.loaded
+    assert model.cache_info().texts == 0
+    assert model.score(QUERY, TEXTS) == before
+    assert model.loaded
+
+
+def test_copies_are_the_same_instance(model: ColBERT) -> None:
+    assert copy.copy(model) is model
+    assert copy.deepcopy({"model": model})["model"] is model
+    assert pickle.loads(pickle.dumps(model)) is model
+
+
+def test_a_pickle_holds_neither_weights_nor_token(checkpoint: Callable[[str], Path]) -> None:
+    model = ColBERT.from_pretrained(checkpoint("stanford-bert"), device="cpu", token="secret")
+
+    pickled = pickle.dumps(model)
+
+    assert len(pickled) < 2000
+    assert b"secret" not in pickled
+
+
+def test_another_process_opens_the_pickled_model_again(model: ColBERT, tmp_path: Path) -> None:
+    (tmp_path / "model.pickle").write_bytes(pickle.dumps(model))
+    script = (
+        "import pickle, sys\n"
+        "model = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "sys.stdout.write(repr(model.score(sys.argv[2], [sys.argv[3]])[0]))\n"
+    )
+
+    found = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "model.pickle", QUERY, TEXTS[1]],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert float(found.stdout) == pytest.approx(model.score(QUERY, TEXTS)[1], abs=1e-5)
+
+
+def test_lengths_beyond_the_backbone_are_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(MetadataError, match="document_length is 5000, but the backbone has"):
+        ColBERT.from_pretrained(checkpoint("stanford-bert"), document_length=5000)
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        pytest.param({"query_expansion": False}, 7, id="no expansion"),
+        pytest.param({"query_length": 10}, 10, id="another length"),
+        pytest.param({"query_expansion": False, "query_marker": ""}, 6, id="no marker"),
+    ],
+)
+def test_the_caller_may_override_the_recipe(
+    colbert: Callable[..., ColBERT], options: dict[str, object], ids: int
+) -> None:
+    # [CLS] [marker] which planet is red [SEP]
+    assert colbert("stanford-bert", **options).tokenizer.queries([QUERY]).lengths.tolist() == [ids]
+
+
+def test_attending_to_expansion_that_is_off_is_refused(checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(MetadataError, match="does not expand queries"):
+        ColBERT.from_pretrained(
+            checkpoint("stanford-bert"), query_expansion=False, attend_to_expansion=True
+        )
+
+
+def test_half_precision_scores_stay_close(checkpoint: Callable[[str], Path]) -> None:
+    exact = ColBERT.from_pretrained(checkpoint("stanford-bert"), device="cpu", dtype="float32")
+    rough = ColBERT.from_pretrained(checkpoint("stanford-bert"), device="cpu", dtype="bfloat16")
+
+    assert rough.encode_documents(TEXTS).dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits: 0.4 % of a sum of similarities at most 1.
+    assert rough.score(QUERY, TEXTS) == pytest.approx(exact.score(QUERY, TEXTS), rel=0.02, abs=0.1)
+
+
+def test_fingerprints_tell_models_and_recipes_apart(colbert: Callable[..., ColBERT]) -> None:
+    models = [
+        colbert("stanford-bert"),
+        colbert("stanford-bert-other-seed"),
+        colbert("stanford-bert", document_length=50),
+        colbert("stanford-bert", query_expansion=False),
+    ]
+
+    assert len({model.fingerprint for model in models}) == 4
+
+
+def test_a_copied_checkpoint_has_the_same_fingerprint(
+    model: ColBERT, copy_of: Callable[[str], Path]
+) -> None:
+    moved = ColBERT.from_pretrained(copy_of("stanford-bert"), device="cpu", dtype="float32")
+
+    assert moved.fingerprint == model.fingerprint
+
+
+def test_printing_says_what_and_where(model: ColBERT) -> None:
+    assert repr(model).startswith("ColBERT(")
+    assert "device='cpu', dtype='float32', loaded)" in repr(model)

