@@ -9,6 +9,7 @@ marker by id at position 1, expand.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -24,6 +25,7 @@ from colbert_rag.errors import MarkerError, MetadataError, TokenizerError
 from colbert_rag.vocabulary import Specials, load_tokenizer
 
 Kind = Literal["query", "document"]
+Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
 
 
@@ -61,13 +63,15 @@ class TokenSpans:
 
     Attributes:
         tokens: The tokens as written in the vocabulary.
-        spans: Start and end in characters of the caller's text; None for a token that is not in
-            it (special, marker, prompt, expansion).
+        spans: Start and end in characters of the caller's text, without the white space that many
+            vocabularies count to the next word; None for a token that is not in the text.
+        roles: Why each token is there: "text" for those of the caller's text.
         batch: The same sequence as a batch of one.
     """
 
     tokens: tuple[str, ...]
     spans: tuple[Span | None, ...]
+    roles: tuple[Role, ...]
     batch: TokenBatch
 
 
@@ -155,25 +159,30 @@ class TextTokenizer:
 
     def spans(self, text: str, kind: Kind) -> TokenSpans:
         """One text's tokens, with the characters of the text that each stands for."""
-        prepared = self._prepare(text, kind)
-        encoding = self.tokenizer.encode(prepared)
+        encoding = self.tokenizer.encode(self._prepare(text, kind))
         batch = self._finish([encoding.ids], kind)
-        origin = _origin(self._rules(kind).prompt + text, self.recipe)
-        shift = len(self._rules(kind).prompt)
+        prompt = self._rules(kind).prompt
+        origin = _origin(prompt + text, self.recipe)
         places: list[Span | None] = []
+        roles: list[Role] = []
         # The same arrangement, applied to positions instead of ids.
         for position in self._arrange(list(range(len(encoding.ids))), kind, marker=-1):
-            start, stop = encoding.offsets[position] if position >= 0 else (0, 0)
-            special = position < 0 or bool(encoding.special_tokens_mask[position])
-            if special or start == stop:
-                places.append(None)
-                continue
-            first, last = origin[start] - shift, origin[stop - 1] + 1 - shift
-            places.append((max(first, 0), last) if last > 0 else None)
+            place: Span | None = None
+            if position < 0:
+                role: Role = "marker"
+            elif encoding.special_tokens_mask[position]:
+                role = "special"
+            else:
+                start, stop = encoding.offsets[position]
+                place = _place(origin[start:stop], text, len(prompt))
+                role = "prompt" if place is None else "text"
+            places.append(place)
+            roles.append(role)
         ids = batch.ids.tolist()
-        places += [None] * (len(ids) - len(places))
+        filled = len(ids) - len(places)
         tokens = tuple(self.tokenizer.id_to_token(number) or "" for number in ids)
-        return TokenSpans(tokens, tuple(places), batch)
+        spans = (*_with_marks(places, text), *[None] * filled)
+        return TokenSpans(tokens, spans, (*roles, *("expansion",) * filled), batch)
 
     def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
         prepared = [self._prepare(text, kind) for text in texts]
@@ -296,6 +305,31 @@ def _origin(text: str, recipe: Recipe) -> list[int]:
     return [place for place in range(start, stop) for _ in text[place].lower()]
 
 
+def _place(origin: list[int], text: str, shift: int) -> Span | None:
+    """Where characters of prompt and text lie in the text, or None if in the prompt alone."""
+    if not origin or origin[-1] < shift:
+        return None
+    start, stop = max(origin[0] - shift, 0), origin[-1] + 1 - shift
+    part = text[start:stop]
+    if not part.strip():
+        return start, stop  # a token that is nothing but white space
+    return start + len(part) - len(part.lstrip()), start + len(part.rstrip())
+
+
+def _with_marks(places: list[Span | None], text: str) -> list[Span | None]:
+    """Give accents that a normaliser dropped or merged, and no token claims, to their letter."""
+    found: list[Span | None] = []
+    following = len(text)
+    for place in reversed(places):
+        if place is not None:
+            start, stop = place
+            while stop < following and unicodedata.combining(text[stop]):
+                stop += 1
+            place, following = (start, stop), start
+        found.append(place)
+    return found[::-1]
+
+
 def _split_markers(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
     """Find the marker that sentence-transformers writes in front of a prompt's text.
 
@@ -321,7 +355,7 @@ def _split_marker(rules: TextRules, tokenizer: Tokenizer, kind: Kind) -> TextRul
     for part in (prompt, f"{word} ", word):
         known = part in added or (looks_like_marker and tokenizer.token_to_id(part) is not None)
         if known and prompt.startswith(part):
-            # The space behind a marker stays with the text: byte-level BPE sees " word", not "word".
+            # The space behind a marker stays with the text: byte-level BPE sees " word" there.
             return replace(rules, marker=part, prompt=prompt.removeprefix(part))
     if looks_like_marker:
         raise MarkerError(

@@ -219,7 +219,7 @@ def test_a_text_without_a_score_comes_last_with_one_warning(
 def test_no_score_at_all_is_an_error(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
     with_broken_rows(monkeypatch, 0, 1)
 
-    with pytest.raises(ScoringError, match="none of the 2 texts .* Try dtype='float32'"):
+    with pytest.raises(ScoringError, match=r"none of the 2 texts .* Try dtype='float32'"):
         model.rank(QUERY, ["mars", "venus"])
 
 

@@ -9,7 +9,7 @@ from colbert_rag.device import computes_bfloat16, resolve_device, resolve_dtype
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="device is 'cuda:99'.*There is: cpu"):
+    with pytest.raises(ValueError, match=r"device is 'cuda:99'.*There is: cpu"):
         resolve_device("cuda:99")
 
 

@@ -20,7 +20,7 @@ WORDS = "mars venus jupiter saturn is a red planet known for its rings and storm
 
 
 def texts(count: int) -> list[str]:
-    """Texts from 1 to 90 words: shorter and longer than the query length and the document length."""
+    """Texts from 1 to 90 words: shorter and longer than both length limits."""
     chance = random.Random(0)
     return [" ".join(chance.choices(WORDS, k=chance.randint(1, 90))) for _ in range(count)]
 
