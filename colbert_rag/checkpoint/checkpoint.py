@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from colbert_rag.backbones import Backbone, find_backbone
 from colbert_rag.checkpoint.files import Folder, Json, join
 from colbert_rag.checkpoint.formats import FORMATS, NO_LIMIT, Layout, raw_recipe, read_modules
+from colbert_rag.checkpoint.overrides import decided, overridden
 from colbert_rag.checkpoint.projection import check_chain
-from colbert_rag.checkpoint.recipe import Expansion, Projection, Recipe, TextRules
+from colbert_rag.checkpoint.recipe import Projection, Recipe
 from colbert_rag.checkpoint.source import locate, weights_digest
 from colbert_rag.checkpoint.weights import (
     HEAD_NAMES,
@@ -26,10 +26,9 @@ from colbert_rag.errors import (
     MissingProjectionError,
     NotACheckpointError,
     PickleWeightsError,
+    ProjectionError,
 )
 from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
-
-logger = logging.getLogger(__name__)
 
 RAW = "raw token embeddings"
 
@@ -70,8 +69,12 @@ class Checkpoint:
     @property
     def hidden_size(self) -> int:
         """Width of the backbone's hidden states."""
-        # DistilBERT calls it dim.
-        return int(str(self.config.get("hidden_size") or self.config.get("dim")))
+        size = self.config.get("hidden_size", self.config.get("dim"))  # DistilBERT calls it dim
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise MetadataError(
+                f"config.json: hidden_size is {size!r}, expected a positive whole number"
+            )
+        return size
 
     @property
     def dim(self) -> int:
@@ -125,7 +128,7 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
         CheckpointError: the kind of refusal is its subclass; see `colbert_rag.errors`.
     """
     path = locate(settings)
-    folder = Folder(path)
+    folder = Folder(path, decided(settings))
     modules = read_modules(folder)
     body = next((sub for name, sub in modules if name == "Transformer"), "")
     if not folder.has(join(body, "config.json")):
@@ -150,7 +153,7 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
         tensors,
         projection,
         duplicate,
-        _overridden(recipe, settings, backbone.positions(config) or NO_LIMIT),
+        overridden(recipe, settings, backbone.positions(config) or NO_LIMIT),
     )
     check_chain(projection, checkpoint.hidden_size)
     return checkpoint
@@ -194,68 +197,25 @@ def _read(
         )
     projection = form.projection(layout)
     duplicate = None
-    if form.name == "stanford" and len(layout.dense) == 1:
-        duplicate = layout.dense_layers()[0]
+    if form.name == "stanford" and layout.dense:
+        duplicate = _same_shape(projection[0], layout.dense_layers())
     elif form.name != "stanford" and (head := find_head(layout.tensors)) is not None:
         duplicate = Projection(head.shape[1], head.shape[0], head.name, head.file)
     return form.name, projection, duplicate, form.recipe(layout)
 
 
-def _overridden(recipe: Recipe, settings: Settings, longest: int) -> Recipe:
-    """The caller's own choices in place of the checkpoint's.
+def _same_shape(inline: Projection, layers: tuple[Projection, ...]) -> Projection:
+    """The one Dense layer that says what the inline projection says; its values are compared later.
 
     Raises:
-        MetadataError: a length leaves no room for text, or exceeds the backbone's positions.
+        ProjectionError: the Dense layers compute something else.
     """
-    query = _rules(
-        recipe.query, settings.query_marker, settings.query_length, longest, "query_length"
-    )
-    document = _rules(
-        recipe.document,
-        settings.document_marker,
-        settings.document_length,
-        longest,
-        "document_length",
-    )
-    expansion = recipe.expansion
-    if settings.query_expansion is False:
-        expansion = None
-    elif settings.query_expansion and expansion is None:
-        expansion = Expansion(query.length)
-    if expansion is not None:
-        attends = settings.attend_to_expansion
-        # A checkpoint that fills to its full length goes on doing so at another length; one that
-        # fills to a minimum keeps that minimum.
-        fills = expansion.length >= recipe.query.length
-        expansion = replace(
-            expansion,
-            length=query.length if fills else min(expansion.length, query.length),
-            attends=expansion.attends if attends is None else attends,
+    first = layers[0]
+    plain = first.activation == "Identity" and first.residual == "none"
+    if len(layers) > 1 or not plain or (first.bias is None) != (inline.bias is None):
+        raise ProjectionError(
+            f"the checkpoint carries two projections that differ: {inline.weight} beside the "
+            f"backbone, and {len(layers)} Dense layer(s) from {first.file} on with activation "
+            f"{first.activation}. Remove the one that was not trained with this backbone"
         )
-    elif settings.attend_to_expansion:
-        raise MetadataError(
-            f"attend_to_expansion=True, but {settings.checkpoint} does not expand queries. Pass "
-            "query_expansion=True as well, or leave it out"
-        )
-    skiplist = recipe.skiplist if settings.skiplist is None else settings.skiplist
-    return replace(recipe, query=query, document=document, expansion=expansion, skiplist=skiplist)
-
-
-def _rules(
-    rules: TextRules, marker: str | None, length: int | None, longest: int, option: str
-) -> TextRules:
-    if length is None:
-        if longest < rules.length < NO_LIMIT:
-            logger.info(
-                "the checkpoint asks for %s %d, the backbone has %d positions: using those",
-                option,
-                rules.length,
-                longest,
-            )
-        length = min(rules.length, longest)
-    elif length > longest:
-        raise MetadataError(
-            f"{option} is {length}, but the backbone has positions for {longest} tokens at most. "
-            "Choose a smaller value"
-        )
-    return replace(rules, length=length, marker=rules.marker if marker is None else marker)
+    return first

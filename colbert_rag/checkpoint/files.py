@@ -18,10 +18,17 @@ Kind = TypeVar("Kind", str, int, bool, dict[str, object], list[object])
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One JSON object of a checkpoint, read by typed questions."""
+    """One JSON object of a checkpoint, read by typed questions.
+
+    Attributes:
+        file: Where it stands, for messages.
+        values: The object.
+        ignored: Keys that count as absent, because the caller has chosen their values.
+    """
 
     file: str
     values: Json
+    ignored: frozenset[str] = frozenset()
 
     def __contains__(self, key: str) -> bool:
         """Whether the key is there and not null."""
@@ -33,7 +40,7 @@ class Section:
         Raises:
             MetadataError: the value has another type.
         """
-        value = self.values.get(key)
+        value = None if key in self.ignored else self.values.get(key)
         if value is None:
             return None
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -59,14 +66,20 @@ class Section:
 
     def section(self, key: str) -> Section:
         """A nested object, empty where the key is absent or null."""
-        return Section(f"{self.file}: {key}", self.get(key, dict) or {})
+        return Section(f"{self.file}: {key}", self.get(key, dict) or {}, self.ignored)
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """The files of one checkpoint, addressed by names relative to its folder."""
+    """The files of one checkpoint, addressed by names relative to its folder.
+
+    Attributes:
+        path: The folder.
+        ignored: Keys that count as absent in every file.
+    """
 
     path: Path
+    ignored: frozenset[str] = frozenset()
     _cache: dict[str, Section] = field(default_factory=dict, repr=False, compare=False)
 
     def has(self, name: str) -> bool:
@@ -83,7 +96,7 @@ class Folder:
             value = self._load(name) if self.has(name) else {}
             if not isinstance(value, dict):
                 raise MetadataError(f"{name} holds a {type(value).__name__}, expected an object")
-            self._cache[name] = Section(name, value)
+            self._cache[name] = Section(name, value, self.ignored)
         return self._cache[name]
 
     def read_list(self, name: str) -> list[Section]:
@@ -95,7 +108,7 @@ class Folder:
         value = self._load(name) if self.has(name) else []
         if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
             raise MetadataError(f"{name} is not a list of objects")
-        return [Section(name, entry) for entry in value]
+        return [Section(name, entry, self.ignored) for entry in value]
 
     def _load(self, name: str) -> object:
         file = self.path / name

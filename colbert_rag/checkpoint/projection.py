@@ -22,8 +22,13 @@ unknown one by Tanh and goes on, which gives wrong scores without an error."""
 
 
 def inline_projection(head: TensorInfo, bias: TensorInfo | None) -> Projection:
-    """The projection that Stanford keeps beside the backbone."""
+    """The projection that Stanford keeps beside the backbone.
+
+    Raises:
+        ProjectionError: the bias does not fit the weight.
+    """
     out_features, in_features = head.shape
+    _check_bias(head, bias)
     return Projection(
         in_features, out_features, head.name, head.file, bias=bias.name if bias else None
     )
@@ -57,6 +62,7 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
         raise ProjectionError(f"{sub} holds tensors of no known Dense layer: {unknown[:5]}")
     if config.get("bias", bool) and "linear.bias" not in tensors:
         raise ProjectionError(f"{sub}: config.json promises a bias, but there is no linear.bias")
+    _check_bias(weight, tensors.get("linear.bias"))
     return Projection(
         in_features,
         out_features,
@@ -66,6 +72,14 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
         bias="linear.bias" if "linear.bias" in tensors else None,
         residual=_residual(sub, config, weight, tensors.get("residual.weight")),
     )
+
+
+def _check_bias(weight: TensorInfo, bias: TensorInfo | None) -> None:
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ProjectionError(
+            f"{bias.file}: {bias.name} has shape {bias.shape}, expected {weight.shape[:1]} beside "
+            f"{weight.name} of shape {weight.shape}"
+        )
 
 
 def _activation(sub: str, config: Section) -> str:

@@ -1,0 +1,94 @@
+"""The caller's own choices in place of the checkpoint's."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from colbert_rag.checkpoint.formats import NO_LIMIT
+from colbert_rag.checkpoint.recipe import Expansion, Recipe, TextRules
+from colbert_rag.errors import MetadataError
+from colbert_rag.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+REPLACED_KEYS = {
+    "query_marker": ("query_token_id", "query_prefix"),
+    "document_marker": ("doc_token_id", "document_prefix"),
+    "query_length": ("query_maxlen", "query_length"),
+    "document_length": ("doc_maxlen", "document_length"),
+    "query_expansion": ("do_query_expansion",),
+    "attend_to_expansion": ("attend_to_mask_tokens", "attend_to_expansion_tokens"),
+    "skiplist": ("mask_punctuation", "skiplist_words"),
+}
+"""For each choice of the caller, the keys of a checkpoint's files it stands in for."""
+
+
+def decided(settings: Settings) -> frozenset[str]:
+    """Keys nobody needs to read: a checkpoint with a broken entry opens once it is overridden."""
+    return frozenset(
+        key
+        for option, keys in REPLACED_KEYS.items()
+        if getattr(settings, option) is not None
+        for key in keys
+    )
+
+
+def overridden(recipe: Recipe, settings: Settings, longest: int) -> Recipe:
+    """The caller's own choices in place of the checkpoint's.
+
+    Raises:
+        MetadataError: a length leaves no room for text, or exceeds the backbone's positions.
+    """
+    query = _rules(
+        recipe.query, settings.query_marker, settings.query_length, longest, "query_length"
+    )
+    document = _rules(
+        recipe.document,
+        settings.document_marker,
+        settings.document_length,
+        longest,
+        "document_length",
+    )
+    expansion = recipe.expansion
+    if settings.query_expansion is False:
+        expansion = None
+    elif settings.query_expansion and expansion is None:
+        expansion = Expansion(query.length)
+    if expansion is not None:
+        attends = settings.attend_to_expansion
+        # A checkpoint that fills to its full length goes on doing so at another length; one that
+        # fills to a minimum keeps that minimum.
+        fills = expansion.length >= recipe.query.length
+        expansion = replace(
+            expansion,
+            length=query.length if fills else min(expansion.length, query.length),
+            attends=expansion.attends if attends is None else attends,
+        )
+    elif settings.attend_to_expansion:
+        raise MetadataError(
+            f"attend_to_expansion=True, but {settings.checkpoint} does not expand queries. Pass "
+            "query_expansion=True as well, or leave it out"
+        )
+    skiplist = recipe.skiplist if settings.skiplist is None else settings.skiplist
+    return replace(recipe, query=query, document=document, expansion=expansion, skiplist=skiplist)
+
+
+def _rules(
+    rules: TextRules, marker: str | None, length: int | None, longest: int, option: str
+) -> TextRules:
+    if length is None:
+        if longest < rules.length < NO_LIMIT:
+            logger.info(
+                "the checkpoint asks for %s %d, the backbone has %d positions: using those",
+                option,
+                rules.length,
+                longest,
+            )
+        length = min(rules.length, longest)
+    elif length > longest:
+        raise MetadataError(
+            f"{option} is {length}, but the backbone has positions for {longest} tokens at most. "
+            "Choose a smaller value"
+        )
+    return replace(rules, length=length, marker=rules.marker if marker is None else marker)
