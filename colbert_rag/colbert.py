@@ -8,40 +8,31 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
-from tqdm import tqdm
 
 from colbert_rag.cache import CacheInfo, DocumentCache
 from colbert_rag.checkpoint import Checkpoint, open_checkpoint
 from colbert_rag.device import DTYPES, resolve_device, resolve_dtype
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.encoder import Encoder, Progress
+from colbert_rag.encoder import Encoder
 from colbert_rag.errors import InvalidQueryError, ScoringError
+from colbert_rag.explanation import Explainer, Explanation
 from colbert_rag.hosting import host
-from colbert_rag.maxsim import maxsim
+from colbert_rag.pipeline import Pipeline
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
+from colbert_rag.scoring import Scored, Scorer
 from colbert_rag.settings import DOCUMENT_CACHE_BYTES, Settings
-from colbert_rag.tokenizer import TextTokenizer, TokenBatch
+from colbert_rag.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
-WINDOW_TEXTS = 4096
-"""Texts tokenised and sorted by length together: enough to find equals, little enough that the
-next window is ready in time."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """What takes memory, and goes with `unload()`."""
-
-    tokenizer: TextTokenizer
-    encoder: Encoder
+KEPT_PLACES = 10
+"""Places at the top of a ranking whose vectors it keeps, so as to explain them."""
 
 
 class ColBERT:
@@ -63,9 +54,8 @@ class ColBERT:
         self.settings = settings
         self._lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
-        self._loaded: _Loaded | None = None
+        self._pipeline: Pipeline | None = None
         self._fingerprint: str | None = None
-        self._warned_truncation: set[str] = set()
         limit = settings.document_cache
         self._cache = DocumentCache(limit) if limit else None
         self._identity = uuid.uuid4().hex
@@ -94,6 +84,7 @@ class ColBERT:
         allow_pickle: bool = False,
         batch_tokens: int | None = None,
         document_cache: int | None = DOCUMENT_CACHE_BYTES,
+        long_documents: str = "truncate",
     ) -> ColBERT:
         """Open a published checkpoint and load it; options left at None follow the checkpoint.
 
@@ -120,6 +111,8 @@ class ColBERT:
             allow_pickle: Read `pytorch_model.bin`, as plain tensors only.
             batch_tokens: Tokens per forward pass; bounds memory.
             document_cache: Bytes of document vectors kept for later calls; None or 0 for none.
+            long_documents: What `score` and `rank` do with a document longer than the document
+                length: "truncate" it, or score it by its best overlapping piece ("windows").
 
         Raises:
             CheckpointError: the checkpoint cannot be opened; its subclass says why.
@@ -146,6 +139,7 @@ class ColBERT:
             allow_pickle=allow_pickle,
             batch_tokens=batch_tokens,
             document_cache=document_cache,
+            long_documents=long_documents,
         )
         model = cls(resolved(settings))
         model.warm_up()
@@ -190,7 +184,7 @@ class ColBERT:
     @property
     def loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._loaded is not None
+        return self._pipeline is not None
 
     def warm_up(self) -> None:
         """Load the weights now instead of at the first call."""
@@ -199,7 +193,7 @@ class ColBERT:
     def unload(self) -> None:
         """Give the memory of weights and cached vectors back; the next call loads again."""
         with self._lock:
-            self._loaded = None
+            self._pipeline = None
             if self._cache is not None:
                 self._cache.clear()
         if self.device.startswith("cuda"):
@@ -224,13 +218,12 @@ class ColBERT:
         _check_texts(texts)
         for text in texts:
             _check_query(text)
-        loaded = self._load()
-        return self._encode(loaded.tokenizer.queries, texts, "query", show_progress=show_progress)
+        return self._load().queries(texts, show_progress=show_progress)
 
     def encode_documents(
         self, texts: Sequence[str], *, show_progress: bool = False
     ) -> TokenEmbeddings:
-        """Token vectors of documents.
+        """Token vectors of documents, each cut to the document length.
 
         They are not put into the document cache: the caller holds them already, and a whole corpus
         would push everything else out.
@@ -246,10 +239,7 @@ class ColBERT:
             TypeError: not a list of strings.
         """
         _check_texts(texts)
-        loaded = self._load()
-        return self._encode(
-            loaded.tokenizer.documents, texts, "document", show_progress=show_progress
-        )
+        return self._load().documents(texts, show_progress=show_progress)
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
         """MaxSim of a query with each text, in input order.
@@ -259,13 +249,15 @@ class ColBERT:
             texts: The documents.
 
         Returns:
-            For each text, the sum over the query's rows of the best similarity each finds.
+            For each text, the sum over the query's rows of the best similarity each finds; with
+            `long_documents="windows"`, that of its best window.
 
         Raises:
             InvalidQueryError: the query is empty, blank or not a string.
             TypeError: not a list of strings.
         """
-        return self._score(query, texts, show_progress=False)[0]
+        scored = self._score(query, texts, show_progress=False)
+        return [] if scored is None else scored.scores
 
     def rank(
         self,
@@ -293,17 +285,50 @@ class ColBERT:
             raise TypeError(f"top_k is {top_k!r}, expected a whole number or None for all")
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k is {top_k}, expected 0 or more, or None for all")
-        scores, query_rows = self._score(query, texts, show_progress=show_progress)
-        lost = sum(math.isnan(score) for score in scores)
-        if lost and lost == len(scores):
+        scored = self._score(query, texts, show_progress=show_progress)
+        if scored is None:
+            return Ranking([], query=query, texts=texts, query_rows=0)
+        lost = sum(math.isnan(score) for score in scored.scores)
+        if lost == len(texts):
             raise ScoringError(
                 f"none of the {lost} texts has a score that is a number: the model's weights, or "
                 f"its arithmetic in {self.settings.dtype}, give NaN. Try dtype='float32'"
             )
         if lost:
-            logger.warning("%d of %d texts have no score and are ranked last", lost, len(scores))
-        return Ranking.from_scores(
-            scores, query=query, texts=texts, query_rows=query_rows, top_k=top_k
+            logger.warning("%d of %d texts have no score and are ranked last", lost, len(texts))
+        ranking = Ranking.from_scores(
+            scored.scores,
+            query=query,
+            texts=texts,
+            query_rows=len(scored.query),
+            spans=scored.spans,
+            top_k=top_k,
+        )
+        best = [place.index for place in ranking[:KEPT_PLACES]]
+        vectors = scored.documents[[scored.winners[index] for index in best]]
+        kept = dict(zip(best, vectors, strict=True))
+        return ranking.explained_by(Explainer(self, query, scored.query, kept))
+
+    def explain(self, query: str, text: str) -> Explanation:
+        """Which token of a document each token of a query matched, and what that adds up to.
+
+        For the places of a ranking, `Ranking.explain` re-uses the vectors that ranked them.
+
+        Args:
+            query: The query.
+            text: The document.
+
+        Raises:
+            InvalidQueryError: the query is empty, blank or not a string.
+            TypeError: the document is not a string.
+        """
+        _check_query(query)
+        if not isinstance(text, str):
+            raise TypeError(f"text is {type(text).__name__}, expected a string")
+        scored = self._scorer().score(query, [text])
+        vectors = scored.query, scored.documents[scored.winners[0]]
+        return Explanation.of(
+            query, text, vectors=vectors, tokenizer=self.tokenizer, window=scored.spans[0]
         )
 
     def warm(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
@@ -316,23 +341,22 @@ class ColBERT:
         _check_texts(texts)
         if self._cache is None:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
-        for start in range(0, len(texts), WINDOW_TEXTS):
-            self._documents(texts[start : start + WINDOW_TEXTS], show_progress=show_progress)
+        self._scorer().warm(texts, show_progress=show_progress)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses and size of the document cache."""
         return CacheInfo(0, 0, 0, 0, 0) if self._cache is None else self._cache.info()
 
-    def _load(self) -> _Loaded:
-        loaded = self._loaded
-        if loaded is not None:
-            return loaded
+    def _load(self) -> Pipeline:
+        pipeline = self._pipeline
+        if pipeline is not None:
+            return pipeline
         with self._lock:
-            if self._loaded is None:
-                self._loaded = self._load_now()
-            return self._loaded
+            if self._pipeline is None:
+                self._pipeline = self._load_now()
+            return self._pipeline
 
-    def _load_now(self) -> _Loaded:
+    def _load_now(self) -> Pipeline:
         checkpoint, settings = self.checkpoint, self.settings
         model, projection = host(
             checkpoint, device=self.device, dtype=self.dtype, language=settings.language
@@ -345,76 +369,19 @@ class ColBERT:
             dim=checkpoint.dim,
             batch_tokens=settings.batch_tokens,
         )
-        return _Loaded(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
+        return Pipeline(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
 
-    def _score(
-        self, query: str, texts: Sequence[str], *, show_progress: bool
-    ) -> tuple[list[float], int]:
+    def _score(self, query: str, texts: Sequence[str], *, show_progress: bool) -> Scored | None:
+        """Score one query; None where there is nothing to score, and nothing needs loading."""
         _check_query(query)
         _check_texts(texts)
         if not texts:
-            return [], 0
-        loaded = self._load()
-        queries = self._encode(loaded.tokenizer.queries, [query], "query", show_progress=False)
-        documents = self._documents(texts, show_progress=show_progress)
-        scores = maxsim(queries[0], documents)
-        return scores.tolist(), len(queries[0])
+            return None
+        return self._scorer().score(query, texts, show_progress=show_progress)
 
-    def _documents(self, texts: Sequence[str], *, show_progress: bool) -> TokenEmbeddings:
-        """Vectors of documents, each distinct text encoded at most once."""
-        tokenize = self._load().tokenizer.documents
-        unique = list(dict.fromkeys(texts))
-        found = {} if self._cache is None else self._cache.get(unique)
-        missing = [text for text in unique if text not in found]
-        fresh = self._encode(tokenize, missing, "document", show_progress=show_progress)
-        new = dict(zip(missing, fresh, strict=True))
-        if self._cache is not None:
-            self._cache.put(new)
-        if len(missing) == len(texts):
-            return fresh
-        vectors = found | new
-        return TokenEmbeddings.from_list([vectors[text] for text in texts])
-
-    def _encode(
-        self,
-        tokenize: Callable[[Sequence[str]], TokenBatch],
-        texts: Sequence[str],
-        kind: str,
-        *,
-        show_progress: bool,
-    ) -> TokenEmbeddings:
-        """Encode window by window, tokenising the next window while this one is encoded."""
-        encoder = self._load().encoder
-        windows = [texts[i : i + WINDOW_TEXTS] for i in range(0, len(texts), WINDOW_TEXTS)]
-        bar = tqdm(total=len(texts), desc=f"Encoding {kind}s", disable=not show_progress)
-        with bar:
-            if len(windows) <= 1:
-                return self._run(encoder, tokenize(texts), kind, bar.update)
-            with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as ahead:
-                parts = []
-                upcoming = ahead.submit(tokenize, windows[0])
-                for following in (*windows[1:], None):
-                    batch = upcoming.result()
-                    if following is not None:
-                        upcoming = ahead.submit(tokenize, following)
-                    parts.append(self._run(encoder, batch, kind, bar.update))
-        return _join(parts)
-
-    def _run(
-        self, encoder: Encoder, batch: TokenBatch, kind: str, progress: Progress
-    ) -> TokenEmbeddings:
-        if batch.truncated and kind not in self._warned_truncation:
-            self._warned_truncation.add(kind)
-            rules = getattr(self.checkpoint.recipe, kind)
-            logger.warning(
-                "%d of %d texts are longer than %s_length=%d tokens and were cut; further cuts "
-                "are not reported",
-                batch.truncated,
-                len(batch),
-                kind,
-                rules.length,
-            )
-        return encoder.encode(batch, progress=progress)
+    def _scorer(self) -> Scorer:
+        windows = self.settings.long_documents == "windows"
+        return Scorer(self._load(), self._cache, windows=windows)
 
     def __copy__(self) -> ColBERT:
         """The same instance: weights are shared, never doubled."""
@@ -466,21 +433,6 @@ def shared(settings: Settings) -> ColBERT:
 def _restore(settings: Settings, identity: str) -> ColBERT:
     """Unpickle: the very instance where it still lives, else the shared one."""
     return _LIVE.get(identity) or shared(settings)
-
-
-def _join(parts: list[TokenEmbeddings]) -> TokenEmbeddings:
-    """Concatenate and release as we go: `torch.cat` would need the memory twice."""
-    offsets = torch.cat(
-        [torch.zeros(1, dtype=torch.int64), *(part.lengths for part in parts)]
-    ).cumsum(0)
-    first = parts[0].values
-    values = first.new_empty(int(offsets[-1]), first.shape[1])
-    start = 0
-    while parts:
-        rows = parts.pop(0).values
-        values[start : start + len(rows)] = rows
-        start += len(rows)
-    return TokenEmbeddings(values, offsets)
 
 
 def _check_query(query: object) -> None:

@@ -13,6 +13,8 @@ DEFAULT_CHECKPOINT = "answerdotai/answerai-colbert-small-v1"
 OFFLINE_CHECKPOINT = "offline-minilm"
 """The name that opens the weights carried by the extra `offline`, without any model hub."""
 
+LONG_DOCUMENTS = ("truncate", "windows")
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 DOCUMENT_CACHE_BYTES = 256 * 2**20
@@ -46,6 +48,7 @@ class Settings:
     allow_pickle: bool = False
     batch_tokens: int | None = None
     document_cache: int | None = DOCUMENT_CACHE_BYTES
+    long_documents: str = "truncate"
 
     def __post_init__(self) -> None:
         """Refuse what no checkpoint could satisfy.
@@ -61,6 +64,11 @@ class Settings:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.long_documents not in LONG_DOCUMENTS:
+            raise ValueError(
+                f"long_documents is {self.long_documents!r}, expected one of "
+                f"{', '.join(LONG_DOCUMENTS)}"
+            )
         for name, least in (
             ("query_length", 4),
             ("document_length", 4),

@@ -31,6 +31,7 @@ class ModelOptions(TypedDict, total=False):
     allow_pickle: bool
     batch_tokens: int | None
     document_cache: int | None
+    long_documents: str
 
 
 def shared_colbert(checkpoint: str | os.PathLike[str], **options: Unpack[ModelOptions]) -> ColBERT:

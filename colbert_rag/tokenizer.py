@@ -12,7 +12,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import chain
 from typing import Literal
 
@@ -21,10 +20,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from colbert_rag.checkpoint import Checkpoint, Expansion, Recipe, TextRules
-from colbert_rag.errors import MarkerError, MetadataError, TokenizerError
+from colbert_rag.errors import MetadataError, TokenizerError
+from colbert_rag.markers import find_marker, split_markers
 from colbert_rag.vocabulary import Specials, load_tokenizer
 
 Kind = Literal["query", "document"]
+KINDS: tuple[Kind, ...] = ("query", "document")
 Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
 
@@ -96,7 +97,7 @@ class TextTokenizer:
             MetadataError: a length leaves no room for text.
         """
         self.tokenizer = tokenizer
-        self.recipe = recipe = _split_markers(recipe, tokenizer)
+        self.recipe = recipe = split_markers(recipe, tokenizer)
         self.specials = specials
         # Added tokens may leave gaps, so that the largest id exceeds the number of entries.
         added = tokenizer.get_added_tokens_decoder()
@@ -108,10 +109,10 @@ class TextTokenizer:
             )
         self._trailing = int(tokenizer.encode("a").special_tokens_mask[-1])
         self._specials = len(tokenizer.encode("").ids)
-        self._markers = {
-            "query": self._marker(recipe.query, "query"),
-            "document": self._marker(recipe.document, "document"),
-        }
+        self._markers: dict[Kind, int | None] = {}
+        for kind in KINDS:
+            self._check_length(kind)
+            self._markers[kind] = find_marker(self.rules(kind).marker, tokenizer, kind)
         self._expansion = None if recipe.expansion is None else self._placeholder(recipe.expansion)
         self._blank = blank = specials.pad if recipe.padding_is_blank else None
         skipped = self._skipped()
@@ -124,7 +125,7 @@ class TextTokenizer:
                     *((blank,) if kind == "document" and blank is not None else ()),
                 ],
             )
-            for kind in ("query", "document")
+            for kind in KINDS
         }
 
     @classmethod
@@ -161,7 +162,7 @@ class TextTokenizer:
         """One text's tokens, with the characters of the text that each stands for."""
         encoding = self.tokenizer.encode(self._prepare(text, kind))
         batch = self._finish([encoding.ids], kind)
-        prompt = self._rules(kind).prompt
+        prompt = self.rules(kind).prompt
         origin = _origin(prompt + text, self.recipe)
         places: list[Span | None] = []
         roles: list[Role] = []
@@ -181,8 +182,32 @@ class TextTokenizer:
         ids = batch.ids.tolist()
         filled = len(ids) - len(places)
         tokens = tuple(self.tokenizer.id_to_token(number) or "" for number in ids)
-        spans = (*_with_marks(places, text), *[None] * filled)
-        return TokenSpans(tokens, spans, (*roles, *("expansion",) * filled), batch)
+        places = _with_marks(places, text) + [None] * filled
+        roles += ["expansion"] * filled
+        return TokenSpans(tokens, tuple(places), tuple(roles), batch)
+
+    def room(self, kind: Kind) -> int:
+        """How many tokens of a text fit beside specials, marker and prompt."""
+        rules = self.rules(kind)
+        taken = len(self.tokenizer.encode(rules.prompt).ids) + bool(rules.marker)
+        return max(rules.length - taken, 1)
+
+    def starts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Characters at which the tokens of each text begin; nothing is cut or added."""
+        encodings = self.tokenizer.encode_batch([self._clean(text) for text in texts])
+        return [
+            [
+                origin[start]
+                for (start, stop), special in zip(
+                    encoding.offsets, encoding.special_tokens_mask, strict=True
+                )
+                if start < stop and not special
+            ]
+            for encoding, origin in (
+                (encoding, _origin(text, self.recipe))
+                for encoding, text in zip(encodings, texts, strict=True)
+            )
+        ]
 
     def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
         prepared = [self._prepare(text, kind) for text in texts]
@@ -190,11 +215,14 @@ class TextTokenizer:
         encodings = self.tokenizer.encode_batch_fast(prepared)
         return self._finish([encoding.ids for encoding in encodings], kind)
 
-    def _rules(self, kind: Kind) -> TextRules:
+    def rules(self, kind: Kind) -> TextRules:
+        """Marker, prompt and length of one kind of text."""
         return self.recipe.query if kind == "query" else self.recipe.document
 
     def _prepare(self, text: str, kind: Kind) -> str:
-        text = self._rules(kind).prompt + text
+        return self._clean(self.rules(kind).prompt + text)
+
+    def _clean(self, text: str) -> str:
         if self.recipe.strips:
             text = text.strip()
         if self.recipe.lowercases:
@@ -205,14 +233,14 @@ class TextTokenizer:
     def _arrange(self, items: list[int], kind: Kind, *, marker: int) -> list[int]:
         """Cut to the length, keeping the closing special token, and insert the marker at 1."""
         marked = self._markers[kind] is not None
-        room = self._rules(kind).length - marked
+        room = self.rules(kind).length - marked
         if len(items) > room:
             items = items[: room - self._trailing] + items[len(items) - self._trailing :]
         return [*items[:1], marker, *items[1:]] if marked else items
 
     def _finish(self, texts: list[list[int]], kind: Kind) -> TokenBatch:
         marker = self._markers[kind]
-        room = self._rules(kind).length - (marker is not None)
+        room = self.rules(kind).length - (marker is not None)
         rows = [self._arrange(ids, kind, marker=-1 if marker is None else marker) for ids in texts]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
         expansion = self.recipe.expansion if kind == "query" else None
@@ -234,32 +262,14 @@ class TextTokenizer:
         cut = sum(len(ids) > room for ids in texts)
         return TokenBatch(ids, offsets, attention, scoring, cut)
 
-    def _marker(self, rules: TextRules, kind: Kind) -> int | None:
+    def _check_length(self, kind: Kind) -> None:
+        rules = self.rules(kind)
         taken = self._specials + bool(rules.marker)
         if rules.length <= taken:
             raise MetadataError(
                 f"{kind}_length is {rules.length}, but special tokens and marker alone take "
                 f"{taken}. Choose a larger value"
             )
-        if not rules.marker:
-            return None
-        number = self.tokenizer.token_to_id(rules.marker)
-        if number is None:
-            raise self._no_marker(rules.marker, kind)
-        return number
-
-    def _no_marker(self, marker: str, kind: Kind) -> MarkerError:
-        vocabulary = self.tokenizer.get_vocab()
-        near = [
-            *(token for token in vocabulary if token.strip() == marker.strip()),
-            *get_close_matches(marker, [t for t in vocabulary if t[:1] in "[<"], n=3),
-        ]
-        return MarkerError(
-            f"the {kind} marker {marker!r} is not in the vocabulary. Near entries: "
-            f"{list(dict.fromkeys(near)) or 'none'}. Pass {kind}_marker= with an entry of the "
-            "vocabulary ('' for none). A model that was trained without its marker saw the unknown "
-            "token in its place: pass that token to get the same scores"
-        )
 
     def _placeholder(self, expansion: Expansion) -> int:
         """The expansion token: the named one, else the mask token, else the end token."""
@@ -319,47 +329,14 @@ def _place(origin: list[int], text: str, shift: int) -> Span | None:
 def _with_marks(places: list[Span | None], text: str) -> list[Span | None]:
     """Give accents that a normaliser dropped or merged, and no token claims, to their letter."""
     found: list[Span | None] = []
+    extended: dict[Span, Span] = {}  # several tokens may share the bytes of one letter
     following = len(text)
     for place in reversed(places):
-        if place is not None:
+        if place is not None and place not in extended:
             start, stop = place
-            while stop < following and unicodedata.combining(text[stop]):
+            while stop < following and unicodedata.category(text[stop])[0] == "M":
                 stop += 1
-            place, following = (start, stop), start
-        found.append(place)
+            extended[place] = (start, stop)
+            following = start
+        found.append(place and extended[place])
     return found[::-1]
-
-
-def _split_markers(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
-    """Find the marker that sentence-transformers writes in front of a prompt's text.
-
-    It saves `"[Q] search_query: "`; the marker is the longest leading part that is one entry.
-    """
-    if not recipe.split_markers:
-        return recipe
-    return replace(
-        recipe,
-        query=_split_marker(recipe.query, tokenizer, "query"),
-        document=_split_marker(recipe.document, tokenizer, "document"),
-        split_markers=False,
-    )
-
-
-def _split_marker(rules: TextRules, tokenizer: Tokenizer, kind: Kind) -> TextRules:
-    prompt = rules.prompt
-    if rules.marker or not prompt.split():
-        return rules
-    word = prompt.split(maxsplit=1)[0]
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    looks_like_marker = word[0] + word[-1] in ("[]", "<>")
-    for part in (prompt, f"{word} ", word):
-        known = part in added or (looks_like_marker and tokenizer.token_to_id(part) is not None)
-        if known and prompt.startswith(part):
-            # The space behind a marker stays with the text: byte-level BPE sees " word" there.
-            return replace(rules, marker=part, prompt=prompt.removeprefix(part))
-    if looks_like_marker:
-        raise MarkerError(
-            f"the {kind} prompt {prompt!r} starts with the marker {word!r}, which is not in the "
-            f"vocabulary. Pass {kind}_marker= with an entry of the vocabulary"
-        )
-    return rules  # an ordinary text prompt, which is encoded with the text

@@ -98,7 +98,9 @@ def _from_vocabulary(folder: Folder, sub: str) -> Tokenizer:
 
     `BertTokenizerFast(vocab_file=...)` of transformers 5 silently returns five tokens instead.
     """
-    lines = (folder.path / join(sub, "vocab.txt")).read_text(encoding="utf-8").splitlines()
+    text = (folder.path / join(sub, "vocab.txt")).read_text(encoding="utf-8")
+    # Not splitlines(): it also splits at U+2028 and others, which multilingual vocabularies hold.
+    lines = text.removesuffix("\n").split("\n")
     vocabulary = {token: index for index, token in enumerate(lines)}
     config = folder.read(join(sub, "tokenizer_config.json"))
     specials = {

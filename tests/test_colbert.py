@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colbert_rag import ColBERT, TokenEmbeddings
+from colbert_rag import ColBERT, TokenEmbeddings, pipeline, scoring
 from colbert_rag import colbert as colbert_module
 from colbert_rag.errors import InvalidQueryError, MetadataError, ScoringError
 from tests.oracle import naive_maxsim
@@ -156,7 +156,7 @@ def test_warming_without_a_cache_is_refused(checkpoint: Callable[[str], Path]) -
 def test_windows_of_texts_join_in_order(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.encode_documents(TEXTS)
 
-    monkeypatch.setattr(colbert_module, "WINDOW_TEXTS", 2)
+    monkeypatch.setattr(pipeline, "STRETCH", 2)
     found = model.encode_documents(TEXTS)
 
     assert found.offsets.tolist() == expected.offsets.tolist()
@@ -190,15 +190,15 @@ def test_cut_texts_are_reported_once(model: ColBERT, caplog: pytest.LogCaptureFi
 
 def with_broken_rows(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
     """As if the arithmetic of some documents had overflowed."""
-    encode = colbert_module.ColBERT._documents
+    encode = scoring.Scorer._documents
 
-    def spoiled(self: ColBERT, texts: list[str], **options: bool) -> TokenEmbeddings:
+    def spoiled(self: scoring.Scorer, texts: list[str], **options: bool) -> TokenEmbeddings:
         embeddings = encode(self, texts, **options)
         for index in broken:
             embeddings[index].fill_(math.nan)
         return embeddings
 
-    monkeypatch.setattr(colbert_module.ColBERT, "_documents", spoiled)
+    monkeypatch.setattr(scoring.Scorer, "_documents", spoiled)
 
 
 def test_a_text_without_a_score_comes_last_with_one_warning(

@@ -1,0 +1,202 @@
+"""An alignment as a reader takes it in: a line for each query word, a place for each document word.
+
+The views in HTML and for the terminal both show an `Overview`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from colbert_rag.explanation.alignment import Match, Token
+from colbert_rag.explanation.words import words
+from colbert_rag.tokenizer import Role, Span
+
+_BLANKS = str.maketrans({" ": "␣", "\t": "⇥", "\n": "⏎", "\r": "⏎", "\u00a0": "␣", "\u3000": "␣"})
+_OTHERS: tuple[tuple[Role, ...], ...] = (("prompt",), ("special", "marker"), ("expansion",))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A document word, or a scored token that is not in the text.
+
+    Attributes:
+        label: The word as the document spells it, or the token.
+        span: Where in the text; None for a token that is not in it.
+        share: The part of the score that comes from matches here.
+        lines: Positions of the lines that match here.
+    """
+
+    label: str
+    span: Span | None
+    share: float
+    lines: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A query word, or all query tokens of one kind that are not in the text.
+
+    Attributes:
+        label: The word as the query spells it, or the distinct tokens.
+        role: Why its tokens are there.
+        span: Where in the query; None for tokens that are not in it.
+        tokens: How many tokens it sums.
+        similarity: The mean similarity of their matches.
+        share: The part of the score they add.
+        best: Positions of the places they match, those that add most first.
+    """
+
+    label: str
+    role: Role
+    span: Span | None
+    tokens: int
+    similarity: float
+    share: float
+    best: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a narrow column."""
+        if self.role == "text":
+            return self.label
+        if self.role == "prompt":
+            return "prompt"
+        kind = "expansion" if self.role == "expansion" else "special"
+        return f"{self.tokens} {kind} token{'s' * (self.tokens > 1)}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Overview:
+    """Words instead of tokens: all that the views show.
+
+    Attributes:
+        query: The query.
+        text: The document.
+        query_read: Characters of the query that the model read.
+        text_read: Where what the model read lies in the document.
+        is_window: Whether that is the best of several windows.
+        score: The score.
+        tokens: How many query tokens it is the sum of.
+        lines: In the order of the query, words first.
+        places: In the order of the document.
+        profiles: The best similarity of each line with each place, `(lines, places)`.
+    """
+
+    query: str
+    text: str
+    query_read: int
+    text_read: Span
+    is_window: bool
+    score: float
+    tokens: int
+    lines: tuple[Line, ...]
+    places: tuple[Place, ...]
+    profiles: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """Rows that are shown as one."""
+
+    label: str
+    role: Role
+    span: Span | None
+    rows: tuple[int, ...]
+
+
+def overview(
+    query: str,
+    text: str,
+    matches: Sequence[Match],
+    document: Sequence[Token],
+    similarities: NDArray[np.float32],
+    *,
+    query_read: int,
+    text_read: Span,
+    is_window: bool,
+) -> Overview:
+    """Add up for words what holds for tokens; arguments as the fields of `Explanation`."""
+    asked = _query_units([match.query for match in matches], query)
+    found = _document_units(document, text)
+    line_of = _unit_of_row(asked, len(matches))
+    place_of = _unit_of_row(found, len(document))
+    profiles = np.full((len(asked), len(found)), -np.inf, np.float32)
+    np.maximum.at(profiles, (line_of[:, None], place_of[None, :]), similarities)
+    shares = np.zeros(profiles.shape)
+    hits = np.zeros(profiles.shape, np.bool_)
+    if found:
+        taken = place_of[similarities.argmax(axis=1)]
+        np.add.at(shares, (line_of, taken), [match.share for match in matches])
+        hits[line_of, taken] = True
+    lines = [
+        Line(
+            unit.label,
+            unit.role,
+            unit.span,
+            len(unit.rows),
+            sum(matches[row].similarity for row in unit.rows) / len(unit.rows),
+            sum(matches[row].share for row in unit.rows),
+            tuple(sorted(np.flatnonzero(hit).tolist(), key=(-share).__getitem__)),
+        )
+        for unit, share, hit in zip(asked, shares, hits, strict=True)
+    ]
+    places = [
+        Place(unit.label, unit.span, float(share), tuple(np.flatnonzero(hit).tolist()))
+        for unit, share, hit in zip(found, shares.sum(axis=0), hits.T, strict=True)
+    ]
+    return Overview(
+        query,
+        text,
+        query_read,
+        text_read,
+        is_window,
+        math.fsum(match.similarity for match in matches),
+        len(matches),
+        tuple(lines),
+        tuple(places),
+        profiles,
+    )
+
+
+def _query_units(tokens: Sequence[Token], query: str) -> list[_Unit]:
+    units = _word_units(tokens, query)
+    for roles in _OTHERS:
+        rows = [row for row, token in enumerate(tokens) if _is_apart(token, roles)]
+        if rows:
+            label = " ".join(dict.fromkeys(tokens[row].text.strip() for row in rows))
+            units.append(_Unit(label, roles[0], None, tuple(rows)))
+    return units
+
+
+def _document_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
+    apart = [
+        _Unit(token.text.strip(), token.role, None, (row,))
+        for row, token in enumerate(tokens)
+        if token.span is None
+    ]
+    return sorted([*_word_units(tokens, text), *apart], key=lambda unit: unit.rows)
+
+
+def _word_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
+    units = []
+    for word in words(tokens, text):
+        spelt = text[word.start : word.stop]
+        label = spelt if spelt.strip() else spelt.translate(_BLANKS)
+        units.append(_Unit(label, "text", (word.start, word.stop), word.rows))
+    return units
+
+
+def _is_apart(token: Token, roles: Sequence[Role]) -> bool:
+    return token.span is None and token.role in roles
+
+
+def _unit_of_row(units: Sequence[_Unit], rows: int) -> NDArray[np.int64]:
+    unit_of = np.zeros(rows, np.int64)
+    for position, unit in enumerate(units):
+        unit_of[list(unit.rows)] = position
+    return unit_of

@@ -1,0 +1,237 @@
+"""The result of ranking: which text, with which score, best first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from colbert_rag.display import Html, bar, decimal, element, fitted, one_line, panel
+from colbert_rag.explanation import Explanation
+
+_SHOWN = 50  # places that the views list
+_SNIPPET = 300  # characters of a text in a notebook
+_WIDTH = 100  # columns of a terminal
+_BAR = 8
+
+_CSS = """
+& caption{text-align:start;padding:0 0 8px;caption-side:top;color:var(--ink)}
+& .query{font-size:15px;font-weight:600;display:block}
+& td{vertical-align:top;padding-block:5px}
+& .score{width:9em}& .score .track{margin:5px 0 2px}
+& .up{color:light-dark(#18794e,#3dd68c)}& .down{color:light-dark(#a35200,#ffa057)}
+& .text{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}
+& .foot{margin:8px 0 0}
+@container (width < 560px){& .score{width:5em}& .text{-webkit-line-clamp:4}}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One text's place.
+
+    Attributes:
+        index: Its position in the texts that were ranked.
+        score: MaxSim: the sum over the query's rows of the best similarity each finds.
+        span: Start and end, in characters, of the window that has this score; None where the text
+            was scored as one.
+    """
+
+    index: int
+    score: float
+    span: tuple[int, int] | None = None
+
+
+Explain = Callable[[int, str, tuple[int, int] | None], Explanation]
+"""Explains the score of the text at a position of the input: position, text, window."""
+
+
+class Ranking(Sequence[Ranked]):
+    """Texts in the order of their scores, best first.
+
+    Equal scores keep the order of the input; a score that is not a number comes last. A ranking
+    pickles small: without vectors and model, and then cannot explain its places any more.
+
+    Attributes:
+        query: The query.
+        texts: All texts that were ranked, in input order.
+        query_rows: Rows of the query that were summed; `score / query_rows` is the mean
+            similarity, at most 1 and comparable between queries.
+    """
+
+    def __init__(
+        self,
+        ranked: Sequence[Ranked],
+        *,
+        query: str,
+        texts: Sequence[str],
+        query_rows: int,
+        explain: Explain | None = None,
+    ) -> None:
+        """Hold places that are already in order."""
+        self.query = query
+        self.texts = texts
+        self.query_rows = query_rows
+        self._ranked = list(ranked)
+        self._explain = explain
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: Sequence[float],
+        *,
+        query: str,
+        texts: Sequence[str],
+        query_rows: int,
+        spans: Sequence[tuple[int, int] | None] | None = None,
+        top_k: int | None = None,
+    ) -> Ranking:
+        """Put scores in input order into ranking order.
+
+        `torch.topk` breaks ties as it likes, and sorting in torch puts NaN first.
+        """
+        keys = [(math.isnan(score), -score) for score in scores]
+        order = sorted(range(len(scores)), key=keys.__getitem__)
+        ranked = [
+            Ranked(index, scores[index], None if spans is None else spans[index])
+            for index in order[:top_k]
+        ]
+        return cls(ranked, query=query, texts=texts, query_rows=query_rows)
+
+    def explained_by(self, explain: Explain) -> Ranking:
+        """The same places, with someone to ask for explanations."""
+        return Ranking(
+            self._ranked,
+            query=self.query,
+            texts=self.texts,
+            query_rows=self.query_rows,
+            explain=explain,
+        )
+
+    def explain(self, rank: int) -> Explanation:
+        """Which words made the score of one place.
+
+        At the top of a ranking this re-uses the vectors that ranked it. Others come from the
+        model's document cache, or are computed again.
+
+        Args:
+            rank: The place, counted from 0 as in `ranking[rank]`.
+
+        Raises:
+            IndexError: there is no such place.
+            ValueError: the ranking has been pickled, or was not made by a model.
+        """
+        if not -len(self) <= rank < len(self):
+            raise IndexError(f"rank {rank} is outside the {len(self)} places of this ranking")
+        if self._explain is None:
+            raise ValueError(
+                "this ranking has no model to ask, because it was pickled or made by hand. Use "
+                "ColBERT.explain(ranking.query, ranking.texts[ranking[rank].index])"
+            )
+        place = self[rank]
+        return self._explain(place.index, self.texts[place.index], place.span)
+
+    def __len__(self) -> int:
+        """How many places there are."""
+        return len(self._ranked)
+
+    def __iter__(self) -> Iterator[Ranked]:
+        """Best first."""
+        return iter(self._ranked)
+
+    @overload
+    def __getitem__(self, key: int) -> Ranked: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[Ranked]: ...
+    def __getitem__(self, key: int | slice) -> Ranked | list[Ranked]:
+        """The place at a rank, or several places; rank 0 is the best."""
+        return self._ranked[key]
+
+    def __repr__(self) -> str:
+        """A table for the terminal."""
+        lines = [f"{self._summary()} for {one_line(self.query)!r}"]
+        if self:
+            lines.append(f"{'rank':>4}  {'score':>8} {'':{_BAR}} {'input':>6} {'moved':>6}  text")
+        for rank, place in enumerate(self[:_SHOWN]):
+            row = (
+                f"{rank:>4}  {decimal(place.score, 4):>8} {bar(self._part(place), _BAR)} "
+                f"{place.index:>6} {_moved(rank, place):>6}  "
+            )
+            text = one_line(_beginning(self.texts[place.index], place, _WIDTH))
+            lines.append((row + fitted(text, _WIDTH - len(row))).rstrip())
+        return "\n".join([*lines, *self._left_out()])
+
+    def _repr_html_(self) -> str:
+        """A table for a notebook; every text is escaped."""
+        caption = element(
+            "caption",
+            element("bdi", one_line(self.query)[:_SNIPPET], class_="query"),
+            element("small", self._summary()),
+        )
+        heads = {"rank": "number", "score": "score", "input": "number", "moved": "number", "text": ""}
+        titles = element("tr", *(element("th", text, class_=heads[text]) for text in heads))
+        rows = [self._row(rank, place) for rank, place in enumerate(self[:_SHOWN])]
+        foot = [*self._left_out()]
+        if rows and self._explain is not None:
+            foot.append("Its method explain(rank) shows which words made the score of a place.")
+        return panel(
+            element("table", caption, element("thead", titles), element("tbody", *rows)),
+            *(element("p", element("small", line), class_="foot") for line in foot),
+            css=_CSS,
+        )
+
+    def _row(self, rank: int, place: Ranked) -> Html:
+        moved = _moved(rank, place)
+        kind = {"▲": "up", "▼": "down"}.get(moved[0], "soft")
+        fill = element("i", style=f"width:{100 * self._part(place):.1f}%")
+        text = one_line(_beginning(self.texts[place.index], place, _SNIPPET))
+        return element(
+            "tr",
+            element("td", str(rank), class_="number"),
+            element(
+                "td",
+                element("span", decimal(place.score, 4), class_="number"),
+                element("span", fill, class_="track"),
+                class_="score",
+            ),
+            element("td", str(place.index), class_="number soft"),
+            element("td", moved, class_=f"number {kind}", title=_spoken(rank, place)),
+            element("td", element("span", text, class_="text", dir="auto")),
+        )
+
+    def _summary(self) -> str:
+        shown = f"{len(self)} of {len(self.texts)}" if len(self) < len(self.texts) else len(self)
+        return f"Ranking of {shown} texts"
+
+    def _left_out(self) -> list[str]:
+        more = len(self) - _SHOWN
+        return [f"and {more} more places"] if more > 0 else []
+
+    def _part(self, place: Ranked) -> float:
+        """A score as a part of the best: bars begin at zero, so that their lengths compare."""
+        best = next((other.score for other in self if math.isfinite(other.score)), 0.0)
+        if best <= 0 or not math.isfinite(place.score):
+            return 0.0
+        return max(place.score / best, 0.0)
+
+
+def _moved(rank: int, place: Ranked) -> str:
+    places = place.index - rank
+    return f"▲ {places}" if places > 0 else f"▼ {-places}" if places < 0 else "="
+
+
+def _spoken(rank: int, place: Ranked) -> str:
+    places = place.index - rank
+    if not places:
+        return "the same place as in the input"
+    count = "1 place" if abs(places) == 1 else f"{abs(places)} places"
+    return f"{count} {'up' if places > 0 else 'down'} from the input"
+
+
+def _beginning(text: str, place: Ranked, width: int) -> str:
+    """Where reading a text begins that is cut to `width`: at the window that has the score."""
+    start = 0 if place.span is None else place.span[0]
+    part = text[start : start + 2 * width]
+    flat = part[:width] + "…" if len(part) > width else part
+    return f"…{flat}" if start else flat

@@ -1,0 +1,109 @@
+"""One query against texts: the windows of long ones, the kept vectors of known ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from colbert_rag.cache import DocumentCache
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.maxsim import maxsim
+from colbert_rag.pipeline import STRETCH, Pipeline
+from colbert_rag.tokenizer import Span
+from colbert_rag.windows import find_windows
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Scored:
+    """One query against some texts.
+
+    Attributes:
+        query: The query's vectors, `(query_rows, dim)`.
+        pieces: What was scored: the texts, or the windows of long ones, in order.
+        documents: Vectors of the pieces.
+        scores: For each text, the score of its best piece.
+        winners: For each text, the number of that piece.
+        spans: For each text, where that piece lies in it; None where it is the whole text.
+    """
+
+    query: Tensor
+    pieces: list[str]
+    documents: TokenEmbeddings
+    scores: list[float]
+    winners: list[int]
+    spans: list[Span | None]
+
+
+class Scorer:
+    """MaxSim of a query with texts, encoding only what has not been encoded before."""
+
+    def __init__(self, pipeline: Pipeline, cache: DocumentCache | None, *, windows: bool) -> None:
+        """Take a loaded model.
+
+        Args:
+            pipeline: The model.
+            cache: Where document vectors are kept, or None.
+            windows: Whether long documents are scored window by window, instead of being cut.
+        """
+        self._pipeline = pipeline
+        self._cache = cache
+        self._windows = windows
+
+    def score(self, query: str, texts: Sequence[str], *, show_progress: bool = False) -> Scored:
+        """Score one query with at least one text."""
+        vectors = self._pipeline.queries([query])[0]
+        pieces, windows = self._pieces(texts)
+        documents = self._documents(pieces, show_progress=show_progress)
+        scores = maxsim(vectors, documents).tolist()
+        winners, start = [], 0
+        for spans in windows:
+            places = range(start, start + len(spans))
+            winners.append(max(places, key=lambda i: (not math.isnan(scores[i]), scores[i])))
+            start = places.stop
+        flat = [span for spans in windows for span in spans]
+        return Scored(
+            vectors,
+            pieces,
+            documents,
+            [scores[winner] for winner in winners],
+            winners,
+            [
+                flat[winner] if len(spans) > 1 else None
+                for winner, spans in zip(winners, windows, strict=True)
+            ],
+        )
+
+    def warm(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
+        """Put the vectors of texts into the cache."""
+        for start in range(0, len(texts), STRETCH):
+            pieces, _ = self._pieces(texts[start : start + STRETCH])
+            self._documents(pieces, show_progress=show_progress)
+
+    def _pieces(self, texts: Sequence[str]) -> tuple[list[str], list[list[Span]]]:
+        """What is encoded for some texts, and where each piece lies in its text."""
+        if not self._windows:
+            return list(texts), [[(0, len(text))] for text in texts]
+        windows = find_windows(self._pipeline.tokenizer, texts)
+        pieces = [
+            text[start:stop]
+            for text, spans in zip(texts, windows, strict=True)
+            for start, stop in spans
+        ]
+        return pieces, windows
+
+    def _documents(self, texts: Sequence[str], *, show_progress: bool) -> TokenEmbeddings:
+        """Vectors of documents, each distinct text encoded at most once."""
+        unique = list(dict.fromkeys(texts))
+        found = {} if self._cache is None else self._cache.get(unique)
+        missing = [text for text in unique if text not in found]
+        fresh = self._pipeline.documents(missing, show_progress=show_progress)
+        new = dict(zip(missing, fresh, strict=True))
+        if self._cache is not None:
+            self._cache.put(new)
+        if len(missing) == len(texts):
+            return fresh
+        vectors = found | new
+        return TokenEmbeddings.from_list([vectors[text] for text in texts])
