@@ -1,0 +1,80 @@
+"""Fixtures shared by all tests: tiny checkpoints, models on them, and their references."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from colbert_rag import ColBERT
+    from tests.oracle import SentenceTransformersOracle
+
+# Imports that load torch stay inside the fixtures: some tests check that ours does not.
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny models are slower on many threads, and the machine may be shared."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Build the tiny checkpoint of a name in `tests/variants.py`, once; do not write into it."""
+    from tests.tiny import build
+    from tests.variants import VARIANTS
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    return functools.cache(lambda name: build(VARIANTS[name], root / name))
+
+
+@pytest.fixture
+def copy_of(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a tiny checkpoint that the test may spoil."""
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(checkpoint(name), tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def colbert(checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., ColBERT]]:
+    """Open a tiny checkpoint by name, exactly (float32), once per set of options."""
+    from tests.answers import open_exactly
+
+    @functools.cache
+    def open_cached(name: str, **options: Any) -> ColBERT:
+        return open_exactly(checkpoint(name), **options)
+
+    yield open_cached
+    open_cached.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(checkpoint: Callable[[str], Path]) -> Path:
+    """An unremarkable checkpoint, for tests that are not about checkpoints."""
+    return checkpoint("stanford-bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_colbert(colbert: Callable[..., ColBERT]) -> ColBERT:
+    """A model on it."""
+    return colbert("stanford-bert")
+
+
+@pytest.fixture(scope="session")
+def sentence_transformers(
+    checkpoint: Callable[[str], Path],
+) -> Callable[[str], SentenceTransformersOracle]:
+    """sentence-transformers 6.2 on a tiny checkpoint, by name."""
+    from tests.oracle import SentenceTransformersOracle
+
+    return functools.cache(lambda name: SentenceTransformersOracle(checkpoint(name)))
