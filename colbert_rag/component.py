@@ -1,0 +1,271 @@
+"""What the adapters of every framework share: the fields that name a model, and one reranking.
+
+Frameworks copy, pickle and rebuild components from their public fields. So a component names its
+model in plain values, and asks the process for the shared instance on each call.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from colbert_rag.colbert import SHARED, ColBERT, resolved
+from colbert_rag.errors import InvalidQueryError, ScoringError
+from colbert_rag.ranking import Ranked, Ranking
+from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings
+from colbert_rag.shared import shared_colbert
+
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """What a reranker needs of a model; `ColBERT` is one."""
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        show_progress: bool = False,
+    ) -> Ranking:
+        """Order the texts by their score for the query, best first."""
+        ...
+
+
+def _path_as_text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+PathText = Annotated[str, BeforeValidator(_path_as_text)]
+"""A path or hub id: text in the field, so that the component can be stored."""
+
+
+class SharedModel(BaseModel):
+    """The public fields that name a model; components that name the same one share it.
+
+    A field left at None follows the checkpoint or the machine.
+    """
+
+    model_config = ConfigDict(
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+        validate_assignment=True,
+    )
+
+    model: PathText = DEFAULT_CHECKPOINT
+    """Hub id or local folder of the checkpoint."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub checkpoint."""
+    cache_folder: PathText | None = None
+    """Where hub downloads are kept."""
+    local_files_only: bool = False
+    """Never use the network."""
+    device: str | None = None
+    """Such as `"cpu"` or `"cuda:1"`."""
+    dtype: str = "auto"
+    """`"auto"`, `"float32"` (exact), `"bfloat16"` or `"float16"`."""
+    query_marker: str | None = None
+    """Vocabulary entry inserted into queries; `""` for none."""
+    document_marker: str | None = None
+    """Vocabulary entry inserted into documents; `""` for none."""
+    query_length: int | None = None
+    """Tokens of a query at most, specials and marker included."""
+    document_length: int | None = None
+    """Tokens of a document at most, specials and marker included."""
+    query_expansion: bool | None = None
+    """Whether queries are filled up with the mask token."""
+    attend_to_expansion: bool | None = None
+    """Whether the encoder sees those tokens."""
+    skiplist: tuple[str, ...] | None = None
+    """Words of documents that do not count in a score."""
+    language: str | None = None
+    """Language adapter of a backbone that has several."""
+    raw_token_embeddings: bool = False
+    """Use a plain encoder's own token vectors, without a projection."""
+    allow_pickle: bool = False
+    """Read weights that exist only as a pickle, as plain tensors."""
+    batch_tokens: int | None = None
+    """Tokens encoded at once; bounds memory."""
+    document_cache: int | None = DOCUMENT_CACHE_BYTES
+    """Bytes of document vectors kept for later calls; None or 0 for none."""
+    encoder: SkipJsonSchema[Ranker | None] = Field(default=None, exclude=True, repr=False)
+    """A ready model, instead of a named one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_encoder(cls, data: object) -> object:
+        """Name the encoder in the public fields, so that what is stored of them opens it again.
+
+        Raises:
+            ValueError: a field was chosen that says something else than the encoder.
+        """
+        if not isinstance(data, dict) or not isinstance(encoder := data.get("encoder"), ColBERT):
+            return data
+        own = _fields(encoder.settings)
+        chosen = {name: data[name] for name in own if name in data and _decides(name, data[name])}
+        wanted = _fields(resolved(_settings(own | chosen)))
+        for name in chosen:
+            if wanted[name] != own[name]:
+                raise ValueError(
+                    f"{name} is {wanted[name]!r}, but the given encoder was opened with "
+                    f"{own[name]!r}: leave one of the two out, or make them equal"
+                )
+        return data | own
+
+    @model_validator(mode="after")
+    def _refuse_impossible_options(self) -> Self:
+        self._settings()
+        return self
+
+    @property
+    def ranker(self) -> Ranker:
+        """The given encoder, else the process's instance of the named model, loaded if need be.
+
+        Looked up on each call and kept nowhere: frameworks rebuild a component from all its fields,
+        and an instance kept in one would outlive a change of `model`.
+        """
+        if self.encoder is not None:
+            return self.encoder
+        return shared_colbert(self.model, **{name: getattr(self, name) for name in OPTIONS})
+
+    def warm_up(self) -> None:
+        """Load the weights now instead of at the first query."""
+        if isinstance(ranker := self.ranker, ColBERT):
+            ranker.warm_up()
+
+    def unload(self) -> None:
+        """Give back the memory of the weights, which all components that share them lose.
+
+        The next query loads them again.
+        """
+        if isinstance(self.encoder, ColBERT):
+            self.encoder.unload()
+        elif self.encoder is None:
+            settings = resolved(self._settings())
+            # Not `self.ranker`, which would load what is to be unloaded.
+            SHARED.get(settings, lambda: ColBERT(settings)).unload()
+
+    def _settings(self) -> Settings:
+        return _settings(self.__dict__)
+
+
+OPTIONS = tuple(name for name in SharedModel.model_fields if name not in ("model", "encoder"))
+"""The fields that are called like an option of `ColBERT.from_pretrained`."""
+
+
+def _settings(fields: Mapping[str, Any]) -> Settings:
+    return Settings.normalised(fields["model"], **{name: fields[name] for name in OPTIONS})
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return {"model": settings.checkpoint} | {name: getattr(settings, name) for name in OPTIONS}
+
+
+def _decides(name: str, value: object) -> bool:
+    """Whether a field's value is a choice, and not the freedom to take what is there."""
+    return value != "auto" and (value is not None or name == "document_cache")
+
+
+class Reranking(SharedModel):
+    """The public fields of a reranker, and what it does whatever the framework."""
+
+    top_n: int | None = Field(default=3, ge=1)
+    """How many to return; None for all."""
+    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """Leave out what scores below this, on the scale that `score` chooses."""
+    score: Literal["mean", "sum"] = "mean"
+    """`"mean"` similarity of the query's vectors, from -1 to 1; `"sum"` is ColBERT's own score."""
+    dedupe: bool = False
+    """Keep only the first of those with the same id or the same text."""
+    show_progress: bool = False
+    """Draw a progress bar on standard error."""
+
+    def _rerank(
+        self, query: str, texts: Sequence[str | None], ids: Sequence[str | None]
+    ) -> list[Ranked]:
+        """Order texts by their score, best first; equal scores keep the order of the input.
+
+        A text that is missing or blank, or has no finite score, comes last, with the lowest score
+        of the scale: a score is always a number that JSON knows.
+
+        Raises:
+            InvalidQueryError: the query is blank.
+            TypeError: the query or a text is not a string.
+            ScoringError: not one text received a finite score.
+        """
+        check_query(query)
+        _check_texts(texts)
+        kept = _first_of_each(texts, ids) if self.dedupe else list(range(len(texts)))
+        if not kept:
+            return []
+        present = {index: text for index in kept if (text := texts[index]) and text.strip()}
+        ranked, lowest = self._score(query, present)
+        best = [place for place in ranked if math.isfinite(place.score)]
+        if ranked and not best:
+            raise ScoringError(
+                f"not one of {len(ranked)} texts has a finite score; try dtype='float32'"
+            )
+        if any(math.isinf(place.score) for place in ranked):  # of NaN, the model itself warns
+            logger.warning("texts with an infinite score are ranked last")
+        done = {place.index for place in best}
+        ordered = [*best, *(Ranked(index, lowest) for index in kept if index not in done)]
+        if self.score_threshold is not None:
+            ordered = [place for place in ordered if place.score >= self.score_threshold]
+        return ordered[: self.top_n]
+
+    def _score(self, query: str, texts: Mapping[int, str]) -> tuple[list[Ranked], float]:
+        """Rank texts on the chosen scale, and say what the lowest score of that scale is."""
+        if not texts and self.score == "mean":
+            return [], -1.0
+        # The lowest sum depends on the query's rows, which only the model can count.
+        ranking = self.ranker.rank(
+            query, list(texts.values()) or [""], show_progress=self.show_progress
+        )
+        rows = ranking.query_rows
+        divisor, lowest = (rows, -1.0) if self.score == "mean" else (1, -float(rows))
+        indices = list(texts)
+        places = ranking if texts else []
+        return [Ranked(indices[at.index], float(at.score) / divisor) for at in places], lowest
+
+
+def check_query(query: object) -> None:
+    """Refuse what nothing can be ranked by.
+
+    Raises:
+        InvalidQueryError: the query is blank.
+        TypeError: the query is not a string.
+    """
+    if not isinstance(query, str):
+        raise TypeError(f"query is {type(query).__name__}, expected a string")
+    if not query.strip():
+        raise InvalidQueryError("query is empty or blank, expected some text to rank by")
+
+
+def _check_texts(texts: Sequence[object]) -> None:
+    for index, text in enumerate(texts):
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
+
+
+def _first_of_each(texts: Sequence[str | None], ids: Sequence[str | None]) -> list[int]:
+    """The indices whose id and text no earlier one of them has; a missing text equals none."""
+    seen: set[tuple[str, str]] = set()
+    kept = []
+    for index, (text, identity) in enumerate(zip(texts, ids, strict=True)):
+        keys = {("id", identity)} if identity else set()
+        if text and text.strip():
+            keys.add(("text", text))
+        if not keys & seen:
+            kept.append(index)
+            seen |= keys
+    return kept

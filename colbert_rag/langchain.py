@@ -1,0 +1,166 @@
+"""LangChain: rerank retrieved documents by late interaction."""
+
+# Annotations are not postponed here: LangChain makes the schema of a step from those of its
+# function, and would look up their names in its own module.
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from colbert_rag.errors import MissingExtraError
+
+try:
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForRetrieverRun,
+        CallbackManagerForRetrieverRun,
+        Callbacks,
+    )
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.retrievers import BaseRetriever, RetrieverLike
+    from langchain_core.runnables import Runnable, RunnableLambda
+except ImportError as error:
+    raise MissingExtraError("langchain-core", extra="langchain") from error
+
+from pydantic import Field
+
+from colbert_rag.component import Reranking, check_query
+
+RerankInput = Mapping[str, Any] | tuple[Sequence[Document], str]
+"""What `as_runnable` takes: a mapping with `documents` and a query, or the two as a pair."""
+
+QUERY_KEYS = ("query", "question", "input")
+"""Where a mapping holds its query: our own word, and those of LangChain's chains."""
+
+
+class _Inputs(TypedDict):
+    documents: list[Document]
+    query: str
+
+
+class ColBERTRerank(Reranking, BaseDocumentCompressor):
+    """Order retrieved documents by late interaction, and keep the best.
+
+    The model opens at the first query, or in `warm_up()`, and is shared with every component that
+    names the same one. Scores go to `metadata["relevance_score"]`. They order documents; they are
+    not probabilities.
+    """
+
+    score_key: str = "relevance_score"
+    """Where in its metadata a returned document carries its score."""
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Return copies of the best documents, best first; the given ones stay as they are.
+
+        Args:
+            documents: What a retriever found, in any order.
+            query: What they are ranked by.
+            callbacks: Handlers that see this as one run; without them, the caller's own.
+
+        Raises:
+            InvalidQueryError: `query` is blank.
+            TypeError: `query` is not a string, or an item of `documents` not a `Document`.
+            ScoringError: no document received a finite score.
+        """
+        inputs = _checked(documents, query)
+        if not inputs["documents"]:
+            return []
+        return self.as_runnable().invoke(inputs, {"callbacks": callbacks})
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Like `compress_documents`, in a worker thread."""
+        inputs = _checked(documents, query)
+        if not inputs["documents"]:
+            return []
+        return await self.as_runnable().ainvoke(inputs, {"callbacks": callbacks})
+
+    def as_runnable(self) -> Runnable[RerankInput, list[Document]]:
+        """This reranker as a step of a chain.
+
+        Its input is a mapping with `documents` and one of `query`, `question`, `input`, or a pair
+        `(documents, query)`.
+        """
+        return RunnableLambda(self._rerank_input, name=type(self).__name__)
+
+    def as_retriever(self, base: RetrieverLike) -> BaseRetriever:
+        """A retriever that asks `base` and reranks what it finds.
+
+        Every field of this reranker but `score_key` is a field of the retriever too, so
+        `configurable_fields(top_n=...)` works on it.
+        """
+        return ColBERTRerankRetriever(base=base, reranker=self, **_reranking_fields(self))
+
+    def _rerank_input(self, given: RerankInput) -> list[Document]:
+        inputs = _read(given)
+        documents = inputs["documents"]
+        ranked = self._rerank(
+            inputs["query"],
+            [document.page_content for document in documents],
+            [document.id for document in documents],
+        )
+        return [self._scored(documents[entry.index], entry.score) for entry in ranked]
+
+    def _scored(self, document: Document, score: float) -> Document:
+        return document.model_copy(
+            update={"metadata": {**document.metadata, self.score_key: score}}
+        )
+
+
+class ColBERTRerankRetriever(Reranking, BaseRetriever):
+    """A retriever whose results another one found; made by `ColBERTRerank.as_retriever`."""
+
+    base: RetrieverLike
+    """Finds the documents."""
+    reranker: ColBERTRerank = Field(repr=False)
+    """Reranks them, after taking over the fields of this retriever."""
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: object
+    ) -> list[Document]:
+        found = self.base.invoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
+        return self._reranker().compress_documents(found, query, run_manager.get_child())
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: object
+    ) -> list[Document]:
+        found = await self.base.ainvoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
+        return await self._reranker().acompress_documents(found, query, run_manager.get_child())
+
+    def _reranker(self) -> ColBERTRerank:
+        # A copy, not a new object: a subclass keeps its class and its own fields.
+        return self.reranker.model_copy(update=_reranking_fields(self))
+
+
+def _reranking_fields(component: Reranking) -> dict[str, Any]:
+    return {name: getattr(component, name) for name in Reranking.model_fields}
+
+
+def _read(given: RerankInput) -> _Inputs:
+    if isinstance(given, Mapping):
+        queries = [given[key] for key in QUERY_KEYS if key in given]
+        if "documents" not in given or not queries:
+            raise ValueError(
+                f"the input has the keys {', '.join(map(repr, given))}, expected 'documents' and "
+                f"one of {', '.join(map(repr, QUERY_KEYS))}"
+            )
+        return _checked(given["documents"], queries[0])
+    if isinstance(given, tuple) and len(given) == 2:
+        return _checked(*given)
+    raise TypeError(
+        f"the input is {type(given).__name__}, expected a mapping with 'documents' and "
+        "'query', or a pair (documents, query)"
+    )
+
+
+def _checked(documents: Sequence[Document], query: str) -> _Inputs:
+    check_query(query)
+    documents = list(documents)
+    for index, document in enumerate(documents):
+        if not isinstance(document, Document):
+            raise TypeError(
+                f"document {index} is {type(document).__name__}, expected "
+                "langchain_core.documents.Document"
+            )
+    return {"documents": documents, "query": query}

@@ -1,0 +1,321 @@
+"""The fields that name a model, and the one model behind them."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from langchain_core.documents import Document
+from llama_index.core.schema import NodeWithScore, TextNode
+from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+import colbert_rag.colbert
+from colbert_rag import ColBERT, clear_cache, shared_colbert
+from colbert_rag.component import Ranker, Reranking, SharedModel
+from colbert_rag.langchain import ColBERTRerank as LangChainRerank
+from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
+from colbert_rag.settings import Settings
+from tests.rerankers import LengthRanker
+
+EXACT = {"device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def forget_shared_models() -> Iterator[None]:
+    yield
+    clear_cache()
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The folder of each checkpoint whose weights are read while the test runs."""
+    folders: list[str] = []
+    host = colbert_rag.colbert.host
+
+    def counting(checkpoint, **options):
+        folders.append(str(checkpoint.folder))
+        return host(checkpoint, **options)
+
+    monkeypatch.setattr(colbert_rag.colbert, "host", counting)
+    return folders
+
+
+# A secret, and an option that adapters do not offer yet.
+NO_FIELDS = {"token", "long_documents"}
+
+
+def test_every_option_of_a_model_is_a_field() -> None:
+    options = {*Settings.__slots__} - {"checkpoint", *NO_FIELDS}
+
+    assert {*SharedModel.model_fields} == options | {"model", "encoder"}
+
+
+def test_every_public_field_is_described() -> None:
+    properties = Reranking.model_json_schema()["properties"]
+
+    assert [name for name, schema in properties.items() if not schema.get("description")] == []
+    assert "encoder" not in properties
+
+
+def test_constructing_a_component_loads_nothing(loads: list[str], tiny_checkpoint: Path) -> None:
+    SharedModel(model=tiny_checkpoint)
+
+    assert loads == []
+
+
+def test_a_path_becomes_text() -> None:
+    component = SharedModel(model=Path("models/x"), cache_folder=Path("cache"))
+
+    assert component.model == os.path.join("models", "x")  # noqa: PTH118
+    assert component.cache_folder == "cache"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "advice"),
+    [
+        pytest.param("dtype", "float8", "expected one of auto, float32", id="unknown dtype"),
+        pytest.param("query_length", 1, "expected at least 4", id="no room for a query"),
+        pytest.param("batch_tokens", 0, "expected at least 1", id="empty batches"),
+        pytest.param("encoder", "colbert", "instance of Ranker", id="not a model"),
+    ],
+)
+def test_an_impossible_option_is_refused_at_once(option: str, value: object, advice: str) -> None:
+    with pytest.raises(ValidationError, match=advice):
+        SharedModel(**{option: value})
+
+
+def test_an_impossible_value_is_refused_later_too() -> None:
+    component = Reranking()
+
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        component.top_n = 0
+
+    assert component.top_n == 3
+
+
+def test_the_given_encoder_is_the_one_used(tiny_colbert: ColBERT) -> None:
+    assert SharedModel(encoder=tiny_colbert).ranker is tiny_colbert
+
+
+def test_anything_that_ranks_will_do_as_an_encoder() -> None:
+    ranker = LengthRanker()
+
+    component = SharedModel(encoder=ranker)
+    component.warm_up()
+    component.unload()
+
+    assert isinstance(ranker, Ranker)
+    assert component.ranker is ranker
+
+
+def test_a_given_encoder_fills_the_fields_that_name_it(tiny_colbert: ColBERT) -> None:
+    settings = tiny_colbert.settings
+
+    component = SharedModel(encoder=tiny_colbert)
+
+    assert component.model == settings.checkpoint
+    assert (component.device, component.dtype) == ("cpu", "float32")
+    assert component.document_cache == settings.document_cache
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        pytest.param("model", "somebody/else", id="model"),
+        pytest.param("dtype", "bfloat16", id="dtype"),
+        pytest.param("query_length", 16, id="query length"),
+        pytest.param("raw_token_embeddings", True, id="raw token embeddings"),
+    ],
+)
+def test_a_field_that_contradicts_the_encoder_is_refused(
+    option: str, value: object, tiny_colbert: ColBERT
+) -> None:
+    with pytest.raises(ValidationError, match=f"{option} is .* leave one of the two out"):
+        SharedModel(encoder=tiny_colbert, **{option: value})
+
+
+def test_a_model_assigned_next_to_an_encoder_is_refused(tiny_colbert: ColBERT) -> None:
+    component = SharedModel(encoder=tiny_colbert)
+
+    with pytest.raises(ValidationError, match="leave one of the two out"):
+        component.model = "somebody/else"
+
+    assert component.model == tiny_colbert.settings.checkpoint
+
+
+def test_other_spellings_of_the_same_choice_agree_with_the_encoder(
+    tiny_colbert: ColBERT, tiny_checkpoint: Path
+) -> None:
+    spelling = tiny_checkpoint / ".." / tiny_checkpoint.name
+
+    component = SharedModel(encoder=tiny_colbert, model=spelling, device=None, dtype="auto")
+
+    assert component.ranker is tiny_colbert
+
+
+def test_the_encoder_is_neither_dumped_nor_shown(tiny_colbert: ColBERT) -> None:
+    component = SharedModel(encoder=tiny_colbert)
+
+    assert "encoder" not in component.model_dump()
+    assert "encoder" not in repr(component)
+
+
+def test_the_resolved_model_is_not_kept(tiny_checkpoint: Path, copy_of: Callable) -> None:
+    component = SharedModel(model=tiny_checkpoint, **EXACT)
+    first = component.ranker
+
+    component.model = copy_of("stanford-bert")
+
+    assert component.encoder is None
+    assert component.ranker is not first
+
+
+def test_warm_up_loads_the_model_that_will_be_used(loads: list[str], tiny_checkpoint: Path) -> None:
+    component = Reranking(model=tiny_checkpoint, **EXACT)
+
+    component.warm_up()
+    component._rerank("mars", ["venus"], [None])
+
+    assert len(loads) == 1
+
+
+def test_unload_gives_the_weights_back_until_the_next_query(
+    loads: list[str], tiny_checkpoint: Path
+) -> None:
+    component = Reranking(model=tiny_checkpoint, **EXACT)
+    before = component._rerank("mars", ["venus"], [None])
+
+    component.unload()
+    loaded = component.ranker.loaded
+    after = component._rerank("mars", ["venus"], [None])
+
+    assert not loaded
+    assert before == after
+    assert len(loads) == 2
+
+
+def test_unload_without_a_loaded_model_loads_nothing(
+    loads: list[str], tiny_checkpoint: Path
+) -> None:
+    SharedModel(model=tiny_checkpoint, **EXACT).unload()
+
+    assert loads == []
+
+
+def test_unload_reaches_a_given_encoder(tiny_checkpoint: Path) -> None:
+    encoder = ColBERT.from_pretrained(tiny_checkpoint, **EXACT)
+
+    SharedModel(encoder=encoder).unload()
+
+    assert not encoder.loaded
+
+
+def test_all_components_of_a_model_load_it_once_from_any_thread_and_spelling(
+    loads: list[str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    spellings = [
+        LangChainRerank(model=tiny_checkpoint, **EXACT),
+        LangChainRerank(model=tiny_checkpoint.name, top_n=1, **EXACT),
+        LlamaIndexRerank(model=str(tiny_checkpoint), **EXACT),
+        LlamaIndexRerank(model=f"./{tiny_checkpoint.name}/", score="sum", **EXACT),
+    ]
+    together = Barrier(8)
+
+    def rank(number: int) -> object:
+        together.wait()
+        spellings[number % 4]._rerank(f"red planet {number}", ["mars", "venus"], [None, None])
+        return spellings[number % 4].ranker
+
+    with ThreadPoolExecutor(8) as threads:
+        used = set(threads.map(rank, range(8)))
+
+    assert len(loads) == 1
+    assert used == {shared_colbert(tiny_checkpoint, **EXACT)}
+
+
+def test_threads_with_queries_and_documents_of_many_lengths_get_the_same_scores(
+    tiny_colbert: ColBERT,
+) -> None:
+    reranker = Reranking(encoder=tiny_colbert, top_n=None)
+    queries = ["mars " * (1 + number % 7) for number in range(40)]
+    texts = ["venus " * length for length in (1, 40, 90, 3)]
+
+    expected = [reranker._rerank(query, texts, [None] * 4) for query in queries]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda query: reranker._rerank(query, texts, [None] * 4), queries))
+
+    assert [[place.index for place in one] for one in found] == [
+        [place.index for place in one] for one in expected
+    ]
+    assert [place.score for one in found for place in one] == pytest.approx(
+        [place.score for one in expected for place in one], abs=1e-5
+    )
+
+
+def test_an_overlong_query_is_cut_with_one_warning(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reranker = Reranking(model=tiny_checkpoint, **EXACT)
+
+    with caplog.at_level(logging.WARNING, logger="colbert_rag"):
+        reranker._rerank("planet " * 500, ["mars"], [None])
+        reranker._rerank("planet " * 600, ["mars"], [None])
+
+    (record,) = caplog.records
+    assert "longer than query_length=32 tokens and were cut" in record.getMessage()
+
+
+def test_both_adapters_rank_alike_with_real_weights() -> None:
+    texts = [
+        "Bread rises because yeast makes gas.",
+        "Paris has been the capital of France for centuries.",
+        "The Loire is the longest river in France.",
+    ]
+    query = "Which city does the French government sit in?"
+    options = {"model": "offline-minilm", "top_n": 2, **EXACT}
+
+    documents = LangChainRerank(**options).compress_documents(
+        [Document(text) for text in texts], query
+    )
+    nodes = LlamaIndexRerank(**options).postprocess_nodes(
+        [NodeWithScore(node=TextNode(text=text)) for text in texts], query_str=query
+    )
+
+    assert [document.page_content for document in documents] == texts[1:]
+    assert [node.text for node in nodes] == texts[1:]
+    assert [document.metadata["relevance_score"] for document in documents] == pytest.approx(
+        [node.score for node in nodes]
+    )
+
+
+def test_a_document_whose_vectors_are_not_numbers_comes_last_with_one_warning(
+    copy_of: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copy_of("stanford-bert")
+    spoil_the_word(folder, "saturn")
+    reranker = Reranking(model=folder, **EXACT)
+
+    with caplog.at_level(logging.WARNING, logger="colbert_rag"):
+        places = reranker._rerank("red planet", ["saturn", "mars", "venus"], [None] * 3)
+
+    assert places[-1].index == 0
+    assert places[-1].score == -1.0
+    assert len(caplog.records) == 1
+
+
+def spoil_the_word(folder: Path, word: str) -> None:
+    """Make the embedding of one vocabulary entry NaN."""
+    token = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id(word)
+    tensors = load_file(folder / "model.safetensors")
+    (table,) = [name for name in tensors if name.endswith("word_embeddings.weight")]
+    tensors[table][token] = math.nan
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
