@@ -71,7 +71,7 @@ def test_the_order_of_texts_changes_nothing(name: str, colbert: Callable[..., Co
     assert unlike(backwards, expected) == {}
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 45, 100, 10**6])
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10**6])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_batch_size_changes_nothing(
     name: str, batch_tokens: int, colbert: Callable[..., ColBERT]

@@ -367,3 +367,15 @@ def test_an_impossible_hidden_size_is_refused(value: object, copy_of: Copy) -> N
 
     with pytest.raises(CheckpointError):
         open_exactly(folder)
+
+
+@pytest.mark.parametrize("key", ["query_maxlen", "doc_maxlen"])
+@pytest.mark.parametrize("value", [0, -5])
+def test_a_length_below_one_is_refused_instead_of_replaced(
+    key: str, value: int, copy_of: Copy
+) -> None:
+    folder = copy_of("stanford-bert")
+    edit_json(folder / "artifact.metadata", **{key: value})
+
+    with pytest.raises(MetadataError, match=f"{key} is {value}, expected at least 1"):
+        open_exactly(folder)

@@ -130,7 +130,7 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
     path = locate(settings)
     folder = Folder(path, decided(settings))
     modules = read_modules(folder)
-    body = next((sub for name, sub in modules if name == "Transformer"), "")
+    body = _body(folder, modules, allow_pickle=settings.allow_pickle)
     if not folder.has(join(body, "config.json")):
         raise NotACheckpointError(
             f"{path / body} has no config.json, so it is not a model. Found: "
@@ -157,6 +157,21 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
     )
     check_chain(projection, checkpoint.hidden_size)
     return checkpoint
+
+
+def _body(folder: Folder, modules: tuple[tuple[str, str], ...], *, allow_pickle: bool) -> str:
+    """The sub-folder of the backbone: what `modules.json` says, unless the top has a whole model.
+
+    answerai-colbert-small-v1 has both: weights with an inline head at the top, and the same model
+    once more as `0_Transformer/` and `1_Dense/`. The inline head decides.
+    """
+    named = next((sub for name, sub in modules if name == "Transformer"), "")
+    at_top = folder.has("config.json") and any(
+        folder.has(f"model.safetensors{ending}") for ending in ("", ".index.json")
+    )
+    if named and at_top and find_head(index_tensors(folder, "", allow_pickle=allow_pickle)):
+        return ""
+    return named
 
 
 def _tensors(folder: Folder, body: str, *, allow_pickle: bool) -> Tensors:

@@ -51,6 +51,17 @@ class Section:
             )
         return value
 
+    def length(self, key: str, default: int) -> int:
+        """A number of tokens, or the default where the key is absent or null.
+
+        Raises:
+            MetadataError: the value is not a positive whole number.
+        """
+        value = self.get(key, int)
+        if value is not None and value < 1:
+            raise MetadataError(f"{self.file}: {key} is {value}, expected at least 1")
+        return default if value is None else value
+
     def words(self, key: str) -> tuple[str, ...] | None:
         """A list of strings, or None where the key is absent or null.
 

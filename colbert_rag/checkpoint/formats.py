@@ -147,14 +147,14 @@ def _stanford_recipe(layout: Layout) -> Recipe:
             f"artifact.metadata: interaction is {interaction!r}, expected 'colbert'. Only MaxSim "
             "over all query tokens is computed here"
         )
-    query_length = metadata.get("query_maxlen", int) or 32
+    query_length = metadata.length("query_maxlen", 32)
     skips = metadata.get("mask_punctuation", bool)
     return Recipe(
         query=TextRules(_stanford_marker(metadata, "query_token_id", 0), "", query_length),
         document=TextRules(
             _stanford_marker(metadata, "doc_token_id", 1),
             "",
-            metadata.get("doc_maxlen", int) or 220,
+            metadata.length("doc_maxlen", 220),
         ),
         expansion=Expansion(query_length, metadata.get("attend_to_mask_tokens", bool) or False),
         skiplist=() if skips is False else PUNCTUATION,
@@ -184,7 +184,7 @@ def _is_pylate(layout: Layout) -> bool:
 
 def _pylate_recipe(layout: Layout) -> Recipe:
     config = layout.st_config
-    query_length = config.get("query_length", int) or 32
+    query_length = config.length("query_length", 32)
     expands = config.get("do_query_expansion", bool)
     attends = config.get("attend_to_expansion_tokens", bool) or False
     skiplist = config.words("skiplist_words")
@@ -193,9 +193,7 @@ def _pylate_recipe(layout: Layout) -> Recipe:
     )
     return Recipe(
         query=_pylate_rules(config, "query", "[Q] ", query_length),
-        document=_pylate_rules(
-            config, "document", "[D] ", config.get("document_length", int) or 180
-        ),
+        document=_pylate_rules(config, "document", "[D] ", config.length("document_length", 180)),
         expansion=None if expands is False else Expansion(query_length, attends),
         skiplist=PUNCTUATION if skiplist is None else skiplist,
         strips=True,
@@ -234,7 +232,7 @@ def _native_recipe(layout: Layout) -> Recipe:
     prompts = layout.st_config.section("prompts")
     longest = tokenizer_limit(layout)
     expansion = _native_expansion(text.section("query_expansion"))
-    query_length = text.get("query_length", int) or longest
+    query_length = text.length("query_length", longest)
     if expansion is not None and text.section("query_expansion").get("strategy", str) == "fixed":
         query_length = expansion.length
     mask = (*layout.paths("MultiVectorMask"), None)[0]
@@ -247,7 +245,7 @@ def _native_recipe(layout: Layout) -> Recipe:
     return Recipe(
         query=TextRules("", prompts.get("query", str) or "", query_length),
         document=TextRules(
-            "", prompts.get("document", str) or "", text.get("document_length", int) or longest
+            "", prompts.get("document", str) or "", text.length("document_length", longest)
         ),
         expansion=expansion,
         skiplist=masking.words("skiplist_words") or (),
