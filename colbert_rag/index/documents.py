@@ -1,0 +1,205 @@
+"""What goes into an index and what comes out of it: documents, hits, and what a write changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias, Union
+
+# Spelled with Union: `|` cannot join a class and the name of what is being defined.
+Json: TypeAlias = Union[bool, int, float, str, Sequence["Json"], Mapping[str, "Json"], None]  # noqa: UP007
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text to be found, under a name of its own.
+
+    Attributes:
+        id: Unique in the index.
+        text: What is encoded.
+        metadata: JSON values only. A key that contains a dot is stored, but no filter reaches it:
+            in filters a dot leads into a nested mapping.
+    """
+
+    id: str
+    text: str
+    metadata: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document found by a search, with its MaxSim sum."""
+
+    document: Document
+    score: float
+
+    @property
+    def id(self) -> str:
+        """The document's id."""
+        return self.document.id
+
+    @property
+    def text(self) -> str:
+        """The document's text."""
+        return self.document.text
+
+    @property
+    def metadata(self) -> Mapping[str, Json]:
+        """The document's metadata."""
+        return self.document.metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What an index holds under an id, as far as a write needs it.
+
+    Attributes:
+        digest: `text_digest` of the text.
+        metadata: The metadata.
+    """
+
+    digest: bytes
+    metadata: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a write did, in documents; every document given is counted once.
+
+    Attributes:
+        added: Under an id the index did not know.
+        updated: Under a known id, with another text or other metadata.
+        unchanged: Already there, word for word; skipped without encoding.
+    """
+
+    added: int = 0
+    updated: int = 0
+    unchanged: int = 0
+
+    def __add__(self, other: Changes) -> Changes:
+        """Both together."""
+        return Changes(
+            self.added + other.added,
+            self.updated + other.updated,
+            self.unchanged + other.unchanged,
+        )
+
+
+DocumentLike: TypeAlias = Document | str | Mapping[str, Json]
+
+
+def as_document(item: DocumentLike) -> Document:
+    """Read a document, a bare text, or a mapping with `text` and perhaps `id` and `metadata`.
+
+    A document without an id gets one from its text, so that adding the same text again is no news.
+    The result shares nothing with `item`.
+
+    Raises:
+        TypeError: an id, text or metadata value has a type we cannot store.
+        ValueError: an id is empty, a number is not finite, or a string is not valid Unicode.
+    """
+    if isinstance(item, str):
+        item = Document("", item)
+    elif isinstance(item, Mapping):
+        item = _from_mapping(item)
+    elif not isinstance(item, Document):
+        raise TypeError(
+            f"found {type(item).__name__}, expected a Document, a text, or a mapping with 'text'"
+        )
+    if not isinstance(item.text, str):
+        raise TypeError(f"document {item.id!r} has a text of type {type(item.text).__name__}")
+    if not isinstance(item.id, str):
+        raise TypeError(f"id {item.id!r} is a {type(item.id).__name__}, expected str")
+    try:
+        name = item.id or text_digest(item.text).hex()
+        document = Document(name, item.text, _plain_metadata(item))
+        (document.id + metadata_json(document.metadata)).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"document {item.id!r} holds a lone surrogate ({error}), which is not valid Unicode"
+        ) from error
+    return document
+
+
+def _from_mapping(item: Mapping[str, Json]) -> Document:
+    unknown = sorted(map(str, item.keys() - {"id", "text", "metadata"}))
+    if "text" not in item or unknown:
+        raise ValueError(
+            f"a document has the keys {sorted(map(str, item))}, expected 'text' and perhaps 'id' "
+            "and 'metadata'; put anything else under 'metadata'"
+        )
+    if item.get("id", None) == "":
+        raise ValueError("a document has the empty id ''; leave 'id' out to get one from the text")
+    metadata = item.get("metadata")
+    # Types are checked once, by `as_document`, for both kinds of input.
+    return Document(
+        "" if item.get("id") is None else item["id"],  # type: ignore[arg-type]
+        item["text"],  # type: ignore[arg-type]
+        {} if metadata is None else metadata,  # type: ignore[arg-type]
+    )
+
+
+def _plain_metadata(document: Document) -> dict[str, Json]:
+    if not isinstance(document.metadata, Mapping):
+        raise TypeError(
+            f"document {document.id!r} has metadata of type {type(document.metadata).__name__}, "
+            "expected a mapping"
+        )
+    try:
+        return {_key(key): _plain(value, str(key)) for key, value in document.metadata.items()}
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"metadata of document {document.id!r}: {error}") from error
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"key {key!r} is a {type(key).__name__}, expected str")
+    return key
+
+
+def _plain(value: Json, where: str) -> Json:
+    """Copy a JSON value, naming the key of anything that is not one."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{where!r} is {value}, which JSON cannot express")
+        return value
+    if isinstance(value, Mapping):
+        return {_key(key): _plain(inner, f"{where}.{key}") for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, where) for inner in value]
+    raise TypeError(
+        f"{where!r} is a {type(value).__name__}; store a JSON value instead, such as the ISO 8601 "
+        "text of a date"
+    )
+
+
+def text_digest(text: str) -> bytes:
+    """Sixteen bytes that stand for a text; equal exactly for equal texts."""
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def metadata_json(metadata: Mapping[str, Json], *, canonical: bool = False) -> str:
+    """Metadata as one line of JSON; `canonical` spells equal metadata equally."""
+    return json.dumps(
+        metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=canonical
+    )
+
+
+def check_ids(ids: Iterable[str]) -> list[str]:
+    """The ids as a list.
+
+    Raises:
+        TypeError: one string instead of several, or an id that is no string.
+    """
+    if isinstance(ids, str):
+        raise TypeError(f"ids is the one string {ids!r}, expected several: [{ids!r}]")
+    listed = list(ids)
+    for name in listed:
+        if not isinstance(name, str):
+            raise TypeError(f"id {name!r} is a {type(name).__name__}, expected str")
+    return listed

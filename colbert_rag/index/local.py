@@ -1,0 +1,207 @@
+"""`LocalIndex`: documents and token vectors in one SQLite file, searched exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Iterator
+
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index.base import StoredIndex
+from colbert_rag.index.conditions import Condition
+from colbert_rag.index.documents import Document, Hit, check_ids
+from colbert_rag.index.local_store import LocalStore
+from colbert_rag.index.protocol import Encoder, IndexInfo, resolve_info
+from colbert_rag.index.rows import Rows
+from colbert_rag.index.selection import best_positions
+from colbert_rag.index.snapshot import Snapshot
+from colbert_rag.index.storage import Database
+
+MEMORY_BUDGET = 4 * 2**30
+"""Default bound on the vectors held: about 11 million at dim 96 on a CPU, twice that on a GPU."""
+
+_PAGE = 1024
+
+
+class LocalIndex(StoredIndex):
+    """Documents, metadata and float16 token vectors in one file, searched exactly.
+
+    One process writes at a time, any number read; readers see a commit at their next search. A
+    killed process loses at most the batch it was working on. Ties keep the order of insertion; a
+    document whose text was replaced counts as inserted anew.
+
+    All methods may be called from any thread; searches of one index object take turns.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        colbert: Encoder | None = None,
+        *,
+        like: IndexInfo | None = None,
+        token_pooling: float | None = None,
+        memory_budget: int = MEMORY_BUDGET,
+        busy_timeout: float = 5.0,
+        read_only: bool = False,
+    ) -> None:
+        """Open the index at `path`, or make one there.
+
+        Args:
+            path: A file, or `":memory:"` for an index that ends with this object.
+            colbert: The model that encodes. Without one, an existing index can be read, copied and
+                deleted from, and searched by vectors.
+            like: Instead of a model, for a new index: the `info` of another one.
+            token_pooling: Merge the vectors of each document to about `1 / token_pooling` of their
+                number, such as 2 or 3. Recorded in the file; None follows it.
+            memory_budget: Bytes of vectors to hold on the device. An index that needs more is read
+                from the file in blocks, at every search.
+            busy_timeout: Seconds to wait for another writer.
+            read_only: Refuse every write.
+
+        Raises:
+            FileNotFoundError: there is no index, and nothing says which model to make one for.
+            IndexCorruptError: the file is damaged, or something else.
+            IndexMismatchError: the index was made by another model or recipe.
+            IndexStorageError: the file cannot be opened.
+        """
+        self._database = Database(
+            os.fspath(path),
+            read_only=read_only,
+            create=colbert is not None or like is not None,
+            busy_timeout=busy_timeout,
+        )
+        try:
+            info = _resolved(self._database, colbert, like, token_pooling)
+        except BaseException:
+            self._database.close()
+            raise
+        self._rows = Rows(self._database, info.dim)
+        self._files = LocalStore(self._database, self._rows, info)
+        self._snapshot = Snapshot(
+            self._database,
+            self._rows,
+            info.dim,
+            device="cpu" if colbert is None else colbert.device,
+            memory_budget=memory_budget,
+        )
+        super().__init__(self._database.path, self._files, colbert)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Remove documents, and return how many there were; unknown ids are no error.
+
+        Raises:
+            IndexBusyError: another process or thread is writing.
+            IndexStorageError: the file cannot be written.
+        """
+        listed = check_ids(ids)
+        with self._writing(), self._database.writing():
+            return self._rows.remove(listed)
+
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """Documents by id, in the order asked for.
+
+        Raises:
+            KeyError: names the ids that the index does not hold.
+        """
+        with self._database.reading():
+            positions = self._positions(ids)
+            found = self._rows.documents(positions)
+        return [found[position] for position in positions]
+
+    def embeddings(self, ids: Iterable[str]) -> TokenEmbeddings:
+        """Stored vectors by id, in the order asked for; float16, on the CPU.
+
+        Raises:
+            KeyError: names the ids that the index does not hold.
+        """
+        with self._database.reading():
+            return self._files.vectors(self._positions(ids))
+
+    def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
+        """Everything the index holds, in order of insertion, batch by batch.
+
+        What is added or removed meanwhile may or may not be among it.
+        """
+        last = 0
+        while True:
+            with self._database.reading():
+                page = self._rows.page(last, batch_size)
+                vectors = self._files.vectors(list(page))
+            if not page:
+                return
+            yield list(page.values()), vectors
+            last = max(page)
+
+    def __iter__(self) -> Iterator[Document]:
+        """Every document, in order of insertion."""
+        last = 0
+        while True:
+            with self._database.reading():
+                page = self._rows.page(last, _PAGE)
+            if not page:
+                return
+            yield from page.values()
+            last = max(page)
+
+    def count(self) -> int:
+        """How many documents the index holds."""
+        with self._database.reading():
+            return self._rows.count()
+
+    def verify(self) -> None:
+        """Read everything and compare it with its checksums.
+
+        Raises:
+            IndexCorruptError: something is damaged; says what.
+        """
+        self._database.check_pages()
+        for _ in self.encoded():
+            pass
+
+    def compact(self) -> None:
+        """Give the space of what was removed back; needs as much free space as the index.
+
+        Raises:
+            IndexBusyError: another process or thread is writing.
+            IndexStorageError: there is too little space; the index is as it was.
+        """
+        with self._writing():
+            self._database.compact()
+
+    def close(self) -> None:
+        """Close the file; may be called again, but nothing else."""
+        self._database.close()
+
+    def _search(
+        self, queries: TokenEmbeddings, k: int, condition: Condition | None
+    ) -> list[list[Hit]]:
+        # One transaction from vectors to texts: no hit can vanish in between.
+        with self._database.reading():
+            self._snapshot.refresh()
+            kept = None if condition is None else self._snapshot.matching(condition)
+            found = best_positions(queries, self._snapshot.blocks(kept), k)
+            documents = self._rows.documents({at for hits in found for at, _ in hits})
+        return [[Hit(documents[at], score) for at, score in hits] for hits in found]
+
+    def _writing(self) -> contextlib.AbstractContextManager[None]:
+        return self._database.claimed()
+
+    def _positions(self, ids: Iterable[str]) -> list[int]:
+        listed = check_ids(ids)
+        positions = self._rows.positions_of(listed)
+        self._found([name for name in listed if name not in positions])
+        return [positions[name] for name in listed]
+
+
+def _resolved(
+    database: Database,
+    colbert: Encoder | None,
+    like: IndexInfo | None,
+    token_pooling: float | None,
+) -> IndexInfo:
+    """What the file records; a new one is made for the model that is given."""
+    new = None
+    if colbert is not None or like is not None:
+        new = resolve_info(None, colbert, like, token_pooling, database.path)
+    stored = database.begin(new)
+    return resolve_info(stored, colbert, like, token_pooling, database.path)

@@ -1,0 +1,62 @@
+"""SQLite's errors in our words: what happened to which file, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+
+from colbert_rag.errors import (
+    ColBERTRagError,
+    IndexBusyError,
+    IndexCorruptError,
+    IndexStorageError,
+)
+
+_ADVICE = {
+    sqlite3.SQLITE_FULL: "free some space",
+    sqlite3.SQLITE_READONLY: "make the file and its folder writable",
+    sqlite3.SQLITE_CANTOPEN: "see that its folder exists and is writable",
+    sqlite3.SQLITE_PERM: "make the file and its folder writable",
+    sqlite3.SQLITE_IOERR: "see that the disk has space and works",
+    sqlite3.SQLITE_TOOBIG: "split the document",
+}
+
+
+@contextlib.contextmanager
+def translated(path: str, timeout: float) -> Iterator[None]:
+    """Raise SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _translated(error, path, timeout) from error
+
+
+def _translated(error: sqlite3.Error, path: str, timeout: float) -> ColBERTRagError:
+    # Extended codes keep the kind in their lowest byte; the module's own errors have no code.
+    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return busy(path, timeout)
+    if kind in _ADVICE:
+        return IndexStorageError(
+            f"{path} could not be written ({error}). What was committed before is intact; "
+            f"{_ADVICE[kind]}, and run the same call again: it continues where it stopped"
+        )
+    return corrupt(path, str(error))
+
+
+def busy(path: str, timeout: float) -> IndexBusyError:
+    """The error of a second writer."""
+    return IndexBusyError(
+        f"{path} is being written to by another process or thread, and still was after "
+        f"{timeout:g} seconds. An index has one writer at a time, and any number of readers: wait "
+        "for it to finish, open with a longer busy_timeout, or use QdrantIndex, which takes "
+        "several writers"
+    )
+
+
+def corrupt(path: str, reason: str) -> IndexCorruptError:
+    """The error of a file that does not hold what was written."""
+    return IndexCorruptError(
+        f"{path} is damaged, or not an index ({reason}). Restore it from a copy, or build it anew"
+    )

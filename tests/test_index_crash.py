@@ -1,0 +1,267 @@
+"""Processes that are killed, run out of disk, may not write, or read while another one writes.
+
+Each is a real process. They are forked from a server that has imported torch once, so that fifty of
+them take seconds.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import stat
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+
+import pytest
+import torch
+
+from colbert_rag.errors import IndexStorageError
+from colbert_rag.index import Changes, Document, LocalIndex
+from tests.index_fakes import WordEncoder, sentences
+
+pytestmark = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no fork server, signals or file limits"
+)
+
+BATCH = 8
+TEXTS = sentences(600)
+DOCUMENTS = [Document(f"d{at}", text, {"n": at}) for at, text in enumerate(TEXTS)]
+KILLS = 50
+
+
+@pytest.fixture(scope="module")
+def processes() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_index_crash"])
+    return context
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "index.sqlite"
+
+
+def add_everything(path: Path, pipe: Connection) -> None:
+    model = WordEncoder()
+    index = LocalIndex(path, model, busy_timeout=120)
+    pipe.send("begun")
+    index.add(DOCUMENTS, batch_size=BATCH)
+    pipe.send(len(model.encoded))
+
+
+def started(
+    processes: ForkServerContext, target: object, *arguments: object
+) -> tuple[ForkServerProcess, Connection]:
+    """A process that runs `target(*arguments, pipe)`, and our end of the pipe."""
+    ours, theirs = processes.Pipe()
+    process = processes.Process(target=target, args=(*arguments, theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def killed_while_adding(processes: ForkServerContext, path: Path, delay: float) -> None:
+    process, pipe = started(processes, add_everything, path)
+    assert pipe.recv() == "begun"
+    pipe.poll(delay)
+    process.kill()
+    process.join()
+
+
+def check_intact(path: Path) -> int:
+    """Everything committed is whole, and is a whole number of batches; returns how much it is."""
+    with LocalIndex(path, WordEncoder()) as index:
+        index.verify()
+        held = list(index)
+        vectors = index.embeddings([document.id for document in held])
+        found = index.search("mars storm", len(DOCUMENTS))
+    assert held == DOCUMENTS[: len(held)]
+    assert len(held) % BATCH == 0
+    assert torch.equal(vectors.values, EXPECTED.values[: len(vectors.values)])
+    assert len(found) == len(held)
+    return len(held)
+
+
+EXPECTED = WordEncoder().encode_documents(TEXTS).to(dtype=torch.float16)
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_loses_nothing_that_was_committed(
+    processes: ForkServerContext, path: Path
+):
+    moments = random.Random(0)
+    counts = []
+
+    for _ in range(KILLS):
+        killed_while_adding(processes, path, delay=moments.uniform(0, 0.15))
+        counts.append(check_intact(path))
+        path = next_path(path, counts[-1])
+
+    grown = [count for count in counts if 0 < count < len(DOCUMENTS)]
+    assert len(grown) >= KILLS // 4  # the kills did fall into the work
+
+
+def next_path(path: Path, count: int) -> Path:
+    """Go on with the same file until it is complete, then with a fresh one."""
+    return path if count < len(DOCUMENTS) else path.with_name(f"{path.stem}x.sqlite")
+
+
+def test_a_killed_run_is_completed_without_encoding_anything_twice(
+    processes: ForkServerContext, path: Path
+):
+    killed_while_adding(processes, path, delay=0.05)
+    committed = check_intact(path)
+
+    process, pipe = started(processes, add_everything, path)
+    assert pipe.recv() == "begun"
+    encoded = pipe.recv()
+    process.join()
+
+    assert encoded == len(DOCUMENTS) - committed
+    assert check_intact(path) == len(DOCUMENTS)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def write_and_delete(path: Path, seconds: float, pipe: Connection) -> None:
+    """Commit groups of eight documents, and remove whole groups again."""
+    end = time.monotonic() + seconds
+    with LocalIndex(path, WordEncoder()) as index:
+        group = 0
+        while time.monotonic() < end:
+            some = TEXTS[group * BATCH % 400 :][:BATCH]
+            index.add(
+                [Document(f"{group}/{at}", text, {"g": group}) for at, text in enumerate(some)]
+            )
+            if group % 2:
+                index.delete([f"{group // 2}/{at}" for at in range(BATCH)])
+            group += 1
+    pipe.send(group)
+
+
+def read_meanwhile(path: Path, seconds: float, pipe: Connection) -> None:
+    """Search all the time; send back how often, or what was wrong."""
+    end = time.monotonic() + seconds
+    model = WordEncoder()
+    query = model.encode_queries(["mars storm"])
+    searches = 0
+    with LocalIndex(path, model, busy_timeout=30) as index:
+        while time.monotonic() < end:
+            hits = index.search_embeddings(query, 10_000)[0]
+            sizes = {
+                group: sum(hit.metadata["g"] == group for hit in hits)
+                for group in {hit.metadata["g"] for hit in hits}
+            }
+            if set(sizes.values()) - {BATCH}:
+                pipe.send(f"torn groups: {sizes}")
+                return
+            searches += 1
+    pipe.send(searches)
+
+
+def test_readers_in_other_processes_see_whole_commits_while_one_writes(
+    processes: ForkServerContext, path: Path
+):
+    LocalIndex(path, WordEncoder()).close()
+    seconds = 3.0
+
+    writer, written = started(processes, write_and_delete, path, seconds)
+    readers = [started(processes, read_meanwhile, path, seconds) for _ in range(2)]
+    reports = [pipe.recv() for _, pipe in readers]
+    groups = written.recv()
+    [process.join() for process, _ in [*readers, (writer, written)]]
+
+    assert groups > 5
+    assert all(isinstance(report, int) and report > 5 for report in reports), reports
+    assert LocalIndex(path).count() == (groups - groups // 2) * BATCH
+
+
+def add_with_a_file_limit(path: Path, limit: int, pipe: Connection) -> None:
+    """As on a disk that holds no file above `limit` bytes: the write itself fails."""
+    import resource  # not on Windows
+
+    index = LocalIndex(path, WordEncoder())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        index.add(DOCUMENTS, batch_size=BATCH)
+    except IndexStorageError as error:
+        pipe.send((str(error), index.count()))
+
+
+def test_a_disk_that_refuses_a_write_loses_nothing(processes: ForkServerContext, path: Path):
+    process, pipe = started(processes, add_with_a_file_limit, path, 200_000)
+    message, committed = pipe.recv()
+    process.join()
+
+    assert "could not be written" in message
+    assert "is intact" in message
+    assert check_intact(path) == committed
+    assert 0 < committed < len(DOCUMENTS)
+    with LocalIndex(path, WordEncoder()) as index:
+        assert index.add(DOCUMENTS).unchanged == committed
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users can enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
+
+
+def use_without_rights(path: Path, pipe: Connection) -> None:
+    """Search and then add, as a user who may read the file but change nothing."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    index = LocalIndex(path, WordEncoder())
+    hits = len(index.search("mars", 100))
+    try:
+        index.add(["venus"])
+    except IndexStorageError as error:
+        pipe.send((hits, str(error)))
+
+
+@pytest.mark.parametrize(
+    ("file_mode", "folder_mode"),
+    [
+        pytest.param(0o444, 0o555, id="file and folder are read-only"),
+        pytest.param(0o444, 0o777, id="only the file is read-only"),
+    ],
+)
+def test_without_the_right_to_write_an_index_is_searched_and_refuses_changes(
+    processes: ForkServerContext, open_folder: Path, file_mode: int, folder_mode: int
+):
+    path = open_folder / "index.sqlite"
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(DOCUMENTS[:20])
+    before = path.read_bytes()
+    path.chmod(file_mode)
+    open_folder.chmod(folder_mode)
+
+    process, pipe = started(processes, use_without_rights, path)
+    hits, message = pipe.recv()
+    process.join()
+
+    assert hits == 20
+    assert "writable" in message
+    assert path.read_bytes() == before
+    assert stat.S_IMODE(path.stat().st_mode) == file_mode
+
+
+def test_two_processes_that_add_the_same_documents_leave_one_of_each(
+    processes: ForkServerContext, path: Path
+):
+    first, second = (started(processes, add_everything, path) for _ in range(2))
+    encoded = [pipe.recv() and pipe.recv() for _, pipe in (first, second)]
+    [process.join() for process, _ in (first, second)]
+
+    assert sum(encoded) == len(DOCUMENTS)
+    assert check_intact(path) == len(DOCUMENTS)
+    assert LocalIndex(path, WordEncoder()).add(DOCUMENTS) == Changes(unchanged=len(DOCUMENTS))
