@@ -15,6 +15,7 @@
     + UnsafePathError                        a path in the checkpoint leads out of it
     + MarkerError                            a marker that is not one entry of the vocabulary
     + TokenizerError                         no tokenizer, or one that does not fit the weights
+  * ReadingError (ValueError)                a file that cannot be read as documents
   * InvalidQueryError (ValueError)           an empty query, or not a string
   * ScoringError (RuntimeError)              no document received a finite score
   * DeviceMemoryError (RuntimeError)         the device is full even for one text at a time
@@ -90,6 +91,10 @@ class MarkerError(CheckpointError):
 
 class TokenizerError(CheckpointError):
     """There is no usable tokenizer, or it does not fit the weights."""
+
+
+class ReadingError(ColBERTRagError, ValueError):
+    """A file cannot be read as documents."""
 
 
 class InvalidQueryError(ColBERTRagError, ValueError):

@@ -1,0 +1,65 @@
+"""What commands write: results to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from itertools import zip_longest
+
+from colbert_rag.display import columns, one_line
+
+NARROWEST, WIDEST = 60, 100
+
+
+def width() -> int:
+    """Columns to fill: the terminal's, but never so many that lines are hard to read."""
+    return max(NARROWEST, min(WIDEST, shutil.get_terminal_size((80, 24)).columns))
+
+
+def say(text: str = "") -> None:
+    """Write a line of the result."""
+    sys.stdout.write(f"{text}\n")
+
+
+def note(text: str) -> None:
+    """Write a line about the work, which no pipe mistakes for a result."""
+    sys.stderr.write(f"{text}\n")
+
+
+def say_json(value: Mapping[str, object]) -> None:
+    """Write a result as one line of JSON.
+
+    Only where the output cannot show a character is it escaped.
+    """
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+    say(json.dumps(value, ensure_ascii=encoding != "utf8"))
+
+
+def shows_progress() -> bool:
+    """Whether somebody watches: a bar in a log file is noise."""
+    return sys.stderr.isatty()
+
+
+def shortened(text: str, room: int, *, lines: int = 1) -> list[str]:
+    """The beginning of a text, wrapped to a number of columns."""
+    # No more than could ever be shown, since wrapping a whole book takes seconds.
+    opening = one_line(text[: 4 * room * lines])
+    # textwrap counts characters, and one of Chinese takes two columns.
+    characters = room * len(opening) // max(columns(opening), 1)
+    return textwrap.wrap(opening, max(characters, 8), max_lines=lines, placeholder=" ...") or [""]
+
+
+def say_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Write names and values in two columns."""
+    rows = list(facts)
+    indent = max(len(name) for name, _ in rows) + 2
+    for name, value in rows:
+        # A long path stays whole, so that it can be copied.
+        lines = textwrap.wrap(
+            value, width() - indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+        for head, line in zip_longest([name], lines, fillvalue=""):
+            say(f"{head:<{indent}}{line}")

@@ -1,0 +1,620 @@
+"""The command line: results, wrong usage, errors in one line, and what it does not import."""
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import colbert_rag
+from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
+from colbert_rag.settings import DEFAULT_CHECKPOINT
+from tests.tiny import DROP, edit_json
+
+FACTS = [
+    {"id": "venus", "text": "Venus is often called Earth's twin because of its size."},
+    {"id": "mars", "title": "Mars", "text": "Mars is known as the Red Planet.", "moons": 2},
+    {"id": "jupiter", "text": "Jupiter has a prominent red spot."},
+    {"id": "saturn", "text": "Saturn, famous for its rings, is mistaken for the Red Planet."},
+    {"id": "none", "text": ""},
+]
+CONTENTS = [
+    FACTS[0]["text"],
+    "Mars Mars is known as the Red Planet.",
+    FACTS[2]["text"],
+    FACTS[3]["text"],
+    "",
+]
+QUERY = "Which planet is red?"
+HEAVY = {"torch", "transformers", "pydantic", "langchain_core", "llama_index"}
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(f"{json.dumps(fact)}\n" for fact in FACTS), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Run `rerank` on the tiny model: status, standard output, standard error."""
+
+    def run_rerank(*arguments: object) -> tuple[int, str, str]:
+        exact = ["--model", tiny_checkpoint, "--device", "cpu", "--dtype", "float32"]
+        status = main(["rerank", *map(str, arguments), *map(str, exact)])
+        return status, *capsys.readouterr()
+
+    return run_rerank
+
+
+@pytest.fixture
+def pipe_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Put bytes on standard input."""
+
+    def put(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return put
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str]:
+    """Exit status and message of wrong usage."""
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    return stopped.value.code, capsys.readouterr().err
+
+
+# rerank: results
+
+
+def test_json_results_are_those_of_the_library(run, facts: Path, tiny_colbert) -> None:
+    expected = tiny_colbert.rank(QUERY, CONTENTS)
+
+    status, out, err = run(QUERY, facts, "--json", "--score", "sum")
+
+    found = records(out)
+    assert (status, err) == (0, "")
+    assert [at["index"] for at in found] == [at.index for at in expected]
+    assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=1e-4)
+    assert [at["rank"] for at in found] == [1, 2, 3, 4, 5]
+
+
+def test_a_json_result_carries_all_that_was_read(run, facts: Path) -> None:
+    _, out, _ = run(QUERY, facts, "--json")
+
+    mars = next(at for at in records(out) if at["id"] == "mars")
+    assert (mars["source"], mars["line"], mars["title"]) == (str(facts), 2, "Mars")
+    assert (mars["text"], mars["metadata"]) == (FACTS[1]["text"], {"moons": 2})
+
+
+def test_the_mean_is_the_sum_over_the_rows_of_the_query(run, facts: Path) -> None:
+    _, means, _ = run(QUERY, facts, "--json")
+    _, sums, _ = run(QUERY, facts, "--json", "--score", "sum")
+
+    # A Stanford checkpoint fills its queries up to 32 tokens.
+    assert [at["score"] * 32 for at in records(means)] == pytest.approx(
+        [at["score"] for at in records(sums)], abs=1e-4
+    )
+
+
+def test_reading_in_windows_changes_nothing(
+    run, facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole, _ = run(QUERY, facts, "--json")
+    monkeypatch.setattr(rerank, "WINDOW_DOCUMENTS", 2)
+    _, parts, _ = run(QUERY, facts, "--json")
+
+    for one, other in zip(records(whole), records(parts), strict=True):
+        assert one | {"score": 0} == other | {"score": 0}
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+@pytest.mark.parametrize(("top_k", "shown"), [("2", 2), ("99", 5), ("0", 5)])
+def test_as_many_as_asked_for_are_shown(run, facts: Path, top_k: str, shown: int) -> None:
+    assert len(records(run(QUERY, facts, "--json", "-k", top_k)[1])) == shown
+
+
+def test_what_scores_below_the_limit_is_left_out(run, facts: Path) -> None:
+    everything = records(run(QUERY, facts, "--json")[1])
+    limit = everything[2]["score"]
+
+    assert records(run(QUERY, facts, "--json", "--min-score", limit)[1]) == everything[:3]
+
+
+def test_the_table_shows_place_score_source_and_text(run, facts: Path) -> None:
+    status, out, _ = run(QUERY, facts, "--top-k", "5")
+
+    assert status == 0
+    assert re.search(rf"^   \d  +0\.\d{{4}}  {re.escape(str(facts))}:2", out, re.MULTILINE)
+    assert f"{' ' * 15}Mars is known as the Red Planet." in out
+    assert out.startswith("5 of 5 documents by ")
+
+
+def test_the_table_fits_the_terminal(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    Path("long.md").write_text(
+        f"# {'planet ' * 50}\n{'planet ' * 500}\n# B\n{'x' * 500}", encoding="utf-8"
+    )
+
+    _, out, _ = run(QUERY, "long.md")
+
+    assert max(map(len, out.splitlines()[1:])) <= 80
+    assert "planet ..." in out
+
+
+def test_a_document_cannot_steer_the_terminal(run, tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("\x1b[2Jgone\x07", encoding="utf-8")
+
+    assert "\u241b[2Jgone\u2407" in run(QUERY, path)[1]
+
+
+def test_wide_characters_fit_the_terminal(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    Path("x.txt").write_text("\u706b\u661f" * 200, encoding="utf-8")
+
+    _, out, _ = run(QUERY, "x.txt")
+
+    # Each takes two columns.
+    assert max(line.count("\u706b") for line in out.splitlines()) * 4 + 15 <= 80
+
+
+def test_options_may_stand_anywhere(run, facts: Path) -> None:
+    assert run("-k", "1", QUERY, "--json", facts) == run(QUERY, facts, "--json", "-k", "1")
+
+
+def test_a_query_may_begin_with_a_dash_after_two_dashes(tiny_checkpoint: Path) -> None:
+    command = next(command for command in COMMANDS if command.name == "rerank")
+
+    parsed = _parsed(_parser(command), ["-k", "1", "--", "-1 or 1?", "a.txt", "b.txt"])
+
+    assert (parsed.query, parsed.files, parsed.top_k) == ("-1 or 1?", ["a.txt", "b.txt"], 1)
+
+
+def test_standard_input_is_read_where_no_file_is_named(run, pipe_in) -> None:
+    pipe_in(b'{"text": "red", "id": 1}\n{"text": "blue", "id": 2}\n')
+
+    status, out, _ = run(QUERY, "--json")
+
+    assert status == 0
+    assert {(at["source"], at["id"], at["text"]) for at in records(out)} == {
+        ("stdin", "1", "red"),
+        ("stdin", "2", "blue"),
+    }
+
+
+def test_lines_of_standard_input_are_documents_when_asked_to(run, pipe_in) -> None:
+    pipe_in("eins\nzwei\n\u00fcber\n".encode())
+
+    assert {at["text"] for at in records(run(QUERY, "-", "--split", "lines", "--json")[1])} == {
+        "eins",
+        "zwei",
+        "\u00fcber",
+    }
+
+
+def test_many_lines_in_one_paragraph_get_a_hint(run, pipe_in) -> None:
+    pipe_in(b"one\ntwo\n")
+
+    status, out, err = run(QUERY, "--json")
+
+    assert (status, len(records(out))) == (0, 1)
+    assert "--split lines" in err
+
+
+def test_no_documents_are_no_error(run, pipe_in) -> None:
+    pipe_in(b"\n")
+
+    assert run(QUERY, "--json") == (0, "", "no documents found\n")
+
+
+def test_the_offline_model_knows_the_red_planet(
+    facts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = "Which planet is known as the Red Planet?"
+
+    assert main(["rerank", question, str(facts), "-m", "offline-minilm", "--json"]) == 0
+
+    assert records(capsys.readouterr().out)[0]["id"] == "mars"
+
+
+# rerank: errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "required: QUERY", id="no query"),
+        pytest.param([" ", "x.txt"], "QUERY is empty", id="a blank query"),
+        pytest.param(["\udcff", "x.txt"], "QUERY is not valid", id="a query that is not Unicode"),
+        pytest.param(["q", "x.txt", "-k", "-1"], "'-1' is not a whole number", id="top_k"),
+        pytest.param(["q", "x.txt", "--score", "max"], "invalid choice: 'max'", id="score"),
+        pytest.param(["q", "x.txt", "--query-length", "2"], "query_length is 2", id="length"),
+        pytest.param(["q", "x.txt", "--top", "2"], "unrecognized arguments: --top", id="typo"),
+    ],
+)
+def test_wrong_usage_is_said_in_two_lines(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = refused(["rerank", *arguments], capsys)
+
+    assert status == 2
+    assert message in err
+    assert len(err.splitlines()) == 2
+
+
+def test_a_device_that_is_not_there_is_wrong_usage(
+    facts: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["rerank", "q", str(facts), "-m", str(tiny_checkpoint), "--device", "cuda:99"]
+
+    status, err = refused(arguments, capsys)
+
+    assert status == 2
+    assert "device is 'cuda:99'" in err
+
+
+def test_a_terminal_on_standard_input_is_wrong_usage(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Terminal(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdin", Terminal(io.BytesIO()))
+
+    status, err = refused(["rerank", "q"], capsys)
+
+    assert status == 2
+    assert "no FILE is named, and nothing is piped in" in err
+
+
+def test_a_missing_file_is_one_line(run) -> None:
+    assert run("q", "nowhere.txt") == (1, "", "error: nowhere.txt: no such file or folder\n")
+
+
+def test_a_flaw_in_a_file_is_one_line_with_its_place(run, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n{"text": \n', encoding="utf-8")
+
+    status, out, err = run("q", path)
+
+    assert (status, out) == (1, "")
+    assert re.fullmatch(rf"error: {re.escape(str(path))}:2: not JSON: .*\n", err)
+
+
+def test_a_missing_model_is_one_line(facts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["rerank", "q", str(facts), "--model", "./no/such/folder"])
+
+    err = capsys.readouterr().err
+    assert status == 1
+    assert err.startswith("error: './no/such/folder' is neither a folder")
+    assert err.count("\n") == 1
+
+
+def test_the_reading_error_comes_before_the_model_is_looked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["rerank", "q", "nowhere.txt", "--model", "./no/such/folder"]) == 1
+    assert "nowhere.txt" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(run, facts: Path, monkeypatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rerank, "open_model", interrupt)
+
+    assert run("q", facts) == (130, "", "interrupted\n")
+
+
+# inspect
+
+
+def test_inspect_says_what_the_files_say(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["inspect", str(tiny_checkpoint)])
+
+    out = capsys.readouterr().out
+    facts = dict(re.findall(r"^(\S[\w-]*(?: \w+)?) {2,}(.*)$", out, re.MULTILINE))
+    assert status == 0
+    assert facts["Format"] == "stanford"
+    assert facts["Backbone"].startswith("BERT (model_type bert), 2 layers, 32 wide")
+    assert facts["Projection"] == "32 -> 16"
+    assert facts["Queries"].startswith("marker '[unused0]', 32 tokens at most, filled up to 32")
+    assert facts["Documents"] == "marker '[unused1]', 40 tokens at most"
+    assert facts["Skip-list"].startswith('32 words: ! " #')
+    assert facts["Opens"].startswith("yes")
+
+
+def test_inspect_gives_the_same_as_json(
+    tiny_checkpoint: Path, tiny_colbert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main(["inspect", str(tiny_checkpoint), "--json"])
+
+    (found,) = records(capsys.readouterr().out)
+    model = tiny_colbert._load()
+    assert status == 0
+    assert (found["opens"], found["refused"]) == (True, [])
+    assert found["dim"] == tiny_colbert.dim
+    assert found["query"] == {"marker": "[unused0]", "prompt": "", "length": 32}
+    assert found["expansion"] == {"token": "[MASK]", "length": 32, "attends": False}
+    # The oracle is torch: what the loaded modules hold.
+    modules = (model.encoder._model, model.encoder._projection)
+    held = sum(tensor.numel() for module in modules for tensor in module.parameters())
+    assert found["parameters"] == held
+    assert found["bytes"] == (tiny_checkpoint / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("name", "projection"),
+    [
+        ("pylate-bert-residual", [(32, 64, True, False), (64, 16, False, False)]),
+        ("pylate-bert-gelu-bias", [(32, 64, False, True), (64, 16, False, True)]),
+    ],
+)
+def test_inspect_describes_every_layer_of_the_projection(
+    name: str,
+    projection: list[tuple[object, ...]],
+    checkpoint: Callable[[str], Path],
+    colbert,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main(["inspect", str(checkpoint(name)), "--json"])
+
+    (found,) = records(capsys.readouterr().out)
+    layers = [(at["in"], at["out"], at["residual"], at["bias"]) for at in found["projection"]]
+    encoder = colbert(name)._load().encoder
+    modules = (encoder._model, encoder._projection)
+    assert layers == projection
+    assert found["parameters"] == sum(
+        tensor.numel() for module in modules for tensor in module.parameters()
+    )
+
+
+def test_inspect_takes_the_callers_own_choices(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["inspect", str(tiny_checkpoint), "--json", "--query-length", "8", "--no-query-expansion"])
+
+    (found,) = records(capsys.readouterr().out)
+    assert (found["query"]["length"], found["expansion"]) == (8, None)
+
+
+def no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def too_few_rows(folder: Path) -> None:
+    edit_json(folder / "config.json", vocab_size=10)
+
+
+def no_model_type(folder: Path) -> None:
+    edit_json(folder / "config.json", model_type=DROP)
+
+
+def truncated(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+def no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def as_published(folder: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "error", "described"),
+    [
+        pytest.param("raw-bert", as_published, "MissingProjectionError", False, id="no projection"),
+        pytest.param(
+            "stanford-bert-pickled", as_published, "PickleWeightsError", False, id="pickle"
+        ),
+        pytest.param(
+            "stanford-xmod-unknown-markers", as_published, "MarkerError", True, id="markers"
+        ),
+        pytest.param("stanford-bert", no_tokenizer, "TokenizerError", True, id="no tokenizer"),
+        pytest.param("stanford-bert", too_few_rows, "TokenizerError", True, id="too few rows"),
+        pytest.param("stanford-bert", no_model_type, "UnsupportedBackboneError", False, id="type"),
+        pytest.param("stanford-bert", truncated, "CorruptWeightsError", False, id="truncated"),
+        pytest.param("stanford-bert", no_config, "NotACheckpointError", False, id="no config"),
+    ],
+)
+def test_inspect_says_what_would_be_refused_and_why(
+    name: str,
+    spoil: Callable[[Path], None],
+    error: str,
+    described: bool,
+    copy_of: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = copy_of(name)
+    spoil(folder)
+
+    status = main(["inspect", str(folder)])
+    text = capsys.readouterr().out
+    shown = set(re.findall(r"^\S+", text, re.MULTILINE))
+    assert main(["inspect", str(folder), "--json"]) == status == 1
+    (found,) = records(capsys.readouterr().out)
+
+    assert f"Refused {error}: " in " ".join(text.split())
+    assert [at["error"] for at in found["refused"]] == [error]
+    assert ("Backbone" in shown, "Files" in shown) == (described, not described)
+    assert ("format" in found) is described
+
+
+def test_inspect_lists_the_languages_of_a_backbone_that_has_adapters(
+    checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["inspect", str(checkpoint("stanford-xmod"))])
+
+    assert re.search(r"^Languages +en_XX, de_DE;", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_inspect_names_a_backbone_that_is_refused(
+    copy_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy_of("stanford-bert")
+    edit_json(folder / "config.json", model_type="qwen3")
+
+    assert main(["inspect", str(folder)]) == 1
+
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Refused UnsupportedBackboneError: Qwen3, bidirectional: late-interaction" in out
+
+
+def test_inspect_of_nothing_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "./no/such/folder"]) == 1
+    assert capsys.readouterr().err.startswith("error: './no/such/folder' is neither")
+
+
+# The program as a whole
+
+
+def python(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=root, **options
+    )
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """Packages that a command imports, in a process of its own."""
+    code = (
+        "import contextlib, io, sys\n"
+        "from colbert_rag.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    main({list(arguments)!r})\n"
+        "print(*sys.modules)"
+    )
+    return {name.partition(".")[0] for name in python("-c", code, check=True).stdout.split()}
+
+
+@pytest.mark.parametrize("command", [command.name for command in COMMANDS])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    assert loaded_by(command, "--help").isdisjoint({*HEAVY, "huggingface_hub", "numpy"})
+
+
+def test_inspect_imports_neither_torch_nor_a_framework(tiny_checkpoint: Path) -> None:
+    loaded = loaded_by("inspect", str(tiny_checkpoint))
+
+    assert "tokenizers" in loaded
+    assert loaded.isdisjoint(HEAVY)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_fits_80_columns(command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    assert max(map(len, _parser(command).format_help().splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_the_examples_in_the_help_are_valid(command) -> None:
+    parser = _parser(command)
+    calls = re.findall(rf"colbert-rag {command.name}(.*?)(?:\||$)", parser.epilog, re.MULTILINE)
+
+    assert calls
+    assert [_parsed(parser, shlex.split(call)) for call in calls]
+
+
+def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+
+    out = capsys.readouterr().out
+    assert stopped.value.code == 0
+    listed = re.findall(r"^  (\w+)  +\w", out, re.MULTILINE)
+    assert listed == [command.name for command in COMMANDS]
+
+
+def test_no_command_is_wrong_usage_with_the_overview(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().err
+
+
+def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    status, err = refused(["rank"], capsys)
+
+    assert status == 2
+    assert "invalid choice: 'rank' (choose from" in err
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"colbert-rag {colbert_rag.__version__}\n"
+
+
+def test_it_runs_as_a_module() -> None:
+    assert python("-m", "colbert_rag.cli", "--version").stdout.startswith("colbert-rag ")
+
+
+def test_a_reader_who_has_had_enough_is_no_error(tiny_checkpoint: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "colbert_rag.cli", "inspect", str(tiny_checkpoint)]
+
+    with os.fdopen(writing, "wb") as closed:
+        done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_default_model_is_the_librarys() -> None:
+    command = next(command for command in COMMANDS if command.name == "rerank")
+
+    assert _parser(command).parse_args(["q"]).checkpoint == DEFAULT_CHECKPOINT
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [
+        pytest.param("utf-8", '{"text": "\u00fcber \u706b"}\n', id="shown as it is"),
+        pytest.param("cp1252", '{"text": "\\u00fcber \\u706b"}\n', id="escaped on old Windows"),
+    ],
+)
+def test_json_reaches_any_output(
+    encoding: str, written: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    monkeypatch.setattr("sys.stdout", stream)
+
+    output.say_json({"text": "\u00fcber \u706b"})
+
+    stream.flush()
+    assert stream.buffer.getvalue() == written.encode(encoding)
+
+
+def test_text_reaches_any_output(tiny_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("\u706b burns", encoding="utf-8")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr("sys.stdout", stream)
+
+    status = main(["rerank", "fire", str(path), "-m", str(tiny_checkpoint)])
+
+    assert status == 0
+    assert rb"\u706b burns" in stream.buffer.getvalue()
