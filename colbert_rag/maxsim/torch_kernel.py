@@ -1,0 +1,172 @@
+"""MaxSim in plain torch: per block of rows, one matrix product and one segmented maximum.
+
+On the CPU the maximum over each document's rows is a product with a sparse matrix of ones, reduced
+by `amax` instead of by addition. Of the segmented maxima torch offers it is the only one that is
+vectorised, parallel and exact for every float type: per row of 32 similarities 6 ns on two AVX2
+cores, against 13 for `scatter_reduce_`, 90 for `segment_reduce`, and 99 for the matrix product
+itself (benchmarks/NOTES.md).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colbert_rag.device import computes_bfloat16
+from colbert_rag.embeddings import TokenEmbeddings
+
+# A block holds this many similarities: on the CPU 1 MiB of float32 for each core, which stays in
+# its cache; elsewhere 64 MiB, which keeps a large device busy.
+_CELLS_PER_THREAD = 2**18
+_MAX_THREADS = 16
+_CELLS_ON_ACCELERATORS = 2**24
+# Queries are multiplied together up to this many rows: enough for the matrix product to be bound by
+# arithmetic, few enough to leave the block a useful number of document rows.
+_QUERY_ROWS = 256
+# A block of a short query would otherwise be very tall, and its converted copy large.
+_LEAST_WIDTH = 32
+
+with warnings.catch_warnings():
+    # torch announces once per process that CSR tensors are in beta. What is used of them is one
+    # documented reduction that the tests check, so the notice is not the user's concern; said here,
+    # it is also not an error in a process that turns warnings into errors.
+    warnings.simplefilter("ignore")
+    torch.sparse_csr_tensor([0], [], [], (0, 0), check_invariants=False)
+
+
+@torch.no_grad()
+def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
+    """Score every query against every document, on the documents' device.
+
+    Extra memory: the similarities of one block (1 MiB in float32 for each of at most 16 threads; 64
+    MiB on an accelerator) and, where the products have another type than `documents`, a copy of the
+    block's rows (4 MiB per thread at 128 dimensions). A longer document is scored in pieces.
+
+    Args:
+        queries: `(query_rows, dim)`, ragged; cast to the documents' type first.
+        documents: `(rows, dim)`, ragged.
+
+    Returns:
+        `(queries, documents)`, float32.
+    """
+    values, starts = documents.values, documents.offsets
+    vectors = queries.values.to(values.device, values.dtype).to(product_dtype(values))
+    scores = torch.empty(len(queries), len(documents), device=values.device)
+    query_starts = queries.offsets.tolist()
+    chunks = list(_groups(queries.offsets, _QUERY_ROWS))
+    block = _Block(vectors, max((query_starts[j] - query_starts[i] for i, j in chunks), default=1))
+    for first, last in _groups(starts, block.rows):
+        block.load(values[starts[first] : starts[last]], starts[first : last + 1] - starts[first])
+        for begin, end in chunks:
+            base = query_starts[begin]
+            maxima = block.maxima(vectors[base : query_starts[end]])  # (documents, query_rows)
+            for query in range(begin, end):
+                rows = slice(query_starts[query] - base, query_starts[query + 1] - base)
+                torch.sum(maxima[:, rows], 1, out=scores[query, first:last])
+    without_rows = (documents.lengths == 0).nonzero()[:, 0].to(values.device)
+    scores[:, without_rows] = -queries.lengths.to(scores)[:, None]
+    return scores
+
+
+def product_dtype(values: Tensor) -> torch.dtype:
+    """The float type in which similarities with `values` are computed.
+
+    It is that of `values`, but for half precision on a CPU without instructions for it: there
+    float32 is 4-5 times faster, and exact. float16 has none on any CPU torch knows how to use, so
+    it is only a way of storing.
+    """
+    if values.device.type != "cpu" or values.dtype not in (torch.float16, torch.bfloat16):
+        return values.dtype
+    return torch.bfloat16 if computes_bfloat16("cpu") else torch.float32
+
+
+def _groups(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
+    """Cut texts into runs `(first, last)` of at most `rows` rows and texts, but one at least."""
+    bounds = offsets.numpy()
+    first, count = 0, len(bounds) - 1
+    while first < count:
+        fitting = int(np.searchsorted(bounds, bounds[first] + rows, side="right")) - 1
+        last = max(first + 1, min(fitting, first + rows))
+        yield first, last
+        first = last
+
+
+class _Block:
+    """Some whole documents and their similarities, in memory that every block reuses."""
+
+    def __init__(self, vectors: Tensor, width: int) -> None:
+        """Reserve room for similarities of `width` query rows, in the type of `vectors`."""
+        cells = _CELLS_ON_ACCELERATORS
+        if vectors.device.type == "cpu":
+            cells = _CELLS_PER_THREAD * min(torch.get_num_threads(), _MAX_THREADS)
+        self.rows = max(1, cells // max(width, _LEAST_WIDTH))
+        self._similarities = vectors.new_empty(self.rows * width)
+        self._copy = vectors.new_empty(0, vectors.shape[1])
+
+    def load(self, rows: Tensor, bounds: Tensor) -> None:
+        """Take the rows of documents that begin and end at `bounds`."""
+        self._bounds, self._rows = bounds, rows
+        if rows.dtype != self._copy.dtype and len(rows) <= self.rows:
+            if len(self._copy) < len(rows):
+                self._copy = self._copy.new_empty(self.rows, rows.shape[1])
+            self._rows = self._copy[: len(rows)].copy_(rows)
+
+    def maxima(self, vectors: Tensor) -> Tensor:
+        """Each document's best similarity with each of `vectors`: `(documents, width)`, float32."""
+        if len(self._rows) > self.rows:  # one document longer than a block
+            pieces = [self._multiply(piece, vectors).amax(0) for piece in self._pieces()]
+            return torch.stack(pieces).amax(0, keepdim=True).float()
+        similarities = self._multiply(self._rows, vectors)
+        if similarities.device.type == "cpu":
+            return maxima_by_product(similarities, self._bounds).float()
+        return maxima_by_scatter(similarities, self._bounds).float()
+
+    def _pieces(self) -> Iterator[Tensor]:
+        for piece in self._rows.split(self.rows):
+            yield piece.to(self._copy.dtype)
+
+    def _multiply(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        # Two-dimensional on purpose: for bfloat16 on a CPU the batched product is 3-4 times slower
+        # than float32. Rows first, because the other order does not spread over threads.
+        shape = (len(rows), len(vectors))
+        return torch.mm(
+            rows, vectors.t(), out=self._similarities[: shape[0] * shape[1]].view(shape)
+        )
+
+
+def maxima_by_product(similarities: Tensor, bounds: Tensor) -> Tensor:
+    """Each document's maxima, as a sparse matrix of ones times the similarities; CPU only.
+
+    Args:
+        similarities: `(rows, width)`.
+        bounds: Where documents begin and end, `(documents + 1,)`, rising from 0 to `rows`.
+
+    Returns:
+        `(documents, width)` in the type of `similarities`; 0 for a document without rows.
+    """
+    rows = len(similarities)
+    # A compressed sparse row matrix needs for each document exactly its bounds; int32 halves what
+    # is read beside the similarities.
+    ones = torch.sparse_csr_tensor(
+        bounds.int(),
+        torch.arange(rows, dtype=torch.int32),
+        torch.ones(rows, dtype=similarities.dtype),
+        (len(bounds) - 1, rows),
+        check_invariants=False,
+    )
+    maxima: Tensor = torch.sparse.mm(ones, similarities, "amax")
+    return maxima
+
+
+def maxima_by_scatter(similarities: Tensor, bounds: Tensor) -> Tensor:
+    """Each document's maxima on any device; as `maxima_by_product`, but -inf without rows."""
+    documents, (rows, width) = len(bounds) - 1, similarities.shape
+    lengths = bounds.diff().to(similarities.device, non_blocking=True)
+    # Given the output size, an accelerator need not be waited for.
+    document = torch.repeat_interleave(lengths, output_size=rows)  # (rows,)
+    maxima = similarities.new_full((documents, width), -torch.inf)
+    return maxima.scatter_reduce_(0, document[:, None].expand(rows, width), similarities, "amax")
