@@ -110,8 +110,9 @@ def host(
     ]
     _compare_duplicate(checkpoint, reader)
     head = nn.Sequential(*layers)
-    nn.Module.to(model, device)  # transformers' own `to` is typed for other arguments
-    return model.eval(), head.to(device).eval()
+    # Through the base class, because transformers' own versions of these are not typed.
+    nn.Module.eval(nn.Module.to(model, device))
+    return model, head.to(device).eval()
 
 
 class _Reader:
