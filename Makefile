@@ -14,7 +14,7 @@ export DEMO_QUERY := $(value QUERY)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix gpu notebooks bench
+.PHONY: help demo test check fix gpu notebooks bench docs
 
 help: ## Print this list
 	@echo 'Usage: make TARGET'
@@ -37,7 +37,12 @@ fix: $(VENV)/.dev ## Format, and mend what the linter can mend by itself
 	@$(BIN)/ruff check --fix .
 
 notebooks: $(VENV)/.dev ## Run every notebook and keep its new outputs
-	@$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+	@$(BIN)/python -m tests.notebooks notebooks/*.ipynb
+
+docs: $(VENV)/.docs ## Build the documentation into build/docs; every warning is an error
+	@$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going \
+	  -d build/doctrees docs build/docs
+	@echo 'Open build/docs/index.html'
 
 bench: $(VENV)/.dev ## Measure on this machine's CPU
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -67,4 +72,8 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) for development (some minutes the first time) ...'
 	@$(INSTALL) --editable '.[langchain,llama-index,offline,qdrant,ray]' --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.dev
+	@$(INSTALL) --group docs
 	@touch $@
