@@ -36,13 +36,14 @@ text-align:start;container-type:inline-size;
 [data-jp-theme-light="false"] &,.vscode-dark &,[data-theme="dark"] &,html[theme="dark"] &{
 color-scheme:dark}
 & *{box-sizing:border-box}
-& p{margin:0 0 8px}& b{font-weight:600}& small{color:var(--soft);font-size:12px}& .soft{color:var(--soft)}
+& p{margin:0 0 8px;text-align:start}
+& small{color:var(--soft);font-size:12px}& .soft{color:var(--soft)}
 & table{border-collapse:collapse;border-spacing:0;width:100%;margin:0;font-size:13px;
-table-layout:auto;border:0}
+table-layout:auto;border:0;color:inherit}& thead{border:0}
 & tr,& tr:nth-child(odd),& tr:nth-child(even){background:none}
 & th,& td{text-align:start;vertical-align:middle;padding:3px 10px 3px 0;border:0;max-width:none;
-line-height:1.4;white-space:normal;overflow-wrap:break-word}
-& th{font-weight:400;font-size:12px;color:var(--soft)}
+line-height:1.4;white-space:normal}
+& th{font-weight:400;font-size:12px;color:var(--soft);overflow-wrap:normal}
 & td{box-shadow:inset 0 1px var(--line)}
 & .number{text-align:end;font-variant-numeric:tabular-nums;white-space:nowrap}
 & .track{display:block;height:6px;border-radius:3px;background:var(--line);min-width:40px}

@@ -27,6 +27,9 @@ _CSS = """
 """
 
 
+_EMPTY = element("small", "empty text")
+
+
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """One text's place.
@@ -145,7 +148,7 @@ class Ranking(Sequence[Ranked]):
     @overload
     def __getitem__(self, key: slice) -> list[Ranked]: ...
     def __getitem__(self, key: int | slice) -> Ranked | list[Ranked]:
-        """The place at a rank, or several places; rank 0 is the best."""
+        """One place or several; the first, 0, is the best."""
         return self._ranked[key]
 
     def __repr__(self) -> str:
@@ -169,12 +172,13 @@ class Ranking(Sequence[Ranked]):
             element("bdi", one_line(self.query)[:_SNIPPET], class_="query"),
             element("small", self._summary()),
         )
-        heads = {"rank": "number", "score": "score", "input": "number", "moved": "number", "text": ""}
+        heads = dict.fromkeys(["rank", "score", "input", "moved", "text"], "number")
+        heads |= {"score": "score", "text": ""}
         titles = element("tr", *(element("th", text, class_=heads[text]) for text in heads))
         rows = [self._row(rank, place) for rank, place in enumerate(self[:_SHOWN])]
         foot = [*self._left_out()]
         if rows and self._explain is not None:
-            foot.append("Its method explain(rank) shows which words made the score of a place.")
+            foot.append("Its method explain(0) shows which words made the score of rank 0.")
         return panel(
             element("table", caption, element("thead", titles), element("tbody", *rows)),
             *(element("p", element("small", line), class_="foot") for line in foot),
@@ -197,7 +201,7 @@ class Ranking(Sequence[Ranked]):
             ),
             element("td", str(place.index), class_="number soft"),
             element("td", moved, class_=f"number {kind}", title=_spoken(rank, place)),
-            element("td", element("span", text, class_="text", dir="auto")),
+            element("td", element("span", text, class_="text", dir="auto") if text else _EMPTY),
         )
 
     def _summary(self) -> str:

@@ -161,6 +161,8 @@ class TextTokenizer:
     def spans(self, text: str, kind: Kind) -> TokenSpans:
         """One text's tokens, with the characters of the text that each stands for."""
         encoding = self.tokenizer.encode(self._prepare(text, kind))
+        # Each of these attributes is a new list of the whole text at every look.
+        offsets, special = encoding.offsets, encoding.special_tokens_mask
         batch = self._finish([encoding.ids], kind)
         prompt = self.rules(kind).prompt
         origin = _origin(prompt + text, self.recipe)
@@ -171,10 +173,10 @@ class TextTokenizer:
             place: Span | None = None
             if position < 0:
                 role: Role = "marker"
-            elif encoding.special_tokens_mask[position]:
+            elif special[position]:
                 role = "special"
             else:
-                start, stop = encoding.offsets[position]
+                start, stop = offsets[position]
                 place = _place(origin[start:stop], text, len(prompt))
                 role = "prompt" if place is None else "text"
             places.append(place)

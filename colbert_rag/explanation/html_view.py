@@ -17,6 +17,7 @@ from colbert_rag.explanation.text_view import mostly_on, summary, unread_notes
 _OPEN_UP_TO = 24  # lines of the table that are shown without a click
 _LONGEST_RUN = 3000  # characters shown of a stretch without a match, such as what was not read
 _LONGEST_WORD = 200
+_APART = " apart"  # the class of tokens that are not in the text
 _LEGEND = (
     "Colour and underline: how much of the score a word carries. Numbers: which words of the query "
     "it matches. Point at a word, or tap it in the query, to see its matches alone."
@@ -27,12 +28,12 @@ _CSS = """
 & .query{font-size:15px;line-height:2.2;margin-bottom:6px}
 & .query label,& mark{color:inherit;border-radius:3px;
 -webkit-box-decoration-break:clone;box-decoration-break:clone}
-& .query label{position:relative;cursor:pointer;padding:3px 5px;
+& .query label{position:relative;cursor:pointer;padding:3px 5px;margin-inline:1px;
 background:color-mix(in srgb,var(--warm) calc(8% + 57%*var(--s)),transparent)}
 & mark{border-radius:3px 3px 0 0;padding:1px 2px 0;border-bottom:calc(.5px + 3px*var(--s)) solid
 color-mix(in srgb,var(--warm) 80%,var(--ink));
 background:color-mix(in srgb,var(--warm) calc(55%*var(--s)),transparent)}
-& mark.apart{margin-inline-end:6px}
+& mark.apart{margin-inline-end:5px}& :not(.apart)+mark.apart{margin-inline-start:5px}
 & input{position:absolute;opacity:0;width:1px;height:1px;margin:0}
 & .query label:has(:focus-visible){outline:2px solid var(--cool)}
 & sup{font-size:9px;line-height:0;margin-inline-start:2px;color:var(--soft);
@@ -42,7 +43,7 @@ box-shadow:inset 0 1px var(--line),inset 0 -1px var(--line)}
 & .apart{font-family:ui-monospace,monospace;font-size:12px;color:var(--soft)}
 & .unread{opacity:.45}
 & summary{cursor:pointer;color:var(--soft);font-size:12px}
-& .strip{width:30%;min-width:96px}& .name{min-width:7em}
+& .strip{width:30%;min-width:96px}& .name,& .words{min-width:7em}
 & img{display:block;width:100%;height:14px;margin:0;image-rendering:pixelated;border-radius:2px}
 & .meter{display:grid;grid-template-columns:30px minmax(30px,1fr);align-items:center;gap:6px}
 & tr.line:hover td{background:color-mix(in srgb,var(--cool) 12%,transparent)}
@@ -80,57 +81,68 @@ def _highlight(number: int) -> str:
 
 
 def _query(view: Overview) -> Iterator[Html]:
-    """The query with a switch on each word, and switches for the tokens that are not in it."""
-    strongest = max((line.share for line in view.lines if line.role == "text"), default=0.0)
+    """The query with a switch on each word, then switches for the tokens that are not in it."""
+    strongest = max((line.share for line in view.lines if line.span), default=0.0)
     done = 0
     for number, line in enumerate(view.lines, start=1):
-        kind = f"q{number}"
-        if line.span is None:
-            kind += " apart"
-            count = f"{line.tokens} \u00d7 " if line.role == "expansion" else ""
-            before, word = markup(" "), f"{count}{line.label}"
-        else:
+        if line.span is not None:
             start, stop = line.span
-            before, word, done = _run(view.query[done:start]), view.query[start:stop], stop
-        said = f"{decimal(line.similarity, 2)}, {percent(line.share)} of the score"
-        yield before
-        yield element(
-            "label",
-            element("input", type="checkbox"),
-            _clipped(word, _LONGEST_WORD),
-            element("sup", str(number)),
-            class_=kind,
-            style=_strength(line.share, strongest),
-            title=f"{line.name}: {said}",
-        )
-        if number == len(view.lines) or view.lines[number].span is None:
-            yield _run(view.query[done : view.query_read])
-            yield _unread(view.query[view.query_read :])
+            yield _run(view.query[done:start])
+            yield _switch(view.query[start:stop], number, line, strongest)
+            done = stop
+    yield _run(view.query[done : view.query_read])
+    yield _unread(view.query[view.query_read :])
+    for number, line in enumerate(view.lines, start=1):
+        if line.span is None:
+            count = f"{line.tokens} \u00d7 " if line.role == "expansion" else ""
+            yield markup(" ")
+            yield _switch(f"{count}{line.label}", number, line, strongest)
+
+
+def _switch(word: str, number: int, line: Line, strongest: float) -> Html:
+    said = f"{decimal(line.similarity, 2)}, {percent(line.share)} of the score"
+    return element(
+        "label",
+        element("input", type="checkbox"),
+        _clipped(word, _LONGEST_WORD),
+        element("sup", str(number)),
+        class_=f"q{number}" + _APART * (line.span is None),
+        # Names of tokens are not to decide the reading direction of a text.
+        dir="ltr" if line.span is None else False,
+        style=_strength(line.share, strongest),
+        title=f"{line.name}: {said}",
+    )
 
 
 def _document(view: Overview) -> Iterator[Html]:
     """The document with its matches marked; tokens around the text only where they match."""
-    matched = [place for place in view.places if place.lines]
-    strongest = max((place.share for place in matched if place.span), default=0.0)
-    done, stop_reading = view.text_read
+    strongest = max((place.share for place in view.places if place.span), default=0.0)
+    last = max((index for index, place in enumerate(view.places) if place.span), default=-1)
+    done, read = view.text_read
     yield _unread(view.text[:done])
-    for place in matched:
-        if place.span is None:
-            word, kind = place.label, " apart"
-        else:
-            start, stop = place.span
-            yield _run(view.text[done:start])
-            word, kind, done = view.text[start:stop], "", stop
-        yield element(
-            "mark",
-            _clipped(word, _LONGEST_WORD),
-            element("sup", "\u00a0".join(str(line + 1) for line in place.lines)),
-            class_=" ".join(f"m{line + 1}" for line in place.lines) + kind,
-            style=_strength(place.share, strongest),
-            title=f"{percent(place.share)} of the score, for {_names(place, view)}",
-        )
-    yield _run(view.text[done:stop_reading])
-    yield _unread(view.text[stop_reading:])
+    for index, place in enumerate(view.places):
+        if not place.lines:
+            continue
+        # Tokens behind the text stand behind all of it.
+        start, stop = place.span or ((done, done) if index < last else (read, read))
+        yield _run(view.text[done:start])
+        yield _mark(view.text[start:stop] if place.span else place.label, place, view, strongest)
+        done = stop
+    yield _run(view.text[done:read])
+    yield _unread(view.text[read:])
+
+
+def _mark(word: str, place: Place, view: Overview, strongest: float) -> Html:
+    names = ", ".join(view.lines[line].name for line in place.lines)
+    return element(
+        "mark",
+        _clipped(word, _LONGEST_WORD),
+        element("sup", "\u00a0".join(str(line + 1) for line in place.lines)),
+        class_=" ".join(f"m{line + 1}" for line in place.lines) + _APART * (place.span is None),
+        dir="ltr" if place.span is None else False,
+        style=_strength(place.share, strongest),
+        title=f"{percent(place.share)} of the score, for {names}",
+    )
 
 
 def _table(view: Overview) -> Html:
@@ -186,14 +198,10 @@ def _row(number: int, line: Line, view: Overview, image: str | None) -> Html:
     return element("tr", *cells, class_=f"line q{number}")
 
 
-def _names(place: Place, view: Overview) -> str:
-    return ", ".join(view.lines[line].name for line in place.lines)
-
-
 def _strength(share: float, strongest: float) -> str:
     part = share / strongest if strongest > 0 and math.isfinite(share) else 0.0
-    # The root keeps weak matches visible beside one that carries a third of the score.
-    return f"--s:{math.sqrt(min(max(part, 0.0), 1.0)):.2f}"
+    # The power keeps weak matches visible beside one that carries a third of the score.
+    return f"--s:{min(max(part, 0.0), 1.0) ** 0.75:.2f}"
 
 
 def _unread(text: str) -> Html:

@@ -43,9 +43,10 @@ def best_passage(text: str, places: Sequence[Place], width: int) -> Passage:
     if not load.spans:
         return Passage("", 0, 0, 0.0)
     cut = load.heaviest([span for span in load.spans if _has_letter(text, span)], width)
-    start, stop = load.heaviest(list(_sentences(text)), width)
+    sentences = list(_sentences(text))
+    start, stop = load.heaviest(sentences, width)
     if load.between(start, stop) < _WHOLE_SENTENCES_FROM * load.between(*cut):
-        start, stop = _filled(text, cut, width)
+        start, stop = _filled(text, cut, width, sentences)
     elif start == stop:  # not even one word fits
         start, _ = max(load.spans, key=lambda span: load.between(*span))
         stop = start + width
@@ -99,10 +100,12 @@ def _sentences(text: str) -> Iterator[Span]:
             yield start + len(part) - len(part.lstrip()), start + len(part.rstrip())
 
 
-def _filled(text: str, span: Span, width: int) -> Span:
-    """Grow on both sides in turn, to where words begin and end, as long as they fit."""
+def _filled(text: str, span: Span, width: int, sentences: Sequence[Span]) -> Span:
+    """Grow on both sides in turn, word by word, up to `width` or the ends of the sentences."""
     start, stop = span
-    words = [match.span() for match in re.finditer(r"\S+", text)]
+    first = max((begin for begin, _ in sentences if begin <= start), default=start)
+    last = min((end for _, end in sentences if end >= stop), default=stop)
+    words = [match.span() for match in re.compile(r"\S+").finditer(text, first, last)]
     begins = iter([begin for begin, _ in reversed(words) if begin < start])
     ends = iter([end for _, end in words if end > stop])
     begin, end = next(begins, None), next(ends, None)
