@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from colbert_rag import __version__
-from colbert_rag.cli import demo, inspect, rerank
+from colbert_rag.cli import demo, explain, index, info, inspect, rerank, search
 from colbert_rag.cli.options import UsageError
 from colbert_rag.cli.output import note
 from colbert_rag.errors import ColBERTRagError
@@ -47,6 +47,30 @@ COMMANDS = (
         "order the documents in files by how well they answer a query",
         rerank.add_arguments,
         rerank.run,
+    ),
+    Command(
+        "explain",
+        "say which words made the score of a document",
+        explain.add_arguments,
+        explain.run,
+    ),
+    Command(
+        "index",
+        "encode documents once, into a file or a Qdrant server",
+        index.add_arguments,
+        index.run,
+    ),
+    Command(
+        "search",
+        "find the documents of an index that answer a query best",
+        search.add_arguments,
+        search.run,
+    ),
+    Command(
+        "info",
+        "say what an index holds, and which model made it",
+        info.add_arguments,
+        info.run,
     ),
     Command(
         "inspect",
@@ -112,7 +136,7 @@ def _overview() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
-        description="Late-interaction reranking with ColBERT models.",
+        description="Late-interaction reranking and retrieval with ColBERT models.",
         epilog="\n".join(
             ("commands:", *listed, "", f"{PROGRAM} COMMAND --help says more about each.")
         ),

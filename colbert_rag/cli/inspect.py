@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.options import add_recipe, settings_of
-from colbert_rag.cli.output import say_facts, say_json
+from colbert_rag.cli.output import say_facts, say_json, size
 from colbert_rag.display import one_line
 from colbert_rag.errors import CheckpointError, UnsupportedBackboneError
 from colbert_rag.settings import Settings
@@ -182,7 +182,7 @@ def _facts(settings: Settings, found: _Findings) -> Iterator[tuple[str, str]]:
         yield "Weights", _weights(found.checkpoint)
     else:
         files = (file for file in found.folder.iterdir() if file.is_file())
-        listed = (f"{file.name} ({_size(file.stat().st_size)})" for file in sorted(files))
+        listed = (f"{file.name} ({size(file.stat().st_size)})" for file in sorted(files))
         yield "Files", ", ".join(listed) or "none"
     for error in found.refused:
         yield "Refused", f"{type(error).__name__}: {one_line(str(error))}"
@@ -242,7 +242,7 @@ def _rules(rules: TextRules) -> str:
 
 def _weights(checkpoint: Checkpoint) -> str:
     count = f"{_parameters(checkpoint):,} parameters in {' and '.join(_dtypes(checkpoint))}"
-    return f"{count}; {_size(checkpoint.weight_bytes)} in {', '.join(checkpoint.weight_files)}"
+    return f"{count}; {size(checkpoint.weight_bytes)} in {', '.join(checkpoint.weight_files)}"
 
 
 def _parameters(checkpoint: Checkpoint) -> int:
@@ -273,7 +273,3 @@ def _languages(checkpoint: Checkpoint) -> list[str]:
     if not checkpoint.backbone.has_languages or not isinstance(languages, list):
         return []
     return [str(name) for name in languages]
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

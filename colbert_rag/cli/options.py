@@ -1,16 +1,35 @@
-"""The options that say which model a command opens, and how; spelled as they are in Python."""
+"""Options that several commands share: which model, which files; spelled as they are in Python."""
 
 from __future__ import annotations
 
 import argparse
+import io
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from colbert_rag.cli.output import note, shows_progress
+from colbert_rag.reading import (
+    FORMATS,
+    SPLITS,
+    STDIN,
+    ReadingOptions,
+    SourceDocument,
+    read_documents,
+)
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DTYPES, OFFLINE_CHECKPOINT, Settings
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
+    from colbert_rag.index import IndexInfo
+
+FORMS = """\
+  .jsonl .ndjson   one JSON object on each line (or one JSON string)
+  .csv .tsv        rows under a line that names the columns
+  .txt             a document is a paragraph, parted by blank lines
+  .md .markdown    a document is a section, with its headings as title"""
+"""What can be read, for the help of a command that reads."""
 
 
 class UsageError(Exception):
@@ -19,14 +38,18 @@ class UsageError(Exception):
 
 def add_model(parser: argparse.ArgumentParser, *, default: str = DEFAULT_CHECKPOINT) -> None:
     """Declare which model, and where it runs."""
+    _add_model(parser, default, f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: {default})")
+
+
+def add_followed_model(parser: argparse.ArgumentParser, help: str) -> None:
+    """Declare which model, and where it runs, for a command that follows an index."""
+    _add_model(parser, None, help)
+
+
+def _add_model(parser: argparse.ArgumentParser, default: str | None, help: str) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-m",
-        "--model",
-        dest="checkpoint",
-        metavar="CHECKPOINT",
-        default=default,
-        help=f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: {default})",
+        "-m", "--model", dest="checkpoint", metavar="CHECKPOINT", default=default, help=help
     )
     group.add_argument("--device", help="such as cpu, cuda:1 or mps (default: the fastest)")
     group.add_argument(
@@ -44,17 +67,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Declare how a checkpoint is found and read; what is left out follows the checkpoint."""
     group = parser.add_argument_group("checkpoint")
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    group.add_argument("--cache-folder", metavar="FOLDER", help="where downloads are kept")
-    group.add_argument("--local-files-only", action="store_true", help="never use the network")
+    _add_finding(group)
     group.add_argument(
         "--raw",
         "--raw-token-embeddings",
         dest="raw_token_embeddings",
         action="store_true",
         help="use a plain encoder's own token vectors, without a projection",
-    )
-    group.add_argument(
-        "--allow-pickle", action="store_true", help="read pytorch_model.bin, as plain tensors only"
     )
     group.add_argument("--query-length", type=int, metavar="N", help="tokens of a query at most")
     group.add_argument(
@@ -70,18 +89,132 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--language", metavar="NAME", help="adapter of an XMOD model, as in en_XX")
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """The model that the arguments describe.
+def add_finding(parser: argparse.ArgumentParser) -> None:
+    """Declare how a checkpoint is found, where an index says how it is read."""
+    _add_finding(parser.add_argument_group("checkpoint"))
+
+
+def _add_finding(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--cache-folder", metavar="FOLDER", help="where downloads are kept")
+    group.add_argument("--local-files-only", action="store_true", help="never use the network")
+    group.add_argument(
+        "--allow-pickle", action="store_true", help="read pytorch_model.bin, as plain tensors only"
+    )
+
+
+def add_reading(parser: argparse.ArgumentParser) -> None:
+    """Declare how files are read."""
+    group = parser.add_argument_group("reading")
+    group.add_argument("--format", choices=tuple(FORMATS), help="instead of going by the suffix")
+    group.add_argument("--split", choices=SPLITS, help="what is one document in text and Markdown")
+    group.add_argument(
+        "--field", metavar="NAME", help="where records have their text (default: text, content...)"
+    )
+    group.add_argument(
+        "--id-field",
+        metavar="NAME",
+        help="where they have an id (default: id, _id...); '' for none",
+    )
+    group.add_argument(
+        "--title-field",
+        metavar="NAME",
+        help="where they have a title (default: title); '' for none",
+    )
+
+
+def add_score(group: argparse._ArgumentGroup) -> None:
+    """Declare the scale of scores."""
+    group.add_argument(
+        "--score",
+        choices=("mean", "sum"),
+        default="mean",
+        help="mean similarity of the query's tokens, -1 to 1, or ColBERT's sum (default: mean)",
+    )
+
+
+def whole_number(text: str) -> int:
+    """A number that counts something, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
+
+
+def checked_query(query: str) -> str:
+    """The query, which must be text.
+
+    Raises:
+        UsageError: it is blank, or not valid Unicode.
+    """
+    if not query.strip():
+        raise UsageError("QUERY is empty, expected some text to look for")
+    try:
+        query.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError("QUERY is not valid in the terminal's encoding") from error
+    return query
+
+
+def read(arguments: argparse.Namespace) -> Iterator[SourceDocument]:
+    """The documents of the files that are named, or of standard input where none is.
+
+    Raises:
+        FileNotFoundError: a file does not exist; before anything is read.
+        UsageError: there is nothing to read from.
+    """
+    paths = arguments.files or [STDIN]
+    if STDIN in paths and sys.stdin is None:
+        raise UsageError("there is no standard input here: name a FILE")
+    if not arguments.files and sys.stdin.isatty():
+        raise UsageError("no FILE is named, and nothing is piped in")
+    options = ReadingOptions(
+        format=arguments.format,
+        split=arguments.split,
+        text_field=arguments.field,
+        id_field=arguments.id_field,
+        title_field=arguments.title_field,
+    )
+    stdin: BinaryIO = sys.stdin.buffer if STDIN in paths else io.BytesIO()
+    return read_documents(paths, options, stdin=stdin)
+
+
+def hint_at_lines(documents: Sequence[SourceDocument]) -> None:
+    """One paragraph of many lines is often a list that was meant line by line."""
+    if len(documents) == 1 and "\n" in documents[0].text and not documents[0].title:
+        note(
+            f"note: {documents[0].source} is one document, since no blank line parts it; "
+            "--split lines makes one of each line"
+        )
+
+
+def settings_of(arguments: argparse.Namespace, info: IndexInfo | None = None) -> Settings:
+    """The model that the arguments describe; what they leave out follows an index.
+
+    Args:
+        arguments: As parsed.
+        info: Of the index that the model is for, if there is one.
 
     Raises:
         UsageError: an option is out of range.
     """
     given = vars(arguments)
     chosen = {name: given[name] for name in (f.name for f in fields(Settings)) if name in given}
+    if info is not None:
+        unsaid = {option.name: option.default for option in fields(Settings)} | {"checkpoint": None}
+        said = {name: value for name, value in chosen.items() if value != unsaid[name]}
+        chosen = {"checkpoint": info.checkpoint, **_recipe(info), **said}
+    elif chosen["checkpoint"] is None:
+        chosen["checkpoint"] = DEFAULT_CHECKPOINT
     try:
         return Settings.normalised(**chosen)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+
+
+def _recipe(info: IndexInfo) -> dict[str, object]:
+    """Only what a recipe consists of: an index may come from somebody else."""
+    from colbert_rag.index.protocol import RECIPE_OPTIONS
+
+    return {name: info.recipe[name] for name in RECIPE_OPTIONS if name in info.recipe}
 
 
 def open_model(settings: Settings) -> ColBERT:

@@ -7,11 +7,35 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from colbert_rag.display import columns, one_line
 
 NARROWEST, WIDEST = 60, 100
+
+SHOWN_LINES = 3
+"""Lines of a document's text in a table."""
+
+SHORTEST_TITLE = 12
+"""Columns below which a title is left out of a table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A document in a table.
+
+    Attributes:
+        score: What it is ordered by.
+        name: Where it was read, or its id.
+        title: What it is called, or "".
+        text: Its text.
+    """
+
+    score: float
+    name: str
+    title: str
+    text: str
 
 
 def width() -> int:
@@ -63,3 +87,23 @@ def say_facts(facts: Iterable[tuple[str, str]]) -> None:
         ) or [""]
         for head, line in zip_longest([name], lines, fillvalue=""):
             say(f"{head:<{indent}}{line}")
+
+
+def say_table(rows: Iterable[Row]) -> None:
+    """Write documents, best first, with the beginnings of their texts."""
+    indent = " " * 15
+    for rank, row in enumerate(rows, start=1):
+        # A long path stays whole, so that it can be copied; a title gives way to it.
+        heading = one_line(row.name)
+        room = width() - len(indent) - len(heading) - 2
+        if row.title and room >= SHORTEST_TITLE:
+            heading += f": {shortened(row.title, room)[0]}"
+        say()
+        say(f"{rank:>4}  {row.score:>7.4f}  {heading}")
+        for line in shortened(row.text, width() - len(indent), lines=SHOWN_LINES):
+            say(f"{indent}{line}")
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import io
 import math
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-from colbert_rag.cli.options import UsageError, add_model, add_recipe, open_model, settings_of
-from colbert_rag.cli.output import note, say, say_json, shortened, shows_progress, width
-from colbert_rag.display import one_line
-from colbert_rag.reading import (
-    FORMATS,
-    SPLITS,
-    STDIN,
-    ReadingOptions,
-    SourceDocument,
-    read_documents,
+from colbert_rag.cli.options import (
+    FORMS,
+    add_model,
+    add_reading,
+    add_recipe,
+    add_score,
+    checked_query,
+    hint_at_lines,
+    open_model,
+    read,
+    settings_of,
+    whole_number,
 )
+from colbert_rag.cli.output import Row, note, say, say_json, say_table, shows_progress
+from colbert_rag.reading import SourceDocument
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
@@ -31,22 +33,13 @@ WINDOW_DOCUMENTS = 2048
 """Documents held and scored at a time: under 500 MB of vectors, and long enough to sort by length
 without much padding."""
 
-SHOWN_LINES = 3
-"""Lines of a document's text in the table."""
-
-SHORTEST_TITLE = 12
-"""Columns below which a title is left out of the table."""
-
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Order the documents in files by how well they answer a query, by late
 interaction: each token of the query looks for its best match among the tokens
 of a document.
 
 A FILE is one of these, told by its suffix, else by its first line:
-  .jsonl .ndjson   one JSON object on each line (or one JSON string)
-  .csv .tsv        rows under a line that names the columns
-  .txt             a document is a paragraph, parted by blank lines
-  .md .markdown    a document is a section, with its headings as title
+{FORMS}
 A folder is read with its sub-folders. Without FILE, or for -, standard input
 is read. A title is ranked in front of its text."""
 
@@ -59,12 +52,18 @@ examples:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """A document with its score, and its number in the order of reading."""
 
     score: float
     index: int
     document: SourceDocument
+
+    @property
+    def name(self) -> str:
+        """Where it was read, and its id."""
+        named = "" if self.document.id is None else f" ({self.document.id})"
+        return f"{self.document.place}{named}"
 
     @property
     def order(self) -> tuple[bool, float, int]:
@@ -80,14 +79,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "-k", "--top-k", type=_count, default=10, metavar="N", help="how many; 0 for all (10)"
+        "-k", "--top-k", type=whole_number, default=10, metavar="N", help="how many; 0 for all (10)"
     )
-    results.add_argument(
-        "--score",
-        choices=("mean", "sum"),
-        default="mean",
-        help="mean similarity of the query's tokens, -1 to 1, or ColBERT's sum (default: mean)",
-    )
+    add_score(results)
     results.add_argument(
         "--min-score",
         type=float,
@@ -96,88 +90,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out what scores below",
     )
     results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
-    reading = parser.add_argument_group("reading")
-    reading.add_argument("--format", choices=tuple(FORMATS), help="instead of going by the suffix")
-    reading.add_argument(
-        "--split", choices=SPLITS, help="what is one document in text and Markdown"
-    )
-    reading.add_argument(
-        "--field", metavar="NAME", help="where records have their text (default: text, content...)"
-    )
-    reading.add_argument(
-        "--id-field", metavar="NAME", help="where they have an id (default: id, _id...)"
-    )
-    reading.add_argument(
-        "--title-field",
-        metavar="NAME",
-        help="where they have a title (default: title); '' for none",
-    )
+    add_reading(parser)
     add_model(parser)
     add_recipe(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Rerank, and print the best."""
-    query = _checked_query(arguments.query)
+    query = checked_query(arguments.query)
     settings = settings_of(arguments)
-    windows = _windows(_documents(arguments))
-    # The first documents are read before the model is loaded: a wrong file name shows at once.
-    first = next(windows, None)
-    if first is None:
-        note("no documents found")
+    windows = read_windows(arguments)
+    if windows is None:
         return 0
-    _hint_at_lines(first)
     # A document is scored once in a run, so there is nothing to remember.
     model = open_model(replace(settings, document_cache=None))
     start = time.perf_counter()
-    places: list[_Place] = []
-    seen = 0
-    for window in chain([first], windows):
-        scored = _scored(model, query, window, seen, mean=arguments.score == "mean")
-        # "Not below" keeps a score that is not a number, which must not vanish unseen.
-        kept = [at for at in scored if not at.score < arguments.min_score]
-        places = sorted([*places, *kept], key=lambda at: at.order)[: arguments.top_k or None]
-        seen += len(window)
+    places, seen = best_places(
+        model,
+        query,
+        windows,
+        top_k=arguments.top_k,
+        mean=arguments.score == "mean",
+        least=arguments.min_score,
+    )
     if arguments.json:
         _say_records(places)
     else:
         seconds = time.perf_counter() - start
         say(f"{len(places)} of {seen:,} documents by {settings.checkpoint} in {seconds:.1f} s")
-        _say_table(places)
+        say_table(
+            Row(place.score, place.name, place.document.title, place.document.text)
+            for place in places
+        )
     return 0
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
+def read_windows(arguments: argparse.Namespace) -> Iterator[list[SourceDocument]] | None:
+    """The documents, as many at a time as are scored together; None where there are none.
+
+    The first are read now, before any model is loaded: a wrong file name shows at once.
+    """
+    windows = _windows(read(arguments))
+    first = next(windows, None)
+    if first is None:
+        note("no documents found")
+        return None
+    hint_at_lines(first)
+    return chain([first], windows)
 
 
-def _checked_query(query: str) -> str:
-    if not query.strip():
-        raise UsageError("QUERY is empty, expected some text to look for")
-    try:
-        query.encode()
-    except UnicodeEncodeError as error:
-        raise UsageError("QUERY is not valid in the terminal's encoding") from error
-    return query
+def best_places(
+    model: ColBERT,
+    query: str,
+    windows: Iterable[Sequence[SourceDocument]],
+    *,
+    top_k: int,
+    mean: bool = False,
+    least: float = -math.inf,
+) -> tuple[list[Place], int]:
+    """The best documents, best first, and how many there were in all.
 
-
-def _documents(arguments: argparse.Namespace) -> Iterator[SourceDocument]:
-    paths = arguments.files or [STDIN]
-    if STDIN in paths and sys.stdin is None:
-        raise UsageError("there is no standard input here: name a FILE")
-    if not arguments.files and sys.stdin.isatty():
-        raise UsageError("no FILE is named, and nothing is piped in")
-    options = ReadingOptions(
-        format=arguments.format,
-        split=arguments.split,
-        text_field=arguments.field,
-        id_field=arguments.id_field,
-        title_field=arguments.title_field,
-    )
-    stdin: BinaryIO = sys.stdin.buffer if STDIN in paths else io.BytesIO()
-    return read_documents(paths, options, stdin=stdin)
+    Args:
+        model: What scores them.
+        query: The query.
+        windows: The documents, held one window at a time.
+        top_k: How many to keep; 0 for all.
+        mean: Whether scores are means instead of sums.
+        least: Leave out what scores below.
+    """
+    places: list[Place] = []
+    seen = 0
+    for window in windows:
+        scored = _scored(model, query, window, seen, mean=mean)
+        # "Not below" keeps a score that is not a number, which must not vanish unseen.
+        kept = [at for at in scored if not at.score < least]
+        places = sorted([*places, *kept], key=lambda at: at.order)[: top_k or None]
+        seen += len(window)
+    return places, seen
 
 
 def _windows(documents: Iterator[SourceDocument]) -> Iterator[list[SourceDocument]]:
@@ -185,26 +174,17 @@ def _windows(documents: Iterator[SourceDocument]) -> Iterator[list[SourceDocumen
         yield window
 
 
-def _hint_at_lines(documents: Sequence[SourceDocument]) -> None:
-    """One paragraph of many lines is often a list that was meant line by line."""
-    if len(documents) == 1 and "\n" in documents[0].text and not documents[0].title:
-        note(
-            f"note: {documents[0].source} is one document, since no blank line parts it; "
-            "--split lines makes one of each line"
-        )
-
-
 def _scored(
     model: ColBERT, query: str, window: Sequence[SourceDocument], start: int, *, mean: bool
-) -> list[_Place]:
+) -> list[Place]:
     ranking = model.rank(
         query, [document.content for document in window], show_progress=shows_progress()
     )
     rows = ranking.query_rows if mean else 1
-    return [_Place(at.score / rows, start + at.index, window[at.index]) for at in ranking]
+    return [Place(at.score / rows, start + at.index, window[at.index]) for at in ranking]
 
 
-def _say_records(places: Iterable[_Place]) -> None:
+def _say_records(places: Iterable[Place]) -> None:
     for rank, place in enumerate(places, start=1):
         document = place.document
         record: dict[str, object] = {
@@ -220,19 +200,3 @@ def _say_records(places: Iterable[_Place]) -> None:
             "metadata": document.metadata,
         }
         say_json(record)
-
-
-def _say_table(places: Sequence[_Place]) -> None:
-    indent = " " * 15
-    for rank, place in enumerate(places, start=1):
-        document = place.document
-        named = "" if document.id is None else f" ({document.id})"
-        # A long path stays whole, so that it can be copied; a title gives way to it.
-        heading = one_line(f"{document.place}{named}")
-        room = width() - len(indent) - len(heading) - 2
-        if document.title and room >= SHORTEST_TITLE:
-            heading += f": {shortened(document.title, room)[0]}"
-        say()
-        say(f"{rank:>4}  {place.score:>7.4f}  {heading}")
-        for line in shortened(document.text, width() - len(indent), lines=SHOWN_LINES):
-            say(f"{indent}{line}")

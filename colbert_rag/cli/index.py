@@ -1,0 +1,236 @@
+"""`colbert-rag index`: encode documents once, and keep their vectors for searches."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from colbert_rag.cli.indexes import File, Where, add_server, is_index, where
+from colbert_rag.cli.options import (
+    FORMS,
+    UsageError,
+    add_followed_model,
+    add_reading,
+    add_recipe,
+    hint_at_lines,
+    open_model,
+    read,
+    settings_of,
+)
+from colbert_rag.cli.output import note, say, shows_progress
+from colbert_rag.errors import ColBERTRagError, IndexStorageError, ReadingError
+from colbert_rag.reading import SourceDocument
+from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
+
+if TYPE_CHECKING:
+    from colbert_rag.index import Changes, Document, Index
+    from colbert_rag.index.documents import Json
+
+DESCRIPTION = f"""\
+Encode documents, and keep their token vectors for `colbert-rag search`: in one
+file, or in a collection on a Qdrant server. What is there already is not
+encoded again, so that a run that was interrupted is simply repeated.
+
+A FILE is one of these, told by its suffix, else by its first line:
+{FORMS}
+A folder is read with its sub-folders. Without FILE, or for -, standard input
+is read. A FILE that is an index itself is copied with the vectors it has.
+
+A record keeps its id, and replaces an earlier one with the same id; any other
+document is known by its text. Other fields of a record can be searched with
+--filter, as can source, line and title. What vanishes from a file stays in
+the index."""
+
+EPILOG = """\
+examples:
+  colbert-rag index handbook/ faq.md --to handbook.sqlite
+  colbert-rag index facts.jsonl --to facts.sqlite -m offline-minilm
+  colbert-rag index facts.jsonl --to http://localhost:6333/facts
+  colbert-rag index facts.sqlite --to http://localhost:6333 --collection facts"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.usage = "%(prog)s [options] [FILE ...] --to INDEX"
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
+    parser.add_argument(
+        "--to",
+        metavar="INDEX",
+        required=True,
+        help="file, or http://HOST:PORT/COLLECTION; made where there is none",
+    )
+    parser.add_argument(
+        "--token-pooling",
+        type=float,
+        metavar="N",
+        help="merge token vectors to 1/N of their number, such as 2; of a new index",
+    )
+    add_server(parser)
+    add_reading(parser)
+    add_followed_model(
+        parser,
+        f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: that of the index; "
+        f"of a new one {DEFAULT_CHECKPOINT})",
+    )
+    add_recipe(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Fill the index, and say what changed."""
+    pooling = arguments.token_pooling
+    if pooling is not None and not pooling >= 1:
+        raise UsageError(f"--token-pooling is {pooling:g}, expected at least 1")
+    target = where(arguments, arguments.to)
+    stored = [path for path in arguments.files if is_index(path)]
+    if stored:
+        _copy(arguments, stored, target)
+        return 0
+    documents = read(arguments)
+    # The first ones are read before the model is loaded: a wrong file name shows at once.
+    first = list(islice(documents, 2))
+    if not first:
+        note("no documents found")
+        return 0
+    hint_at_lines(first)
+    _encode(arguments, chain(first, documents), target)
+    return 0
+
+
+def _encode(
+    arguments: argparse.Namespace, documents: Iterable[SourceDocument], target: Where
+) -> None:
+    settings = settings_of(arguments, target.info())
+    model = open_model(replace(settings, document_cache=None))
+    given = _Given(documents)
+    with target.open(model, token_pooling=arguments.token_pooling) as index:
+        start = time.perf_counter()
+        with _resumable(index, target):
+            changes = index.add(given, show_progress=shows_progress())
+        given.report()
+        _say_changes(changes, time.perf_counter() - start)
+        _say_holdings(index, target)
+
+
+def _copy(arguments: argparse.Namespace, paths: list[str], target: Where) -> None:
+    from colbert_rag.index import copy_index
+
+    if len(paths) < len(arguments.files):
+        raise UsageError(
+            f"{paths[0]} is an index, which is copied, and other files hold documents, which are "
+            "encoded: give them to one call each"
+        )
+    if arguments.checkpoint is not None or arguments.token_pooling is not None:
+        raise UsageError(
+            "an index is copied with the vectors it has: --model and --token-pooling are for "
+            "documents"
+        )
+    for path in paths:
+        if isinstance(target, File) and _same(path, target.name):
+            raise UsageError(f"{path} would be copied to itself")
+        with (
+            File(path).open(read_only=True) as source,
+            target.open(like=source.info) as index,
+            _resumable(index, target),
+        ):
+            start = time.perf_counter()
+            changes = copy_index(source, index, show_progress=shows_progress())
+            _say_changes(changes, time.perf_counter() - start)
+            _say_holdings(index, target)
+
+
+def _same(path: str, other: str) -> bool:
+    return Path(other).exists() and Path(path).samefile(other)
+
+
+@contextmanager
+def _resumable(index: Index, target: Where) -> Iterator[None]:
+    """Where the work ends early, say what is kept and how to go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, ReadingError) as error:
+        cause = "" if isinstance(error, KeyboardInterrupt) else " once the file is mended"
+        note(
+            f"{target.name} keeps {index.count():,} documents; the same command goes on from "
+            f"there{cause}"
+        )
+        raise
+    except ValueError as error:
+        if isinstance(error, ColBERTRagError):
+            raise
+        # One document that cannot be stored, such as one too long for a server.
+        raise IndexStorageError(f"{target.name}: {error}") from error
+
+
+def _say_changes(changes: Changes, seconds: float) -> None:
+    say(
+        f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged "
+        f"in {seconds:.1f} s"
+    )
+
+
+def _say_holdings(index: Index, target: Where) -> None:
+    say(f"{target.name} holds {index.count():,} documents by {index.info.checkpoint}")
+
+
+class _Given:
+    """What is read, as documents of an index; takes note of those that are the same one."""
+
+    def __init__(self, documents: Iterable[SourceDocument]) -> None:
+        self._documents = documents
+        self._replaced: list[str] = []
+        self._repeated: list[str] = []
+
+    def __iter__(self) -> Iterator[Document]:
+        """Each document once; of those with one id all, since the last shall stay."""
+        from colbert_rag.index.documents import text_digest
+
+        seen: set[bytes] = set()
+        for read_one in self._documents:
+            content = read_one.content
+            name = read_one.id or text_digest(content).hex()
+            key = text_digest(name)
+            if key not in seen:
+                seen.add(key)
+            elif read_one.id:
+                self._replaced.append(f"{read_one.id} at {read_one.place}")
+            else:
+                self._repeated.append(read_one.place)
+                continue
+            yield _document(read_one, name)
+
+    def report(self) -> None:
+        """Say what a user may not expect."""
+        if self._replaced:
+            note(
+                f"note: {len(self._replaced):,} ids came again, and the last document of each was "
+                f"kept, such as {self._replaced[0]}. --id-field '' knows documents by their texts"
+            )
+        if self._repeated:
+            note(
+                f"note: {len(self._repeated):,} texts came again and were left out, such as "
+                f"{self._repeated[0]}"
+            )
+
+
+def _document(read_one: SourceDocument, name: str) -> Document:
+    """The document with where it was read, unless its own fields say something else there.
+
+    Raises:
+        ReadingError: it cannot be stored, such as a number that is not finite.
+    """
+    from colbert_rag.index.documents import Document, as_document
+
+    metadata = {"source": read_one.source, "line": read_one.line}
+    title = {"title": read_one.title} if read_one.title else {}
+    fields = cast("dict[str, Json]", {**metadata, **title, **read_one.metadata})
+    try:
+        return as_document(Document(name, read_one.content, fields))
+    except (TypeError, ValueError) as error:
+        raise ReadingError(f"{read_one.place}: {error}") from error

@@ -1,0 +1,264 @@
+"""Where an index is: in a file, or in a collection on a Qdrant server."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote, urlsplit
+
+from colbert_rag.cli.options import UsageError
+from colbert_rag.cli.output import note
+from colbert_rag.display import one_line
+from colbert_rag.errors import IndexStorageError, MissingExtraError
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient
+
+    from colbert_rag.colbert import ColBERT
+    from colbert_rag.index import Index, IndexInfo
+
+API_KEY = "QDRANT_API_KEY"
+"""The environment variable that holds the key of a server unless another one is named."""
+
+SECONDS = 60
+"""How long a server may take for one request; a write waits until it is on disk."""
+
+SQLITE = b"SQLite format 3\0"
+"""How the file of an index begins."""
+
+MEMORY = ":memory:"
+LONGEST_REASON = 200
+
+
+class Where(Protocol):
+    """The place of an index, whether there is one yet or not."""
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    def info(self) -> IndexInfo | None:
+        """Which model made the index; None where there is none yet."""
+        ...
+
+    def open(
+        self,
+        colbert: ColBERT | None = None,
+        *,
+        like: IndexInfo | None = None,
+        token_pooling: float | None = None,
+        read_only: bool = False,
+    ) -> AbstractContextManager[Index]:
+        """Open it, or make it, as the classes of `colbert_rag.index` do."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A `LocalIndex`."""
+
+    name: str
+
+    def info(self) -> IndexInfo | None:
+        """Which model made the index; None where there is no file, or an empty one."""
+        from colbert_rag.index import LocalIndex
+
+        path = Path(self.name)
+        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+            return None
+        with LocalIndex(path, read_only=True) as index:
+            return index.info
+
+    @contextmanager
+    def open(
+        self,
+        colbert: ColBERT | None = None,
+        *,
+        like: IndexInfo | None = None,
+        token_pooling: float | None = None,
+        read_only: bool = False,
+    ) -> Iterator[Index]:
+        """Open the file, or make it."""
+        from colbert_rag.index import LocalIndex
+
+        with LocalIndex(
+            self.name, colbert, like=like, token_pooling=token_pooling, read_only=read_only
+        ) as index:
+            yield index
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A `QdrantIndex`."""
+
+    url: str
+    collection: str
+    api_key: str | None = field(default=None, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The URL of the collection."""
+        return f"{self.url}/{self.collection}"
+
+    def info(self) -> IndexInfo | None:
+        """Which model made the collection; None where there is none."""
+        with self._client() as client:
+            if not client.collection_exists(self.collection):
+                return None
+            from colbert_rag.index import QdrantIndex
+
+            return QdrantIndex(client, self.collection).info
+
+    @contextmanager
+    def open(
+        self,
+        colbert: ColBERT | None = None,
+        *,
+        like: IndexInfo | None = None,
+        token_pooling: float | None = None,
+        read_only: bool = False,
+    ) -> Iterator[Index]:
+        """Open the collection, or make it; whether it may be written to is for the key to say."""
+        from colbert_rag.index import QdrantIndex
+
+        with self._client() as client:
+            yield QdrantIndex(
+                client, self.collection, colbert, like=like, token_pooling=token_pooling
+            )
+
+    @contextmanager
+    def _client(self) -> Iterator[QdrantClient]:
+        """A connection whose errors are ours."""
+        try:
+            from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
+        except ImportError as error:
+            raise MissingExtraError("qdrant-client", extra="qdrant") from error
+
+        client = connect(self.url, self.api_key)
+        try:
+            yield client
+        except UnexpectedResponse as error:
+            raise IndexStorageError(self._refusal(error)) from error
+        except ApiException as error:
+            reason = one_line(str(error))[:LONGEST_REASON]
+            raise IndexStorageError(
+                f"{self.url} does not answer as a Qdrant server does ({reason})"
+            ) from error
+        finally:
+            client.close()
+
+    def _refusal(self, error: Exception) -> str:
+        status = getattr(error, "status_code", None)
+        if status in (401, 403):
+            given = "the API key was refused" if self.api_key else "it asks for an API key"
+            return f"{self.url}: {given}. Set {API_KEY}, or name a variable with --api-key-env"
+        return f"{self.url}: {one_line(str(error))[:LONGEST_REASON]}"
+
+
+def connect(url: str, api_key: str | None) -> QdrantClient:
+    """A client for a server; nothing is sent yet."""
+    from qdrant_client import QdrantClient
+
+    with warnings.catch_warnings():
+        # Said in our words, below.
+        warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
+        client = QdrantClient(url=url, api_key=api_key, timeout=SECONDS, check_compatibility=False)
+    at = urlsplit(url)
+    if api_key and at.scheme == "http" and at.hostname not in ("localhost", "127.0.0.1", "::1"):
+        note(f"note: the API key is sent to {at.hostname} unencrypted; https:// would protect it")
+    return client
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Declare how an index on a server is reached."""
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--collection", metavar="NAME", help="instead of as the last part of the URL"
+    )
+    group.add_argument(
+        "--api-key-env",
+        metavar="VAR",
+        help=f"environment variable that holds the API key (default: {API_KEY})",
+    )
+
+
+def where(arguments: argparse.Namespace, named: str) -> Where:
+    """The place that is named: a URL is a server, anything else a file.
+
+    Raises:
+        UsageError: it is neither, or options for a server go with a file.
+    """
+    if "://" in named:
+        return _server(arguments, named)
+    if arguments.collection is not None or arguments.api_key_env is not None:
+        raise UsageError(
+            f"--collection and --api-key-env are for a Qdrant server, and {named!r} is a file: "
+            "a server is named by its URL, such as http://localhost:6333"
+        )
+    if not named or named == MEMORY:
+        raise UsageError(f"the index is {named!r}, expected a file or the URL of a server")
+    if Path(named).is_dir():
+        raise UsageError(f"{named} is a folder, expected the file of an index")
+    return File(named)
+
+
+def known_info(place: Where) -> IndexInfo:
+    """Which model made an index that must be there.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
+    info = place.info()
+    if info is None:
+        raise FileNotFoundError(errno.ENOENT, "there is no index here", place.name)
+    return info
+
+
+def is_index(path: str) -> bool:
+    """Whether a path is the file of an index rather than of documents."""
+    file = Path(path)
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return stream.read(len(SQLITE)) == SQLITE
+
+
+def _server(arguments: argparse.Namespace, url: str) -> Server:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise UsageError(f"the URL of the index is not valid: {error}") from error
+    # Not shown: what stands there is likely to be a secret.
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise UsageError(
+            "the URL of the index holds a password or parameters, which end up in logs: give the "
+            f"API key in the environment variable {API_KEY}"
+        )
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError(f"{url!r} is no server: expected http://HOST:PORT/COLLECTION")
+    base, collection = url.rstrip("/"), arguments.collection
+    if collection is None and parts.path.strip("/"):
+        base, _, last = base.rpartition("/")
+        collection = unquote(last)
+    if not collection:
+        raise UsageError(f"{url} names no collection: add it, as in {base}/NAME, or --collection")
+    return Server(base, collection, _api_key(arguments.api_key_env))
+
+
+def _api_key(variable: str | None) -> str | None:
+    key = os.environ.get(variable or API_KEY)
+    if variable is not None and not key:
+        raise UsageError(f"the environment variable {variable} of --api-key-env is not set")
+    # A client's own error would show the key.
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError(f"the API key in {variable or API_KEY} holds characters that no key has")
+    return key or None

@@ -1,0 +1,165 @@
+"""`colbert-rag search`: the documents of an index that answer a query best."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from colbert_rag.cli.indexes import add_server, known_info, where
+from colbert_rag.cli.options import (
+    UsageError,
+    add_finding,
+    add_followed_model,
+    add_score,
+    checked_query,
+    open_model,
+    settings_of,
+    whole_number,
+)
+from colbert_rag.cli.output import Row, say, say_json, say_table
+from colbert_rag.display import one_line
+from colbert_rag.errors import InvalidFilterError
+from colbert_rag.reading import STDIN
+
+if TYPE_CHECKING:
+    from colbert_rag.index import Hit
+
+DESCRIPTION = """\
+Find the documents of an index that answer a query best, by late interaction
+with all of them. The index says which model it needs. QUERY may be - to read
+queries from standard input, one on each line.
+
+A filter is JSON, and leaves documents out before they are scored:
+  {"year": 2020}                          equal
+  {"year": {"$gte": 2000, "$lt": 2010}}   a range of numbers, or of moments
+  {"topic": {"$in": ["law", "tax"]}}      one of several; also $nin, $ne
+  {"author.name": "Ada"}                  a key inside a mapping
+  {"$or": [{...}, {...}]}                 also $and, $not"""
+
+EPILOG = """\
+examples:
+  colbert-rag search "how do refunds work" handbook.sqlite
+  colbert-rag search "red planet" facts.sqlite --filter '{"year": 2020}'
+  colbert-rag search "red planet" http://localhost:6333/facts --json | jq .text
+  cat questions.txt | colbert-rag search - facts.sqlite --top-k 1 --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.usage = "%(prog)s [options] QUERY INDEX"
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("query", metavar="QUERY", help="what to look for, or -")
+    parser.add_argument("index", metavar="INDEX", help="file, or http://HOST:PORT/COLLECTION")
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "-k", "--top-k", type=whole_number, default=10, metavar="N", help="how many; 0 for all (10)"
+    )
+    results.add_argument("--filter", metavar="JSON", help="which documents may be found")
+    add_score(results)
+    results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
+    add_server(parser)
+    add_followed_model(parser, "where the model of the index is, if it has moved")
+    add_finding(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Search, and print the best."""
+    place = where(arguments, arguments.index)
+    queries = _queries(arguments.query)
+    passing = _filter(arguments.filter)
+    settings = settings_of(arguments, known_info(place))
+    model = open_model(replace(settings, document_cache=None))
+    with place.open(model, read_only=True) as index:
+        start = time.perf_counter()
+        held = index.count()
+        vectors = model.encode_queries(queries)
+        answers = index.search_embeddings(vectors, arguments.top_k or held, passing)
+        seconds = time.perf_counter() - start
+    rows = vectors.lengths.tolist() if arguments.score == "mean" else [1] * len(queries)
+    if not arguments.json:
+        found = len(answers[0]) if len(answers) == 1 else sum(map(len, answers))
+        asked = "" if len(queries) == 1 else f" for {len(queries):,} queries"
+        say(f"{found:,} of {held:,} documents{asked} by {settings.checkpoint} in {seconds:.1f} s")
+    for query, hits, count in zip(queries, answers, rows, strict=True):
+        if arguments.json:
+            _say_records(query, hits, count)
+            continue
+        if len(queries) > 1:
+            say()
+            say(f"Query: {one_line(query)}")
+        say_table(_row(hit, count) for hit in hits)
+    return 0
+
+
+def _queries(named: str) -> list[str]:
+    if named != STDIN:
+        return [checked_query(named)]
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("QUERY is -, and nothing is piped in")
+    try:
+        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input is not UTF-8 at byte {error.start + 1}") from error
+    queries = [line.strip() for line in lines if line.strip()]
+    if not queries:
+        raise UsageError("QUERY is -, and standard input holds no query")
+    return queries
+
+
+def _filter(text: str | None) -> Mapping[str, object] | None:
+    if text is None:
+        return None
+    from colbert_rag.index.filters import parse_filter
+
+    example = """for example --filter '{"year": {"$gte": 2020}}'"""
+    try:
+        passing = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"--filter is not JSON: {error.msg} at column {error.colno}; {example}"
+        ) from error
+    except RecursionError as error:
+        raise UsageError("--filter is nested too deeply") from error
+    if not isinstance(passing, dict):
+        raise UsageError(f"--filter is no JSON object; {example}")
+    try:
+        parse_filter(passing)
+    except InvalidFilterError as error:
+        raise UsageError(f"--filter: {error}") from error
+    return passing
+
+
+def _say_records(query: str, hits: Iterable[Hit], rows: int) -> None:
+    for rank, hit in enumerate(hits, start=1):
+        record: dict[str, object] = {
+            "query": query,
+            "rank": rank,
+            "score": hit.score / rows,
+            "id": hit.id,
+            "text": hit.text,
+            "metadata": hit.metadata,
+        }
+        say_json(record)
+
+
+def _row(hit: Hit, rows: int) -> Row:
+    """The hit as `rerank` would show it, had it read the document now."""
+    title = hit.metadata.get("title")
+    title = title if isinstance(title, str) else ""
+    text = hit.text.removeprefix(f"{title} ") if title else hit.text
+    return Row(hit.score / rows, _name(hit), title, text)
+
+
+def _name(hit: Hit) -> str:
+    from colbert_rag.index.documents import text_digest
+
+    source, line = hit.metadata.get("source"), hit.metadata.get("line")
+    if not isinstance(source, str) or not isinstance(line, int):
+        return hit.id
+    place = f"{source}:{line}"
+    return place if hit.id == text_digest(hit.text).hex() else f"{place} ({hit.id})"
