@@ -73,7 +73,7 @@ def add_documents(
 
 def _watched(batches: Iterator[list[Document]], total: int | None) -> Iterator[list[Document]]:
     """The same batches, with a bar that counts those that are done."""
-    with tqdm(total=total, unit="documents") as bar:
+    with tqdm(total=total, unit=" documents") as bar:
         for batch in batches:
             yield batch
             bar.update(len(batch))

@@ -25,7 +25,7 @@ def copy_index(
     with contextlib.ExitStack() as stack:
         bar = None
         if show_progress:
-            bar = stack.enter_context(tqdm(total=source.count(), unit="documents"))
+            bar = stack.enter_context(tqdm(total=source.count(), unit=" documents"))
         changes = Changes()
         for documents, vectors in source.encoded(batch_size):
             changes += target.add_encoded(documents, vectors)
