@@ -25,7 +25,7 @@ from colbert_rag.hosting import host
 from colbert_rag.pipeline import Pipeline
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
-from colbert_rag.scoring import Scored, Scorer
+from colbert_rag.scoring import Known, Scored, Scorer
 from colbert_rag.settings import DOCUMENT_CACHE_BYTES, Settings
 from colbert_rag.tokenizer import TextTokenizer
 
@@ -241,12 +241,13 @@ class ColBERT:
         _check_texts(texts)
         return self._load().documents(texts, show_progress=show_progress)
 
-    def score(self, query: str, texts: Sequence[str]) -> list[float]:
+    def score(self, query: str, texts: Sequence[str], *, known: Known | None = None) -> list[float]:
         """MaxSim of a query with each text, in input order.
 
         Args:
             query: The query.
             texts: The documents.
+            known: As in `rank`.
 
         Returns:
             For each text, the sum over the query's rows of the best similarity each finds; with
@@ -256,7 +257,7 @@ class ColBERT:
             InvalidQueryError: the query is empty, blank or not a string.
             TypeError: not a list of strings.
         """
-        scored = self._score(query, texts, show_progress=False)
+        scored = self._score(query, texts, known, show_progress=False)
         return [] if scored is None else scored.scores
 
     def rank(
@@ -265,6 +266,7 @@ class ColBERT:
         texts: Sequence[str],
         *,
         top_k: int | None = None,
+        known: Known | None = None,
         show_progress: bool = False,
     ) -> Ranking:
         """Texts in the order of their MaxSim with a query, best first.
@@ -273,6 +275,8 @@ class ColBERT:
             query: The query.
             texts: The documents; equal ones are encoded once and all ranked.
             top_k: Places to return; None for all.
+            known: Finds vectors that this model made earlier, such as the `embeddings_for` of an
+                index; asked for texts that are not in the document cache.
             show_progress: Draw a progress bar on standard error.
 
         Raises:
@@ -285,7 +289,7 @@ class ColBERT:
             raise TypeError(f"top_k is {top_k!r}, expected a whole number or None for all")
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k is {top_k}, expected 0 or more, or None for all")
-        scored = self._score(query, texts, show_progress=show_progress)
+        scored = self._score(query, texts, known, show_progress=show_progress)
         if scored is None:
             return Ranking([], query=query, texts=texts, query_rows=0)
         lost = sum(math.isnan(score) for score in scored.scores)
@@ -371,13 +375,15 @@ class ColBERT:
         )
         return Pipeline(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
 
-    def _score(self, query: str, texts: Sequence[str], *, show_progress: bool) -> Scored | None:
+    def _score(
+        self, query: str, texts: Sequence[str], known: Known | None, *, show_progress: bool
+    ) -> Scored | None:
         """Score one query; None where there is nothing to score, and nothing needs loading."""
         _check_query(query)
         _check_texts(texts)
         if not texts:
             return None
-        return self._scorer().score(query, texts, show_progress=show_progress)
+        return self._scorer().score(query, texts, known=known, show_progress=show_progress)
 
     def _scorer(self) -> Scorer:
         windows = self.settings.long_documents == "windows"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+import torch
 from torch import Tensor
 
 from colbert_rag.cache import DocumentCache
@@ -14,6 +16,9 @@ from colbert_rag.maxsim import maxsim
 from colbert_rag.pipeline import STRETCH, Pipeline
 from colbert_rag.tokenizer import Span
 from colbert_rag.windows import find_windows
+
+Known: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
+"""Finds vectors, `(rows, dim)`, that the same model made earlier, of any of the texts."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -52,11 +57,18 @@ class Scorer:
         self._cache = cache
         self._windows = windows
 
-    def score(self, query: str, texts: Sequence[str], *, show_progress: bool = False) -> Scored:
-        """Score one query with at least one text."""
+    def score(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        known: Known | None = None,
+        show_progress: bool = False,
+    ) -> Scored:
+        """Score one query with at least one text; what is not `known` is encoded."""
         vectors = self._pipeline.queries([query])[0]
         pieces, windows = self._pieces(texts)
-        documents = self._documents(pieces, show_progress=show_progress)
+        documents = self._documents(pieces, known=known, show_progress=show_progress)
         scores = maxsim(vectors, documents).tolist()
         winners, start = [], 0
         for spans in windows:
@@ -94,10 +106,14 @@ class Scorer:
         ]
         return pieces, windows
 
-    def _documents(self, texts: Sequence[str], *, show_progress: bool) -> TokenEmbeddings:
+    def _documents(
+        self, texts: Sequence[str], *, known: Known | None = None, show_progress: bool
+    ) -> TokenEmbeddings:
         """Vectors of documents, each distinct text encoded at most once."""
         unique = list(dict.fromkeys(texts))
         found = {} if self._cache is None else self._cache.get(unique)
+        if known is not None:
+            found |= self._recalled([text for text in unique if text not in found], known)
         missing = [text for text in unique if text not in found]
         fresh = self._pipeline.documents(missing, show_progress=show_progress)
         new = dict(zip(missing, fresh, strict=True))
@@ -107,3 +123,29 @@ class Scorer:
             return fresh
         vectors = found | new
         return TokenEmbeddings.from_list([vectors[text] for text in texts])
+
+    def _recalled(self, texts: Sequence[str], known: Known) -> dict[str, Tensor]:
+        """Vectors from outside, as the model would give them, and into the cache where exact."""
+        if not texts:
+            return {}
+        encoder = self._pipeline.encoder
+        device, dtype = encoder.device, encoder.dtype
+        stored = known(texts)
+        for rows in stored.values():
+            if rows.ndim != 2 or rows.shape[1] != encoder.dim:
+                raise ValueError(
+                    f"known gave vectors of shape {tuple(rows.shape)}, expected (rows, "
+                    f"{encoder.dim}) as this model makes them"
+                )
+        found = {text: rows.to(device, dtype) for text, rows in stored.items()}
+        if self._cache is not None:
+            # The cache also serves callers without this memory, who were promised `dtype`.
+            self._cache.put(
+                {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
+            )
+        return found
+
+
+def _holds(stored: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether a type holds the vectors that a model of `dtype` makes, without rounding them."""
+    return torch.finfo(stored).eps <= torch.finfo(dtype).eps

@@ -71,6 +71,14 @@ def tiny_colbert(colbert: Callable[..., ColBERT]) -> ColBERT:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> ColBERT:
+    """Real weights that need no network, for tests about meaning."""
+    from colbert_rag import ColBERT
+
+    return ColBERT.from_pretrained("offline-minilm", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def sentence_transformers(
     checkpoint: Callable[[str], Path],
 ) -> Callable[[str], SentenceTransformersOracle]:

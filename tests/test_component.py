@@ -20,8 +20,10 @@ from tokenizers import Tokenizer
 import colbert_rag.colbert
 from colbert_rag import ColBERT, clear_cache, shared_colbert
 from colbert_rag.component import Ranker, Reranking, SharedModel
+from colbert_rag.explanation import Explanation
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
+from colbert_rag.pipeline import Pipeline
 from colbert_rag.settings import Settings
 from tests.rerankers import LengthRanker
 
@@ -48,12 +50,8 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return folders
 
 
-# A secret, and an option that adapters do not offer yet.
-NO_FIELDS = {"token", "long_documents"}
-
-
-def test_every_option_of_a_model_is_a_field() -> None:
-    options = {*Settings.__slots__} - {"checkpoint", *NO_FIELDS}
+def test_every_option_of_a_model_but_the_secret_one_is_a_field() -> None:
+    options = {*Settings.__slots__} - {"checkpoint", "token"}
 
     assert {*SharedModel.model_fields} == options | {"model", "encoder"}
 
@@ -133,6 +131,7 @@ def test_a_given_encoder_fills_the_fields_that_name_it(tiny_colbert: ColBERT) ->
         pytest.param("dtype", "bfloat16", id="dtype"),
         pytest.param("query_length", 16, id="query length"),
         pytest.param("raw_token_embeddings", True, id="raw token embeddings"),
+        pytest.param("long_documents", "windows", id="long documents"),
     ],
 )
 def test_a_field_that_contradicts_the_encoder_is_refused(
@@ -272,6 +271,67 @@ def test_an_overlong_query_is_cut_with_one_warning(
 
     (record,) = caplog.records
     assert "longer than query_length=32 tokens and were cut" in record.getMessage()
+
+
+def test_an_explanation_comes_with_each_result_and_encodes_nothing_again(
+    colbert: Callable[..., ColBERT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = colbert("stanford-bert", document_cache=None)
+    encodings, explanations = [], []
+    encode, explain = Pipeline.documents, Explanation.of
+
+    def noting(self: Pipeline, texts: list[str], **options: bool) -> object:
+        encodings.append(texts)
+        return encode(self, texts, **options)
+
+    def counting(query: str, text: str, **options: object) -> Explanation:
+        explanations.append(text)
+        return explain(query, text, **options)
+
+    monkeypatch.setattr(Pipeline, "documents", noting)
+    monkeypatch.setattr(Explanation, "of", counting)
+    texts = ["mars is red", "", "venus", "saturn has rings"]
+
+    places = Reranking(encoder=model, explain=True, score="sum", top_n=2)._rerank(
+        "red planet", texts, [None] * 4
+    )
+
+    assert encodings == [["mars is red", "venus", "saturn has rings"]]
+    assert explanations == [texts[place.index] for place in places]
+    assert [place.explanation["text"] for place in places] == explanations
+    assert [place.explanation["score"] for place in places] == pytest.approx(
+        [place.score for place in places], abs=1e-5
+    )
+
+
+def test_a_text_that_was_not_scored_has_no_explanation(tiny_colbert: ColBERT) -> None:
+    reranker = Reranking(encoder=tiny_colbert, explain=True)
+
+    places = reranker._rerank("red planet", ["mars", None, " "], [None] * 3)
+
+    assert [place.explanation is None for place in places] == [False, True, True]
+    assert reranker._rerank("red planet", [" "], [None])[0].explanation is None
+
+
+def test_long_documents_can_be_scored_by_their_best_window(tiny_checkpoint: Path) -> None:
+    options = {"model": tiny_checkpoint, "document_length": 40, **EXACT}
+    long = "venus is hot and saturn has rings . " * 30 + "mars is the red planet"
+    windowed = Reranking(long_documents="windows", explain=True, **options)
+    truncating = Reranking(explain=True, **options)
+
+    (place,) = windowed._rerank("mars is the red planet", [long], [None])
+    (cut,) = truncating._rerank("mars is the red planet", [long], [None])
+
+    (expected,) = windowed.ranker.rank("mars is the red planet", [long])
+    assert (place.explanation["is_window"], cut.explanation["is_window"]) == (True, False)
+    assert place.explanation["text_read"] == [*expected.span]
+    assert place.score > cut.score
+    assert windowed.ranker is not truncating.ranker
+
+
+def test_windows_are_one_of_two_words() -> None:
+    with pytest.raises(ValidationError, match="'truncate' or 'windows'"):
+        SharedModel(long_documents="split")
 
 
 def test_both_adapters_rank_alike_with_real_weights() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
@@ -123,6 +124,39 @@ def test_results_survive_a_langgraph_checkpoint(rerank: ColBERTRerank) -> None:
     results = rerank.compress_documents([Document("a", id="1"), Document("bb")], "q")
 
     assert serializer.loads_typed(serializer.dumps_typed(results)) == results
+
+
+def test_an_explanation_is_one_plain_value_of_the_metadata(tiny_colbert: ColBERT) -> None:
+    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True, top_n=None, score="sum")
+    documents = [Document("mars is red", metadata={"source": "book"}), Document("")]
+
+    first, last = rerank.compress_documents(documents, "red planet")
+
+    assert {*first.metadata} == {"source", "relevance_score", "colbert_explanation"}
+    assert json.loads(json.dumps(first.metadata)) == first.metadata
+    assert first.metadata["colbert_explanation"]["text"] == "mars is red"
+    assert first.metadata["colbert_explanation"]["score"] == pytest.approx(
+        first.metadata["relevance_score"], abs=1e-5
+    )
+    assert last.metadata["colbert_explanation"] is None
+    assert documents[0].metadata == {"source": "book"}
+
+
+def test_an_explanation_survives_a_langgraph_checkpoint(tiny_colbert: ColBERT) -> None:
+    serializer = JsonPlusSerializer()
+    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True)
+
+    results = rerank.compress_documents([Document("mars is red")], "red planet")
+
+    assert serializer.loads_typed(serializer.dumps_typed(results)) == results
+
+
+def test_a_retriever_of_a_reranker_explains_too(tiny_colbert: ColBERT, base: BaseRetriever) -> None:
+    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True, top_n=1)
+
+    (result,) = rerank.as_retriever(base).invoke("q")
+
+    assert result.metadata["colbert_explanation"]["query"] == "q"
 
 
 @pytest.mark.parametrize("query", [None, 3, ["q"]])

@@ -210,6 +210,37 @@ def test_reranking_twice_keeps_the_latest_score_and_excludes_it_once(
     assert second.node.excluded_llm_metadata_keys == ["retrieval_score"]
 
 
+def test_an_explanation_is_one_plain_value_that_no_model_reads(
+    tiny_colbert: ColBERT, nodes: list[NodeWithScore]
+) -> None:
+    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True, top_n=1, score="sum")
+
+    (result,) = rerank.postprocess_nodes(nodes, query_str="red planet")
+
+    explanation = result.node.metadata["colbert_explanation"]
+    (before,) = [found.node for found in nodes if found.node.node_id == result.node.node_id]
+    assert {*result.node.metadata} == {"title", "colbert_explanation"}
+    assert json.loads(json.dumps(explanation)) == explanation
+    assert explanation["text"] == before.get_content(MetadataMode.EMBED)
+    assert explanation["score"] == pytest.approx(result.score, abs=1e-5)
+    assert [result.node.get_content(mode) for mode in (MetadataMode.EMBED, MetadataMode.LLM)] == [
+        before.get_content(mode) for mode in (MetadataMode.EMBED, MetadataMode.LLM)
+    ]
+    assert {*before.metadata} == {"title"}
+
+
+def test_an_explanation_of_an_earlier_query_is_replaced(
+    tiny_colbert: ColBERT, nodes: list[NodeWithScore]
+) -> None:
+    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True)
+
+    first = rerank.postprocess_nodes(nodes, query_str="red planet")
+    (second, *_) = rerank.postprocess_nodes(first, query_str="rings")
+
+    assert second.node.metadata["colbert_explanation"]["query"] == "rings"
+    assert second.node.excluded_llm_metadata_keys == ["colbert_explanation"]
+
+
 # Stored and restored
 
 

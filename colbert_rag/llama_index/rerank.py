@@ -1,25 +1,19 @@
-"""LlamaIndex: rerank retrieved nodes by late interaction."""
+"""Rerank nodes that any retriever found."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from colbert_rag.errors import MissingExtraError
-
-try:
-    from llama_index.core.callbacks import CBEventType, EventPayload
-    from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
-    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-    from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-except ImportError as error:
-    raise MissingExtraError("llama-index-core", extra="llama-index") from error
-
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
-from colbert_rag.component import PathText, Reranking, check_query
+from colbert_rag.component import EXPLANATION_KEY, PathText, Placed, Reranking, check_query
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 
@@ -31,12 +25,15 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
 
     The model opens at the first query, or in `warm_up()`, and is shared with every component that
     names the same one. Scores order nodes; they are not probabilities.
+
+    What `explain` and `keep_retrieval_score` put into the metadata is excluded from every text that
+    is embedded or prompted with.
     """
 
     top_n: int | None = Field(default=5, ge=1)
     """How many to return; None returns all."""
     keep_retrieval_score: bool = False
-    """Keep the retriever's score as `retrieval_score` in the metadata, out of every prompt."""
+    """Keep the retriever's score as `retrieval_score` in the metadata."""
     metadata_mode: MetadataMode = MetadataMode.EMBED
     """Which metadata is ranked along with a node's text."""
 
@@ -95,7 +92,7 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             [self._text(found.node) for found in nodes],
             [found.node.node_id for found in nodes],
         )
-        return [self._scored(nodes[entry.index], entry.score) for entry in ranked]
+        return [self._placed(nodes[place.index], place) for place in ranked]
 
     def _text(self, node: BaseNode) -> str | None:
         # Metadata describes a text and does not replace it: an image with a file name has none.
@@ -104,9 +101,14 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             return text
         return node.get_content(metadata_mode=self.metadata_mode)
 
-    def _scored(self, found: NodeWithScore, score: float) -> NodeWithScore:
-        node = _with_retrieval_score(found) if self.keep_retrieval_score else found.node
-        return found.model_copy(update={"node": node, "score": score})
+    def _placed(self, found: NodeWithScore, place: Placed) -> NodeWithScore:
+        added: dict[str, Any] = {}
+        if self.keep_retrieval_score:
+            added[RETRIEVAL_SCORE_KEY] = found.score
+        if self.explain:
+            added[EXPLANATION_KEY] = place.explanation
+        node = _with_hidden(found.node, added) if added else found.node
+        return found.model_copy(update={"node": node, "score": place.score})
 
 
 class ColbertRerank(ColBERTRerank):
@@ -146,21 +148,20 @@ def _check_nodes(nodes: Sequence[object]) -> None:
             raise TypeError(f"node {index} is {type(found).__name__}, expected NodeWithScore")
 
 
-def _with_retrieval_score(found: NodeWithScore) -> BaseNode:
-    """A copy of the node that carries its score as metadata which no model reads.
+def _with_hidden(node: BaseNode, added: Mapping[str, Any]) -> BaseNode:
+    """A copy of the node with more metadata, which no model reads.
 
     The node itself may belong to a document store, and metadata is part of the text that is
     embedded and prompted with, unless its key is excluded.
     """
-    node = found.node
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, RETRIEVAL_SCORE_KEY: found.score},
-            "excluded_embed_metadata_keys": _including(node.excluded_embed_metadata_keys),
-            "excluded_llm_metadata_keys": _including(node.excluded_llm_metadata_keys),
+            "metadata": {**node.metadata, **added},
+            "excluded_embed_metadata_keys": _both(node.excluded_embed_metadata_keys, added),
+            "excluded_llm_metadata_keys": _both(node.excluded_llm_metadata_keys, added),
         }
     )
 
 
-def _including(keys: list[str]) -> list[str]:
-    return list(dict.fromkeys([*keys, RETRIEVAL_SCORE_KEY]))
+def _both(keys: Sequence[str], added: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys([*keys, *added]))

@@ -1,4 +1,4 @@
-"""LangChain: rerank retrieved documents by late interaction."""
+"""Rerank documents that any retriever found."""
 
 # Annotations are not postponed here: LangChain makes the schema of a step from those of its
 # function, and would look up their names in its own module.
@@ -6,23 +6,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from colbert_rag.errors import MissingExtraError
-
-try:
-    from langchain_core.callbacks import (
-        AsyncCallbackManagerForRetrieverRun,
-        CallbackManagerForRetrieverRun,
-        Callbacks,
-    )
-    from langchain_core.documents import BaseDocumentCompressor, Document
-    from langchain_core.retrievers import BaseRetriever, RetrieverLike
-    from langchain_core.runnables import Runnable, RunnableLambda
-except ImportError as error:
-    raise MissingExtraError("langchain-core", extra="langchain") from error
-
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+    Callbacks,
+)
+from langchain_core.documents import BaseDocumentCompressor, Document
+from langchain_core.retrievers import BaseRetriever, RetrieverLike
+from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from colbert_rag.component import Reranking, check_query
+from colbert_rag.component import EXPLANATION_KEY, Placed, Reranking, check_query
 
 RerankInput = Mapping[str, Any] | tuple[Sequence[Document], str]
 """What `as_runnable` takes: a mapping with `documents` and a query, or the two as a pair."""
@@ -42,6 +36,9 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     The model opens at the first query, or in `warm_up()`, and is shared with every component that
     names the same one. Scores go to `metadata["relevance_score"]`. They order documents; they are
     not probabilities.
+
+    With `explain`, a prompt that prints metadata prints the explanation too: several kilobytes for
+    each document.
     """
 
     score_key: str = "relevance_score"
@@ -100,12 +97,13 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
             [document.page_content for document in documents],
             [document.id for document in documents],
         )
-        return [self._scored(documents[entry.index], entry.score) for entry in ranked]
+        return [self._placed(documents[place.index], place) for place in ranked]
 
-    def _scored(self, document: Document, score: float) -> Document:
-        return document.model_copy(
-            update={"metadata": {**document.metadata, self.score_key: score}}
-        )
+    def _placed(self, document: Document, place: Placed) -> Document:
+        added: dict[str, Any] = {self.score_key: place.score}
+        if self.explain:
+            added[EXPLANATION_KEY] = place.explanation
+        return document.model_copy(update={"metadata": {**document.metadata, **added}})
 
 
 class ColBERTRerankRetriever(Reranking, BaseRetriever):

@@ -1,4 +1,4 @@
-"""What the adapters of every framework share: the fields that name a model, and one reranking.
+"""The fields that name a model, and the one model behind them.
 
 Frameworks copy, pickle and rebuild components from their public fields. So a component names its
 model in plain values, and asks the process for the shared instance on each call.
@@ -6,8 +6,6 @@ model in plain values, and asks the process for the shared instance on each call
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
@@ -16,12 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from colbert_rag.colbert import SHARED, ColBERT, resolved
-from colbert_rag.errors import InvalidQueryError, ScoringError
-from colbert_rag.ranking import Ranked, Ranking
+from colbert_rag.errors import InvalidQueryError
+from colbert_rag.ranking import Ranking
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings
 from colbert_rag.shared import shared_colbert
-
-logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -40,11 +36,12 @@ class Ranker(Protocol):
         ...
 
 
-def _path_as_text(value: object) -> object:
+def path_as_text(value: object) -> object:
+    """The text of a path, and anything else as it is."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-PathText = Annotated[str, BeforeValidator(_path_as_text)]
+PathText = Annotated[str, BeforeValidator(path_as_text)]
 """A path or hub id: text in the field, so that the component can be stored."""
 
 
@@ -98,6 +95,8 @@ class SharedModel(BaseModel):
     """Tokens encoded at once; bounds memory."""
     document_cache: int | None = DOCUMENT_CACHE_BYTES
     """Bytes of document vectors kept for later calls; None or 0 for none."""
+    long_documents: Literal["truncate", "windows"] = "truncate"
+    """Score a text that is longer by its beginning, or by the best of overlapping `"windows"`."""
     encoder: SkipJsonSchema[Ranker | None] = Field(default=None, exclude=True, repr=False)
     """A ready model, instead of a named one."""
 
@@ -176,68 +175,6 @@ def _decides(name: str, value: object) -> bool:
     return value != "auto" and (value is not None or name == "document_cache")
 
 
-class Reranking(SharedModel):
-    """The public fields of a reranker, and what it does whatever the framework."""
-
-    top_n: int | None = Field(default=3, ge=1)
-    """How many to return; None for all."""
-    score_threshold: float | None = Field(default=None, allow_inf_nan=False)
-    """Leave out what scores below this, on the scale that `score` chooses."""
-    score: Literal["mean", "sum"] = "mean"
-    """`"mean"` similarity of the query's vectors, from -1 to 1; `"sum"` is ColBERT's own score."""
-    dedupe: bool = False
-    """Keep only the first of those with the same id or the same text."""
-    show_progress: bool = False
-    """Draw a progress bar on standard error."""
-
-    def _rerank(
-        self, query: str, texts: Sequence[str | None], ids: Sequence[str | None]
-    ) -> list[Ranked]:
-        """Order texts by their score, best first; equal scores keep the order of the input.
-
-        A text that is missing or blank, or has no finite score, comes last, with the lowest score
-        of the scale: a score is always a number that JSON knows.
-
-        Raises:
-            InvalidQueryError: the query is blank.
-            TypeError: the query or a text is not a string.
-            ScoringError: not one text received a finite score.
-        """
-        check_query(query)
-        _check_texts(texts)
-        kept = _first_of_each(texts, ids) if self.dedupe else list(range(len(texts)))
-        if not kept:
-            return []
-        present = {index: text for index in kept if (text := texts[index]) and text.strip()}
-        ranked, lowest = self._score(query, present)
-        best = [place for place in ranked if math.isfinite(place.score)]
-        if ranked and not best:
-            raise ScoringError(
-                f"not one of {len(ranked)} texts has a finite score; try dtype='float32'"
-            )
-        if any(math.isinf(place.score) for place in ranked):  # of NaN, the model itself warns
-            logger.warning("texts with an infinite score are ranked last")
-        done = {place.index for place in best}
-        ordered = [*best, *(Ranked(index, lowest) for index in kept if index not in done)]
-        if self.score_threshold is not None:
-            ordered = [place for place in ordered if place.score >= self.score_threshold]
-        return ordered[: self.top_n]
-
-    def _score(self, query: str, texts: Mapping[int, str]) -> tuple[list[Ranked], float]:
-        """Rank texts on the chosen scale, and say what the lowest score of that scale is."""
-        if not texts and self.score == "mean":
-            return [], -1.0
-        # The lowest sum depends on the query's rows, which only the model can count.
-        ranking = self.ranker.rank(
-            query, list(texts.values()) or [""], show_progress=self.show_progress
-        )
-        rows = ranking.query_rows
-        divisor, lowest = (rows, -1.0) if self.score == "mean" else (1, -float(rows))
-        indices = list(texts)
-        places = ranking if texts else []
-        return [Ranked(indices[at.index], float(at.score) / divisor) for at in places], lowest
-
-
 def check_query(query: object) -> None:
     """Refuse what nothing can be ranked by.
 
@@ -249,23 +186,3 @@ def check_query(query: object) -> None:
         raise TypeError(f"query is {type(query).__name__}, expected a string")
     if not query.strip():
         raise InvalidQueryError("query is empty or blank, expected some text to rank by")
-
-
-def _check_texts(texts: Sequence[object]) -> None:
-    for index, text in enumerate(texts):
-        if text is not None and not isinstance(text, str):
-            raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
-
-
-def _first_of_each(texts: Sequence[str | None], ids: Sequence[str | None]) -> list[int]:
-    """The indices whose id and text no earlier one of them has; a missing text equals none."""
-    seen: set[tuple[str, str]] = set()
-    kept = []
-    for index, (text, identity) in enumerate(zip(texts, ids, strict=True)):
-        keys = {("id", identity)} if identity else set()
-        if text and text.strip():
-            keys.add(("text", text))
-        if not keys & seen:
-            kept.append(index)
-            seen |= keys
-    return kept

@@ -1,0 +1,25 @@
+"""What the adapters of every framework share: fields that name a model and an index, and the work.
+
+`SharedModel` names a model, `SharedIndex` an index beside it; `Reranking` and `Retrieving` say what
+a component does with them, whatever the framework.
+"""
+
+from colbert_rag.component.model import PathText, Ranker, SharedModel, check_query
+from colbert_rag.component.reranking import EXPLANATION_KEY, Placed, Reranking
+from colbert_rag.component.retrieving import NODE_KEY, Retrieving, in_memory
+from colbert_rag.component.shared_index import SharedIndex, read_info
+
+__all__ = [
+    "EXPLANATION_KEY",
+    "NODE_KEY",
+    "PathText",
+    "Placed",
+    "Ranker",
+    "Reranking",
+    "Retrieving",
+    "SharedIndex",
+    "SharedModel",
+    "check_query",
+    "in_memory",
+    "read_info",
+]

@@ -1,0 +1,191 @@
+"""Retrieve documents by late interaction itself."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import repeat
+from typing import Any, Self
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
+from langchain_core.runnables import run_in_executor
+from pydantic import ConfigDict, Field, field_validator
+
+from colbert_rag.component import NODE_KEY, Retrieving, in_memory, read_info
+from colbert_rag.index import Document as StoredDocument
+from colbert_rag.index import Hit
+from colbert_rag.index.documents import as_document, metadata_json
+from colbert_rag.index.filters import parse_filter
+
+
+class ColBERTRetriever(Retrieving, BaseRetriever):
+    """Find documents in an index by late interaction.
+
+    Make one with `from_documents` or `from_texts`, open it again with `open`, or give any `index`.
+    The model opens at the first query, or in `warm_up()`, and is shared with every component that
+    names the same one. Scores go to `metadata["relevance_score"]`.
+
+    A document comes back as a plain `Document`, with the id and metadata it was stored with.
+    Metadata must be JSON values.
+    """
+
+    model_config = ConfigDict(extra="forbid")  # which the base class would undo
+
+    k: int = Field(default=4, ge=1)
+    """How many documents to return."""
+    filter: dict[str, Any] | None = None
+    """Which metadata they must have; see `colbert_rag.index.filters`."""
+    score_key: str = "relevance_score"
+    """Where in its metadata a returned document carries its score."""
+
+    @field_validator("filter")
+    @classmethod
+    def _check_filter(cls, filter: dict[str, Any] | None) -> dict[str, Any] | None:
+        parse_filter(filter)
+        return filter
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Document],
+        *,
+        path: str | os.PathLike[str] | None = None,
+        ids: Iterable[str] | None = None,
+        show_progress: bool = False,
+        **fields: Any,
+    ) -> Self:
+        """Store documents in an index, and make a retriever over it.
+
+        Args:
+            documents: They join those that the index holds; one with a known id replaces it.
+            path: The file of the index, which is made if it is not there; without it, and without
+                an `index` among the fields, the index is in memory.
+            ids: Instead of the documents' own.
+            show_progress: Draw a progress bar on standard error.
+            fields: Those of the retriever.
+        """
+        if path is not None:
+            retriever = cls(index=os.fspath(path), **fields)
+        else:
+            retriever = cls(
+                **fields if "index" in fields else {**fields, "index": in_memory(fields)}
+            )
+        retriever.add_documents(documents, ids=ids, show_progress=show_progress)
+        return retriever
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: Iterable[str],
+        metadatas: Iterable[dict[str, Any]] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Like `from_documents`, from texts and perhaps the metadata of each."""
+        described = (
+            ((text, {}) for text in texts)
+            if metadatas is None
+            else zip(texts, metadatas, strict=True)
+        )
+        documents = (Document(text, metadata=metadata) for text, metadata in described)
+        return cls.from_documents(documents, **options)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], **fields: Any) -> Self:
+        """A retriever over the index in a file, with the model that made it.
+
+        Raises:
+            FileNotFoundError: there is no index.
+            IndexCorruptError: the file is damaged, or something else.
+            IndexStorageError: the file cannot be opened.
+        """
+        name = os.fspath(path)
+        if read_info(name) is None:
+            raise FileNotFoundError(f"there is no index at {name}; make one with from_documents")
+        return cls(index=name, **fields)
+
+    def add_documents(
+        self,
+        documents: Iterable[Document],
+        *,
+        ids: Iterable[str] | None = None,
+        show_progress: bool = False,
+    ) -> list[str]:
+        """Store documents, and return their ids; a known id is replaced.
+
+        A document without an id gets one from its text and metadata, so that adding it again is no
+        news.
+        """
+        named = zip(documents, repeat(None)) if ids is None else zip(documents, ids, strict=True)
+        stored = (_stored(document, name) for document, name in named)
+        return self._store(stored, show_progress=show_progress)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove documents, and return how many there were; unknown ids are no error."""
+        return self._remove(ids)
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        return self._documents(query, k, filter)
+
+    # The base class would drop `k` and `filter` on this way.
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Document]:
+        return await run_in_executor(None, partial(self._documents, query, k, filter))
+
+    def _documents(
+        self, query: str, k: int | None, filter: Mapping[str, Any] | None
+    ) -> list[Document]:
+        hits = self._find(
+            query, self.k if k is None else k, self.filter if filter is None else filter
+        )
+        return [self._document(hit) for hit in hits]
+
+    def _document(self, hit: Hit) -> Document:
+        metadata = {key: value for key, value in hit.metadata.items() if key != NODE_KEY}
+        return Document(hit.text, id=hit.id, metadata={**metadata, self.score_key: hit.score})
+
+    def _get_ls_params(self, **options: Any) -> LangSmithRetrieverParams:
+        index = "LocalIndex" if isinstance(self.index, str) else type(self.index).__name__
+        return LangSmithRetrieverParams(
+            **super()._get_ls_params(**options),
+            ls_vector_store_provider=index,
+            ls_embedding_provider="colbert",
+            ls_embedding_model=self.model,
+        )
+
+
+def _stored(document: Document, name: str | None) -> StoredDocument:
+    if not isinstance(document, Document):
+        raise TypeError(
+            f"found {type(document).__name__}, expected langchain_core.documents.Document"
+        )
+    stored = as_document(
+        StoredDocument(name or document.id or "", document.page_content, document.metadata)
+    )
+    return stored if name or document.id else replace(stored, id=_name(stored))
+
+
+def _name(document: StoredDocument) -> str:
+    """Not from the text alone: two pages that read the same are still two."""
+    described = metadata_json(document.metadata, canonical=True)
+    return hashlib.sha256(f"{document.text}\n{described}".encode()).hexdigest()[:32]

@@ -1,0 +1,69 @@
+"""Nodes as documents of an index, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TextNode
+
+from colbert_rag.component import NODE_KEY
+from colbert_rag.index import Document
+
+
+def to_document(node: BaseNode, metadata_mode: MetadataMode) -> Document:
+    """What an index stores of a node: its text, its metadata for filters, and all of it as JSON.
+
+    The JSON is one string, which no store can reorder or round. Left out is what LlamaIndex's own
+    stores leave out: the node's embedding, the object of an `IndexNode`, the bytes of media.
+
+    Raises:
+        TypeError: `node` is not a node.
+        ValueError: its metadata uses our key.
+    """
+    if not isinstance(node, BaseNode):
+        raise TypeError(f"found {type(node).__name__}, expected a node of llama_index.core.schema")
+    if NODE_KEY in node.metadata:
+        raise ValueError(f"metadata of node {node.node_id!r} uses the key {NODE_KEY!r}: rename it")
+    left_out = {"embedding": None, **({"obj": None} if isinstance(node, IndexNode) else {})}
+    record = node.model_copy(update=left_out).model_dump(mode="json")
+    stored = {"class": _name(type(node)), "node": record}
+    return Document(
+        node.node_id,
+        node.get_content(metadata_mode),
+        {**node.metadata, NODE_KEY: json.dumps(stored, ensure_ascii=False)},
+    )
+
+
+def to_node(document: Document) -> BaseNode:
+    """The node a document was made from; a `TextNode` of a document that another tool stored.
+
+    Raises:
+        ValueError: the class of the node is not imported.
+    """
+    stored = document.metadata.get(NODE_KEY)
+    if not isinstance(stored, str):
+        return TextNode(
+            id_=document.id, text=document.text, metadata=json.loads(json.dumps(document.metadata))
+        )
+    record = json.loads(stored)
+    for kind in _kinds():
+        if _name(kind) == record["class"]:
+            return kind.from_dict(record["node"])
+    raise ValueError(
+        f"node {document.id!r} is a {record['class']}, and no such class is known here: import the "
+        "module that defines it"
+    )
+
+
+def _name(kind: type[BaseNode]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _kinds() -> Iterator[type[BaseNode]]:
+    """Every kind of node that is imported: finding one by name must not import what a file says."""
+    kinds = BaseNode.__subclasses__()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        yield kind

@@ -1,0 +1,201 @@
+"""Retrieve nodes by late interaction itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
+from llama_index.core.schema import (
+    BaseNode,
+    IndexNode,
+    MetadataMode,
+    NodeWithScore,
+    QueryBundle,
+)
+from llama_index.core.vector_stores import MetadataFilters
+
+from colbert_rag.component import Retrieving, in_memory, read_info
+from colbert_rag.index import Document, Index
+from colbert_rag.llama_index.filters import to_filter
+from colbert_rag.llama_index.nodes import to_document, to_node
+
+INDEX_FILE = "colbert.sqlite"
+OPTIONS_FILE = "retriever.json"
+
+
+class ColBERTRetriever(BaseRetriever):
+    """Find nodes in an index by late interaction.
+
+    Make one with `from_defaults`, keep it with `persist`, open it again with `from_persist_dir`, or
+    give any `index`. The model opens at the first query, or in `warm_up()`, and is shared with
+    every component that names the same one.
+
+    A node comes back as it was stored: class, id, metadata, excluded keys and relationships.
+    Metadata must be JSON values.
+    """
+
+    def __init__(
+        self,
+        index: Index | str | os.PathLike[str],
+        *,
+        similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
+        filters: MetadataFilters | None = None,
+        score: Literal["mean", "sum"] = "mean",
+        metadata_mode: MetadataMode = MetadataMode.EMBED,
+        callback_manager: CallbackManager | None = None,
+        object_map: dict[str, Any] | None = None,
+        objects: list[IndexNode] | None = None,
+        verbose: bool = False,
+        **model: Any,
+    ) -> None:
+        """Search an index.
+
+        Args:
+            index: The file of a `LocalIndex`, or an open index of any kind.
+            similarity_top_k: How many nodes to return.
+            filters: Which metadata they must have.
+            score: `"mean"` similarity of the query's vectors, from -1 to 1; `"sum"` is ColBERT's.
+            metadata_mode: Which metadata is encoded along with the text of nodes that are added.
+            callback_manager: As in every retriever.
+            object_map: What `IndexNode`s stand for, by `index_id`.
+            objects: Those nodes themselves, instead.
+            verbose: As in every retriever.
+            model: The fields that name the model, as those of `ColBERTRerank`; by default it is the
+                one that made the index.
+
+        Raises:
+            InvalidFilterError: a filter has no counterpart in our indexes.
+            ValueError: another argument is out of range.
+        """
+        super().__init__(callback_manager, object_map, objects, verbose)
+        place = os.fspath(index) if isinstance(index, os.PathLike) else index
+        self._retrieving = Retrieving(index=place, score=score, **model)
+        self.similarity_top_k = similarity_top_k
+        self.filters = filters
+        self.metadata_mode = MetadataMode(metadata_mode)
+
+    @classmethod
+    def from_defaults(
+        cls,
+        nodes: Iterable[BaseNode] | None = None,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        show_progress: bool = False,
+        **options: Any,
+    ) -> Self:
+        """Store nodes in an index, and make a retriever over it.
+
+        Args:
+            nodes: They join those that the index holds; one with a known id replaces it. None to
+                search what it holds.
+            path: The file of the index, which is made if it is not there; without it, and without
+                an `index` among the options, the index is in memory.
+            show_progress: Draw a progress bar on standard error.
+            options: Arguments of the class.
+        """
+        if path is not None:
+            retriever = cls(path, **options)
+        else:
+            retriever = cls(
+                **options if "index" in options else {**options, "index": in_memory(options)}
+            )
+        if nodes is not None:
+            retriever.insert_nodes(nodes, show_progress=show_progress)
+        return retriever
+
+    @property
+    def similarity_top_k(self) -> int:
+        """How many nodes to return."""
+        return self._similarity_top_k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, similarity_top_k: int) -> None:
+        if similarity_top_k < 1:
+            raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
+        self._similarity_top_k = similarity_top_k
+
+    @property
+    def filters(self) -> MetadataFilters | None:
+        """Which metadata nodes must have."""
+        return self._filters
+
+    @filters.setter
+    def filters(self, filters: MetadataFilters | None) -> None:
+        self._filters, self._filter = filters, to_filter(filters)
+
+    def insert_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
+        """Store nodes, and return their ids; a known id is replaced."""
+        documents = (self._document(node) for node in nodes)
+        return self._retrieving._store(documents, show_progress=show_progress)
+
+    def delete_nodes(self, node_ids: Sequence[str]) -> int:
+        """Remove nodes, and return how many there were; unknown ids are no error."""
+        return self._retrieving._remove(node_ids)
+
+    def persist(self, persist_dir: str | os.PathLike[str]) -> None:
+        """Write the index, and what a query was asked to return, into a folder.
+
+        What an earlier `persist` left there is brought up to date, without encoding anything. An
+        index that is in that folder already only needs the rest.
+
+        Raises:
+            IndexMismatchError: the folder holds an index of another model.
+        """
+        folder = Path(persist_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._retrieving._copy_to(folder / INDEX_FILE)
+        options = {
+            "similarity_top_k": self.similarity_top_k,
+            "filters": None if self.filters is None else self.filters.model_dump(mode="json"),
+            "score": self._retrieving.score,
+            "metadata_mode": self.metadata_mode.value,
+        }
+        (folder / OPTIONS_FILE).write_text(json.dumps(options, indent=2), encoding="utf-8")
+
+    @classmethod
+    def from_persist_dir(cls, persist_dir: str | os.PathLike[str], **options: Any) -> Self:
+        """Open what `persist` wrote.
+
+        Args:
+            persist_dir: The folder.
+            options: Arguments of the class, instead of those that were kept.
+
+        Raises:
+            FileNotFoundError: there is no index in the folder.
+            IndexCorruptError: the file is damaged, or something else.
+        """
+        folder = Path(persist_dir)
+        if read_info(str(folder / INDEX_FILE)) is None:
+            raise FileNotFoundError(f"there is no {INDEX_FILE} in {folder}; persist writes it")
+        kept = json.loads((folder / OPTIONS_FILE).read_text(encoding="utf-8"))
+        if kept["filters"] is not None:
+            kept["filters"] = MetadataFilters.model_validate(kept["filters"])
+        return cls(folder / INDEX_FILE, **{**kept, **options})
+
+    def warm_up(self) -> None:
+        """Load the weights now instead of at the first query."""
+        self._retrieving.warm_up()
+
+    def unload(self) -> None:
+        """Give back the memory of the weights, which all components that share them lose."""
+        self._retrieving.unload()
+
+    def _document(self, node: BaseNode) -> Document:
+        if isinstance(node, IndexNode) and node.obj is not None:
+            self.object_map[node.index_id] = node.obj
+        return to_document(node, self.metadata_mode)
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        hits = self._retrieving._find(query_bundle.query_str, self.similarity_top_k, self._filter)
+        return [NodeWithScore(node=to_node(hit.document), score=hit.score) for hit in hits]
+
+    # The base class would hold up the event loop.
+    async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        return await asyncio.to_thread(self._retrieve, query_bundle)
