@@ -3,7 +3,7 @@
 On the CPU the maximum over each document's rows is a product with a sparse matrix of ones, reduced
 by `amax` instead of by addition. Of the segmented maxima torch offers it is the only one that is
 vectorised, parallel and exact for every float type: per row of 32 similarities 6 ns on two AVX2
-cores, against 13 for `scatter_reduce_`, 90 for `segment_reduce`, and 99 for the matrix product
+cores, against 13 for `scatter_reduce_`, 87 for `segment_reduce`, and 99 for the matrix product
 itself (benchmarks/NOTES.md).
 """
 
