@@ -1,0 +1,319 @@
+"""The benchmarks' own arithmetic, on known numbers, and that every job runs at toy size."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import BertConfig, ModernBertConfig
+
+from benchmarks import (
+    checkpoints,
+    cold_start,
+    corpora,
+    encode,
+    gpu,
+    growth,
+    maxsim,
+    peers,
+    quality,
+    rerank,
+    roofline,
+)
+from benchmarks.__main__ import NO_GPU, main
+from benchmarks.quality import Quality, judge, ndcg, recall
+from benchmarks.report import Plan, Table, write
+from benchmarks.timing import Repetition, Timing, interleave
+
+TOY = Plan(threads=1, repeats=1, quick=True, checkpoint="tiny")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The benchmarks' smallest checkpoint, in a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "CACHE", tmp_path_factory.mktemp("benchmarks"))
+        yield checkpoints.build("tiny")
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A machine without the collections."""
+    monkeypatch.setattr(corpora, "DATA", tmp_path)
+    corpora._paragraphs.cache_clear()
+    yield
+    corpora._paragraphs.cache_clear()
+
+
+def timing(*repetitions: tuple[float, float, float | None]) -> Timing:
+    return Timing(tuple(Repetition(*values) for values in repetitions))
+
+
+# Timing
+
+
+def test_a_repetition_that_lost_cpu_time_does_not_count():
+    measured = timing((1.0, 2.0, 0.0), (9.0, 1.0, 0.0), (3.0, 2.0, 0.0), (2.0, 1.96, 0.0))
+
+    assert measured.seconds == 2.0
+    assert measured.best == 1.0
+    assert measured.disturbed == "1 of 4"
+
+
+def test_a_repetition_beside_other_processes_does_not_count():
+    measured = timing((1.0, 1.0, 0.01), (2.0, 1.0, None), (3.0, 1.0, 0.02), (9.0, 1.0, 0.5))
+
+    assert measured.seconds == 2.0
+    assert measured.disturbed == "1 of 4"
+
+
+def test_too_few_undisturbed_repetitions_keep_all_and_say_so():
+    measured = timing((1.0, 2.0, 0.0), (5.0, 1.0, 0.0), (6.0, 1.0, 0.0), (7.0, 1.0, 0.0))
+
+    assert measured.seconds == 5.5
+    assert measured.disturbed == "3 of 4 (kept)"
+
+
+def test_cpu_time_does_not_judge_work_on_an_accelerator():
+    repetitions = (Repetition(1.0, 2.0, 0.0), Repetition(2.0, 0.1, 1.0))
+
+    assert Timing(repetitions, on_device=True).disturbed == "0 of 2"
+
+
+def test_jobs_take_turns():
+    calls: list[str] = []
+    jobs = {name: lambda name=name: calls.append(name) for name in "AB"}
+
+    timings = interleave(jobs, repeats=3, least_seconds=0)
+
+    assert "".join(calls) == "ABABAB"
+    assert [len(timings[name].repetitions) for name in "AB"] == [3, 3]
+
+
+def test_a_short_job_is_repeated_and_its_time_is_that_of_one_call():
+    calls: list[int] = []
+
+    (measured,) = interleave({"job": lambda: calls.append(0)}, repeats=1, least_seconds=0.05)[
+        "job"
+    ].repetitions
+
+    assert len(calls) > 10
+    assert measured.seconds == pytest.approx(0.05 / len(calls), rel=0.5)
+
+
+# Quality
+
+
+def test_ndcg_of_the_example_in_the_literature():
+    # Grades 3, 2, 3, 0, 1, 2 in this order: DCG 6.861, ideal 7.141
+    # (https://en.wikipedia.org/wiki/Discounted_cumulative_gain, before its seventh document).
+    grades = dict(zip("abcdef", (3, 2, 3, 0, 1, 2), strict=True))
+
+    assert ndcg("abcdef", grades) == pytest.approx(6.861 / 7.141, abs=1e-4)
+
+
+def test_ndcg_looks_at_ten_places_of_the_run_and_of_the_ideal():
+    relevant = dict.fromkeys("abcdefghijkl", 1)
+
+    assert ndcg("abcdefghij", relevant) == pytest.approx(1.0)
+    assert ndcg(["x"] * 10 + ["a"], relevant) == 0.0
+
+
+def test_recall_counts_relevant_documents_only():
+    assert recall(["a", "x", "b"], {"a": 1, "b": 2, "c": 1, "x": 0}) == pytest.approx(2 / 3)
+    assert recall(["x"] * 100 + ["a"], {"a": 1}) == 0.0
+
+
+def test_reranking_reorders_candidates_and_keeps_ties_and_empty_lists():
+    found = corpora.Collection({}, {"q1": "one", "q2": "two"}, {}, {})
+    scores = {"a": 1.0, "b": 2.0, "c": 1.0}
+
+    def score(query: str, names: list[str]) -> list[float]:
+        assert names, "asked to score nothing"
+        return [scores[name] for name in names]
+
+    ranked = quality.rerank(found, {"q1": ["a", "b", "c"], "q2": []}, score)
+
+    assert ranked == {"q1": ["b", "a", "c"], "q2": []}
+
+
+def test_the_gain_over_another_run_comes_with_its_standard_error():
+    better, worse = Quality((0.5, 0.9), (1.0, 1.0)), Quality((0.4, 0.4), (1.0, 1.0))
+
+    # Differences 0.1 and 0.5: mean 0.3, standard deviation 0.2828, over the root of 2.
+    assert better.gain(worse) == "+0.3000 ± 0.2000"
+
+
+def test_measures_equal_those_of_trec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    draw = random.Random(0)
+    names = [f"d{number}" for number in range(120)]
+    judgements = {
+        f"q{query}": {name: draw.randrange(4) for name in draw.sample(names, 30)}
+        for query in range(20)
+    }
+    run = {query: draw.sample(names, 110) for query in judgements}
+
+    ours = judge(run, judgements)
+    scores = {
+        query: {name: -float(place) for place, name in enumerate(ranked)}
+        for query, ranked in run.items()
+    }
+    judged = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut_10", "recall_100"})
+    theirs = judged.evaluate(scores).values()
+
+    assert ours.ndcg == pytest.approx(sum(one["ndcg_cut_10"] for one in theirs) / len(run))
+    assert ours.recall == pytest.approx(sum(one["recall_100"] for one in theirs) / len(run))
+
+
+# Texts
+
+
+def test_texts_have_the_stated_lengths(tiny: Path, no_data: None):
+    texts = corpora.documents(600, checkpoints.open_tokenizer(tiny))
+    lengths = checkpoints.lengths(texts, tiny)
+
+    assert len(set(texts)) == 600
+    assert 140 <= sum(lengths) / 600 <= 158
+    assert sorted(lengths)[300] == pytest.approx(125, abs=8)
+    assert max(lengths) <= checkpoints.DOCUMENT_LENGTH
+    assert corpora.source() == "docstrings of Python's library"
+
+
+def test_texts_can_be_cut_to_one_length(tiny: Path, no_data: None):
+    texts = corpora.cut([64] * 50, checkpoints.open_tokenizer(tiny))
+
+    assert all(abs(length - 64) <= 6 for length in checkpoints.lengths(texts, tiny))
+
+
+def test_a_collection_joins_title_and_text_and_keeps_the_order_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text(
+        '{"_id": "d1", "title": "T", "text": "x"}\n{"_id": "d2", "title": "", "text": "y"}\n'
+    )
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "what"}\n')
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td2\t1\n")
+    (folder / "bm25.top100.trec").write_text("q Q0 d1 2 1.0 bm25s\nq Q0 d2 1 2.0 bm25s\n")
+    monkeypatch.setattr(corpora, "DATA", tmp_path)
+
+    found = corpora.collection("small")
+
+    assert found.documents == {"d1": "T x", "d2": "y"}
+    assert found.judgements == {"q": {"d2": 1}}
+    assert found.candidates == {"q": ["d2", "d1"]}
+
+
+# Work
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "expected"),
+    [
+        # 169.9 linear + 6.6 attention + 0.2 projection, and 220.6 + 10.0 + 0.2, in millions.
+        pytest.param(BertConfig(), "bert-base", 176.7e6, id="bert-base"),
+        pytest.param(ModernBertConfig(), "modernbert-base", 230.8e6, id="modernbert-base"),
+    ],
+)
+def test_work_per_token_at_180_tokens(
+    config: BertConfig | ModernBertConfig, name: str, expected: float, tmp_path: Path
+):
+    folder = tmp_path / f"{name}-1-random"
+    config.save_pretrained(folder)
+
+    work = roofline.encoding_work(folder, [180, 180])
+
+    assert work / 360 == pytest.approx(expected, rel=1e-3)
+
+
+# Agreement
+
+
+def test_scores_that_follow_another_rule_are_found_out():
+    exact = [10.0, 9.0, 8.0, 7.0]
+
+    assert peers.agreement([10.0004, 9.0, 8.0, 7.0], exact, "float32").same
+    assert not peers.agreement([10.01, 9.0, 8.0, 7.0], exact, "float32").same
+    reversed_scores = peers.agreement(exact[::-1], exact, "float32")
+    assert reversed_scores.spearman == pytest.approx(-1.0)
+    assert reversed_scores.difference == pytest.approx(3.0)
+
+
+def test_a_peer_with_other_scores_gets_no_ratio():
+    table = Table("rerank", "job")
+
+    table.timed("other", timing((1.0, 1.0, 0.0)), None, {})
+
+    assert "| other | 1.00 | 1.00 | - |" in table.markdown()
+
+
+# All jobs, at toy size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [encode, rerank, growth], ids=lambda job: job.__name__)
+def test_a_job_measures_us_and_our_peer_with_equal_scores(job, tiny: Path, monkeypatch):
+    monkeypatch.setattr(encode, "JOBS", (("", 64, 3),))
+
+    tables = list(job.run(TOY))
+
+    for table in tables:
+        ratios = {row["peer"]: row["ratio"] for row in table.rows if "llama" not in row["peer"]}
+        assert len(ratios) >= 2
+        assert all(ratio is not None for ratio in ratios.values())
+
+
+def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):
+    monkeypatch.setattr(maxsim, "JOBS", ((2, 1000, 20, False),))
+    monkeypatch.setattr(roofline, "SHAPES", ((384, 384),))
+
+    (scores,) = maxsim.run(TOY)
+    roof, share = roofline.run(TOY)
+
+    assert all(row["largest error"] < 1e-4 for row in scores.rows)
+    assert [row["unit"] for row in roof.rows] == ["GFLOP/s", "GB/s", "GB/s"]
+    assert 0 < share.rows[0]["of the roof"] < 1.5
+
+
+@pytest.mark.slow
+def test_the_gpu_job_runs_wherever_it_is_told_to(tiny: Path):
+    tables = list(gpu.measure("cpu", gpu.TOY, repeats=1))
+
+    assert len(tables) == 7
+    assert all(table.rows for table in tables)
+
+
+def test_the_gpu_job_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    assert main(["gpu"]) == NO_GPU
+    assert "nothing was measured" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_child_process_measures_itself(tiny: Path):
+    texts = cold_start.write_texts(["some text"], "one")
+    program = cold_start.PROGRAMS["colbert_rag"]
+
+    found = cold_start.child(program, program.rerank, tiny, "a query", texts)
+
+    assert found["import_seconds"] > 0
+    assert found["peak_mib"] >= found["loaded_mib"] > 50
+
+
+def test_results_are_written_as_text_and_data(tmp_path: Path):
+    table = Table("encode", "Encode 2 documents: tiny", notes=["A note."])
+    table.timed("one", timing((0.5, 1.0, 0.0)), 1.0, {"documents/s": 4.0})
+
+    write(tmp_path, "cpu", {"threads": "1"}, [table])
+
+    text = (tmp_path / "cpu.md").read_text()
+    assert "speed / sentence-transformers float32" in text
+    assert "| one | 0.500 | 0.500 | 2.00 | 4.00 | 1.00 | 0 of 1 |" in text
+    (stored,) = json.loads((tmp_path / "cpu.json").read_text())["tables"]
+    assert stored["rows"][0]["repetitions"] == [{"seconds": 0.5, "busy": 1.0, "others": 0.0}]
