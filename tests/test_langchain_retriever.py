@@ -507,13 +507,17 @@ def test_a_forked_process_opens_the_file_for_itself(path: Path, minilm: ColBERT)
 
     child = os.fork()
     if child == 0:
-        # No model in the child: its threads did not come along.
-        opened = retriever._open_index(minilm)
-        os.write(writer, f"{opened is open_here} {opened.count()}".encode())
-        os._exit(0)
+        try:  # without the model: its threads did not come along
+            opened = retriever._open_index(minilm)
+            os.write(writer, f"{opened is open_here} {opened.count()}".encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
     os.waitpid(child, 0)
+    said = os.read(reader, 100)
+    os.close(reader)
 
-    assert os.read(reader, 100) == b"False 4"
+    assert said == b"False 4"
     assert open_here.count() == 4
 
 
