@@ -500,6 +500,7 @@ def test_every_field_is_described() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_opens_the_file_for_itself(path: Path, minilm: ColBERT) -> None:
     retriever = ColBERTRetriever(index=path, encoder=minilm)
     open_here = retriever._open_index(minilm)

@@ -349,6 +349,13 @@ def test_filters_choose_among_nodes(
     assert sorted(ids(articles.retrieve("article"))) == list(expected)
 
 
+def test_a_filter_that_is_changed_in_place_is_followed(articles: ColBERTRetriever) -> None:
+    articles.filters = both(LAW)
+    articles.filters.filters.append(one("year", "<", 2020))
+
+    assert ids(articles.retrieve("article")) == ["0"]
+
+
 @pytest.mark.parametrize("operator", ["text_match", "text_match_insensitive"])
 def test_an_operator_without_a_counterpart_is_refused_at_once(operator: str) -> None:
     filters = both(one("topic", operator, "la"))

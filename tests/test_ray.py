@@ -226,6 +226,7 @@ def ray() -> Iterator[Any]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # of its own settings
 def test_a_pipeline_of_workers_fills_an_index(
     ray: Any, tiny_checkpoint: Path, tiny_colbert: ColBERT, tmp_path: Path

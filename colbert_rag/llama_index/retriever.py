@@ -128,7 +128,8 @@ class ColBERTRetriever(BaseRetriever):
 
     @filters.setter
     def filters(self, filters: MetadataFilters | None) -> None:
-        self._filters, self._filter = filters, to_filter(filters)
+        to_filter(filters)  # refuses now what a query could not use
+        self._filters = filters
 
     def insert_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Store nodes, and return their ids; a known id is replaced."""
@@ -193,7 +194,9 @@ class ColBERTRetriever(BaseRetriever):
         return to_document(node, self.metadata_mode)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self._retrieving._find(query_bundle.query_str, self.similarity_top_k, self._filter)
+        # Read again, since filters can be changed in place.
+        filter = to_filter(self.filters)
+        hits = self._retrieving._find(query_bundle.query_str, self.similarity_top_k, filter)
         return [NodeWithScore(node=to_node(hit.document), score=hit.score) for hit in hits]
 
     # The base class would hold up the event loop.
