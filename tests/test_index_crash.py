@@ -1,45 +1,44 @@
-"""Processes that are killed, run out of disk, may not write, or read while another one writes.
-
-Each is a real process. They are forked from a server that has imported torch once, so that fifty of
-them take seconds.
-"""
+"""Processes that are killed, run out of disk, may not write, or read while another one writes."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
 import torch
 
-from colbert_rag.errors import IndexStorageError
-from colbert_rag.index import Changes, Document, LocalIndex
-from tests.index_fakes import WordEncoder, sentences
+from colbert_rag.index import Changes, LocalIndex
+from tests.index_fakes import WordEncoder
+from tests.index_processes import (
+    BATCH,
+    DOCUMENTS,
+    TEXTS,
+    add_everything,
+    add_with_a_file_limit,
+    answer,
+    fork_server,
+    read_meanwhile,
+    started,
+    use_without_rights,
+    write_and_delete,
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no fork server, signals or file limits"
 )
 
-BATCH = 8
-TEXTS = sentences(600)
-DOCUMENTS = [Document(f"d{at}", text, {"n": at}) for at, text in enumerate(TEXTS)]
 KILLS = 50
 
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_index_crash"])
-    return context
+    return fork_server()
 
 
 @pytest.fixture
@@ -47,28 +46,9 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "index.sqlite"
 
 
-def add_everything(path: Path, pipe: Connection) -> None:
-    model = WordEncoder()
-    index = LocalIndex(path, model, busy_timeout=120)
-    pipe.send("begun")
-    index.add(DOCUMENTS, batch_size=BATCH)
-    pipe.send(len(model.encoded))
-
-
-def started(
-    processes: ForkServerContext, target: object, *arguments: object
-) -> tuple[ForkServerProcess, Connection]:
-    """A process that runs `target(*arguments, pipe)`, and our end of the pipe."""
-    ours, theirs = processes.Pipe()
-    process = processes.Process(target=target, args=(*arguments, theirs))
-    process.start()
-    theirs.close()
-    return process, ours
-
-
 def killed_while_adding(processes: ForkServerContext, path: Path, delay: float) -> None:
     process, pipe = started(processes, add_everything, path)
-    assert pipe.recv() == "begun"
+    assert answer(pipe) == "begun"
     pipe.poll(delay)
     process.kill()
     process.join()
@@ -119,8 +99,8 @@ def test_a_killed_run_is_completed_without_encoding_anything_twice(
     committed = check_intact(path)
 
     process, pipe = started(processes, add_everything, path)
-    assert pipe.recv() == "begun"
-    encoded = pipe.recv()
+    assert answer(pipe) == "begun"
+    encoded = answer(pipe)
     process.join()
 
     assert encoded == len(DOCUMENTS) - committed
@@ -128,52 +108,17 @@ def test_a_killed_run_is_completed_without_encoding_anything_twice(
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
-def write_and_delete(path: Path, seconds: float, pipe: Connection) -> None:
-    """Commit groups of eight documents, and remove whole groups again."""
-    end = time.monotonic() + seconds
-    with LocalIndex(path, WordEncoder()) as index:
-        group = 0
-        while time.monotonic() < end:
-            some = TEXTS[group * BATCH % 400 :][:BATCH]
-            index.add(
-                [Document(f"{group}/{at}", text, {"g": group}) for at, text in enumerate(some)]
-            )
-            if group % 2:
-                index.delete([f"{group // 2}/{at}" for at in range(BATCH)])
-            group += 1
-    pipe.send(group)
-
-
-def read_meanwhile(path: Path, seconds: float, pipe: Connection) -> None:
-    """Search all the time; send back how often, or what was wrong."""
-    end = time.monotonic() + seconds
-    model = WordEncoder()
-    query = model.encode_queries(["mars storm"])
-    searches = 0
-    with LocalIndex(path, model, busy_timeout=30) as index:
-        while time.monotonic() < end:
-            hits = index.search_embeddings(query, 10_000)[0]
-            sizes = {
-                group: sum(hit.metadata["g"] == group for hit in hits)
-                for group in {hit.metadata["g"] for hit in hits}
-            }
-            if set(sizes.values()) - {BATCH}:
-                pipe.send(f"torn groups: {sizes}")
-                return
-            searches += 1
-    pipe.send(searches)
-
-
+@pytest.mark.slow
 def test_readers_in_other_processes_see_whole_commits_while_one_writes(
     processes: ForkServerContext, path: Path
 ):
     LocalIndex(path, WordEncoder()).close()
-    seconds = 3.0
+    seconds = 60.0
 
     writer, written = started(processes, write_and_delete, path, seconds)
-    readers = [started(processes, read_meanwhile, path, seconds) for _ in range(2)]
-    reports = [pipe.recv() for _, pipe in readers]
-    groups = written.recv()
+    readers = [started(processes, read_meanwhile, path, seconds) for _ in range(4)]
+    reports = [answer(pipe) for _, pipe in readers]
+    groups = answer(written)
     [process.join() for process, _ in [*readers, (writer, written)]]
 
     assert groups > 5
@@ -181,21 +126,9 @@ def test_readers_in_other_processes_see_whole_commits_while_one_writes(
     assert LocalIndex(path).count() == (groups - groups // 2) * BATCH
 
 
-def add_with_a_file_limit(path: Path, limit: int, pipe: Connection) -> None:
-    """As on a disk that holds no file above `limit` bytes: the write itself fails."""
-    import resource  # not on Windows
-
-    index = LocalIndex(path, WordEncoder())
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    try:
-        index.add(DOCUMENTS, batch_size=BATCH)
-    except IndexStorageError as error:
-        pipe.send((str(error), index.count()))
-
-
 def test_a_disk_that_refuses_a_write_loses_nothing(processes: ForkServerContext, path: Path):
     process, pipe = started(processes, add_with_a_file_limit, path, 200_000)
-    message, committed = pipe.recv()
+    message, committed = answer(pipe)
     process.join()
 
     assert "could not be written" in message
@@ -216,18 +149,6 @@ def open_folder() -> Iterator[Path]:
         folder.chmod(0o755)
 
 
-def use_without_rights(path: Path, pipe: Connection) -> None:
-    """Search and then add, as a user who may read the file but change nothing."""
-    if os.geteuid() == 0:
-        os.setuid(65534)
-    index = LocalIndex(path, WordEncoder())
-    hits = len(index.search("mars", 100))
-    try:
-        index.add(["venus"])
-    except IndexStorageError as error:
-        pipe.send((hits, str(error)))
-
-
 @pytest.mark.parametrize(
     ("file_mode", "folder_mode"),
     [
@@ -246,7 +167,7 @@ def test_without_the_right_to_write_an_index_is_searched_and_refuses_changes(
     open_folder.chmod(folder_mode)
 
     process, pipe = started(processes, use_without_rights, path)
-    hits, message = pipe.recv()
+    hits, message = answer(pipe)
     process.join()
 
     assert hits == 20
@@ -259,7 +180,7 @@ def test_two_processes_that_add_the_same_documents_leave_one_of_each(
     processes: ForkServerContext, path: Path
 ):
     first, second = (started(processes, add_everything, path) for _ in range(2))
-    encoded = [pipe.recv() and pipe.recv() for _, pipe in (first, second)]
+    encoded = [answer(pipe) and answer(pipe) for _, pipe in (first, second)]
     [process.join() for process, _ in (first, second)]
 
     assert sum(encoded) == len(DOCUMENTS)
