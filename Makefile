@@ -24,7 +24,8 @@ demo: $(VENV)/.demo ## Rank sample documents with real weights, offline; QUERY="
 	@$(BIN)/python -m colbert_rag.cli demo $${DEMO_QUERY:+-- "$$DEMO_QUERY"}
 
 test: check ## Check, then run all tests that need no model hub; ARGS="-k word" selects
-	@$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile \
+	  --max-worker-restart 2 $(ARGS)
 
 check: $(VENV)/.dev ## Check formatting, lint, types and import directions
 	@$(BIN)/ruff format --check --quiet --output-format concise .
