@@ -1,10 +1,16 @@
 """How Sphinx builds these pages; `make docs` calls it with every warning an error."""
 
+import sys
+from pathlib import Path
+
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.nodes import make_refnode
+
+# The package of this checkout, whatever is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 # Imported here because autodoc would import them with TYPE_CHECKING set, which llama-index-core
 # does not survive.

@@ -18,6 +18,7 @@ from tests.notebooks import METADATA, execute, read
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))
+OVERVIEWS = [FOLDER / "README.md", FOLDER.parent / "docs" / "notebooks.md"]
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 MRR = re.compile(r"^(.+?) +hit rate .*MRR: (.+)$", re.MULTILINE)
 PLACE_OF_THIS_MACHINE = re.compile(r"/(?:home|root|tmp|usr|opt|work|Users|var)/|\b[A-Z]:\\\\")
@@ -208,7 +209,8 @@ def test_nothing_of_the_machine_is_kept(path: Path) -> None:
     assert not PLACE_OF_THIS_MACHINE.search(json.dumps(stored))
 
 
-def test_the_overview_names_every_notebook() -> None:
-    overview = (FOLDER / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("overview", OVERVIEWS, ids=lambda path: path.parent.name)
+def test_an_overview_names_every_notebook(overview: Path) -> None:
+    links = re.findall(r"\]\((.+\.ipynb)\)", overview.read_text(encoding="utf-8"))
 
-    assert re.findall(r"\]\((.+\.ipynb)\)", overview) == [path.name for path in PATHS]
+    assert [(overview.parent / link).resolve() for link in links] == PATHS
