@@ -166,12 +166,12 @@ def test_a_flaw_in_a_file_is_named_with_what_is_kept(make: Run) -> None:
     assert err.splitlines()[1].startswith("error: x.jsonl:3: not JSON")
 
 
-def test_what_json_cannot_express_is_named_with_its_line(make: Run) -> None:
+def test_a_number_that_json_cannot_express_is_named_with_its_line(make: Run) -> None:
     Path("x.jsonl").write_text('{"text": "a"}\n{"text": "b", "n": NaN}\n', encoding="utf-8")
 
     _, _, err = make("x.jsonl", "--to", "x.sqlite")
 
-    assert "error: x.jsonl:2: metadata of document" in err
+    assert "error: x.jsonl:2: not JSON: NaN" in err
 
 
 def test_ids_and_texts_that_come_again_are_said(make: Run) -> None:

@@ -306,6 +306,12 @@ def outcome(content: bytes, form: str) -> object:
             r"x\.jsonl:2: not JSON: Expecting value at column 10.*one JSON object on each line",
             id="not JSON",
         ),
+        pytest.param(
+            "x.jsonl",
+            '{"text": "a"}\n{"text": "b", "n": NaN}',
+            r"x\.jsonl:2: not JSON: NaN is no JSON number, write null",
+            id="a number that only Python knows",
+        ),
         pytest.param("x.jsonl", "[1, 2]", r"x\.jsonl:1: found a list.*jq -c", id="a JSON list"),
         pytest.param("x.jsonl", "[" * 99_999, r"x\.jsonl:1: not JSON", id="deeply nested JSON"),
         pytest.param(

@@ -33,7 +33,7 @@ def read_jsonl(
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
+            record = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ReadingError(f"{source}:{number}: {_flaw(error)}. {ONE_OBJECT}") from error
         if isinstance(record, str):
@@ -71,6 +71,11 @@ def read_csv(
             start = rows.line_num + 1
     except csv.Error as error:
         raise ReadingError(f"{source}:{start}: not CSV: {error}. Is a quote missing?") from error
+
+
+def _refuse_constant(name: str) -> object:
+    # Python alone reads and writes these; what printed the record would not be JSON either.
+    raise ValueError(f"{name} is no JSON number, write null instead")
 
 
 def _flaw(error: Exception) -> str:
