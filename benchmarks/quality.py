@@ -1,57 +1,71 @@
-"""Whether reranking helps: nDCG@10 and Recall@100 on judged collections."""
+"""Whether reranking and retrieval help: nDCG@10 and Recall@100 on judged collections."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 
-import torch
+import pytrec_eval
 
-from benchmarks.corpora import DATA, Collection, collection
+from benchmarks import corpora
+from benchmarks.corpora import Collection
 from benchmarks.machine import installed
-from benchmarks.peers import ST, quiet
+from benchmarks.peers import ST
+from benchmarks.rankers import Run, late_interaction, mean_pooled
 from benchmarks.report import Plan, Table
-from colbert_rag import ColBERT
 from colbert_rag.device import resolve_device, resolve_dtype
-from colbert_rag.maxsim import maxsim
-from colbert_rag.settings import OFFLINE_CHECKPOINT
 
-# nDCG@10 of BM25, of the mean-pooled model and of its token vectors under MaxSim, as the README of
-# the collections gives them: by collection, number of queries, and whether the whole corpus was
-# ranked instead of BM25's top 100.
-PUBLISHED: dict[tuple[str, int, bool], tuple[float | None, float | None, float | None]] = {
-    ("scifact", 150, False): (0.697, 0.663, 0.724),
-    ("lfrqa", 150, False): (0.719, 0.839, 0.840),
-    ("cosqa", 150, False): (0.356, 0.535, 0.522),
-    ("squadshift-wiki", 150, False): (0.869, 0.839, 0.927),
-    ("xquad-en", 150, False): (0.974, 0.950, 0.985),
-    ("xquad-de", 150, False): (0.915, 0.752, 0.915),
-    ("xquad-zh", 150, False): (0.969, 0.457, 0.613),
-    ("scifact", 300, False): (0.679, None, None),
-    ("lfrqa", 500, False): (0.685, None, None),
-    ("cosqa", 500, False): (0.391, None, None),
-    ("squadshift-wiki", 500, False): (0.880, None, None),
-    ("scifact", 300, True): (0.679, 0.6451, 0.7120),
+# Smallest first, by tokens. These are 1.1 million of them, which two models encode in about 13
+# minutes on two cores without bfloat16 (3,000 tokens a second).
+COLLECTIONS = (
+    "xquad-th",
+    "xquad-en",
+    "xquad-zh",
+    "xquad-de",
+    "xquad-hi",
+    "xquad-ar",
+    "squadshift-wiki",
+    "cosqa",
+)
+LARGER = ("lfrqa", "scifact")
+"""Another 2.3 million tokens: measured when they are asked for."""
+
+TOP, WHOLE = "BM25's top 100", "whole corpus"
+BM25, MEAN, LATE = "BM25", "mean-pooled float32", "offline-minilm float32"
+Key = tuple[str, str]
+"""A ranking, and what it ranks."""
+
+KEYS: tuple[Key, ...] = ((BM25, WHOLE), (MEAN, TOP), (MEAN, WHOLE), (LATE, TOP), (LATE, WHOLE))
+
+# nDCG@10 as the README of the collections gives it, by collection and number of queries, in the
+# order of KEYS.
+Figures = tuple[float | None, float | None, float | None, float | None, float | None]
+PUBLISHED: dict[tuple[str, int], Figures] = {
+    ("scifact", 150): (0.697, 0.663, None, 0.724, None),
+    ("lfrqa", 150): (0.719, 0.839, None, 0.840, None),
+    ("cosqa", 150): (0.356, 0.535, None, 0.522, None),
+    ("squadshift-wiki", 150): (0.869, 0.839, None, 0.927, None),
+    ("xquad-en", 150): (0.974, 0.950, None, 0.985, None),
+    ("xquad-de", 150): (0.915, 0.752, None, 0.915, None),
+    ("xquad-zh", 150): (0.969, 0.457, None, 0.613, None),
+    ("scifact", 300): (0.679, None, 0.6451, None, 0.7120),
+    ("lfrqa", 500): (0.685, None, None, None, None),
+    ("cosqa", 500): (0.391, None, None, None, None),
+    ("squadshift-wiki", 500): (0.880, None, None, None, None),
 }
-COLLECTIONS = tuple(dict.fromkeys(name for name, *_ in PUBLISHED))
 DTYPE_TOLERANCE = 0.002
 """How much nDCG@10 may change from float32 to the default dtype."""
 
 NOTES = (
     "offline-minilm: all-MiniLM-L6-v2, its token vectors under MaxSim, never trained for it; "
     "mean-pooled: the same model as it was trained to be used. 256 tokens a document for both.",
-    "gain: mean difference to BM25 query by query, with its standard error.",
+    "Measures are trec_eval's. against: the mean difference of nDCG@10, query by query, with its "
+    "standard error.",
     "published: in the README of the collections. Which 150 queries those were is not known: "
     "BM25's own figure, which no model enters, differs on the first 150 of the file.",
 )
-
-Run = dict[str, list[str]]
-
-
-Score = Callable[[str, list[str]], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,138 +92,104 @@ class Quality:
         return f"{statistics.mean(changes):+.4f} ± {error:.4f}"
 
 
-def ndcg(ranked: Sequence[str], grades: Mapping[str, int], *, depth: int = 10) -> float:
-    """Normalised discounted cumulative gain with linear gains, as trec_eval computes it."""
-    gains = [grades.get(document, 0) for document in ranked[:depth]]
-    ideal = sorted(grades.values(), reverse=True)[:depth]
-    best = _discounted(ideal)
-    return _discounted(gains) / best if best else 0.0
-
-
-def _discounted(gains: Sequence[int]) -> float:
-    return sum(gain / math.log2(place + 2) for place, gain in enumerate(gains))
-
-
-def recall(ranked: Sequence[str], grades: Mapping[str, int], *, depth: int = 100) -> float:
-    """Share of the relevant documents that are among the first."""
-    relevant = {document for document, grade in grades.items() if grade > 0}
-    return len(relevant & set(ranked[:depth])) / len(relevant) if relevant else 0.0
-
-
 def judge(run: Run, judgements: Mapping[str, Mapping[str, int]]) -> Quality:
-    """Measure a run."""
+    """Measure a run with trec_eval; a query for which nothing was found is a miss."""
+    grades = {query: dict(judgements[query]) for query in run}
+    # trec_eval sorts by score, and equal scores by name. The place as the score keeps our order.
+    scores = {
+        query: {name: -float(place) for place, name in enumerate(ranked)}
+        for query, ranked in run.items()
+    }
+    evaluator = pytrec_eval.RelevanceEvaluator(grades, {"ndcg_cut.10", "recall.100"})
+    measured = evaluator.evaluate(scores)
     return Quality(
-        tuple(ndcg(ranked, judgements[query]) for query, ranked in run.items()),
-        tuple(recall(ranked, judgements[query]) for query, ranked in run.items()),
+        tuple(measured[query]["ndcg_cut_10"] for query in run),
+        tuple(measured[query]["recall_100"] for query in run),
     )
 
 
 def run(plan: Plan) -> Iterator[Table]:
-    """One table per collection."""
-    count = plan.size(plan.queries, 3)
-    for name in plan.collections or COLLECTIONS:
-        ranked = "The whole corpus ranked" if plan.whole else "BM25's top 100 reranked"
-        table = Table("quality", f"{ranked}, first {count} queries: {name}")
-        if (DATA / name).is_dir():
-            _measure(table, name, collection(name), count, whole=plan.whole)
-            table.notes += NOTES
+    """One table per collection; the larger ones when they are named."""
+    few = COLLECTIONS[:1] if plan.quick else COLLECTIONS
+    for name in plan.collections or few:
+        if (corpora.DATA / name).is_dir():
+            yield measure(name, plan.size(plan.queries, 3))
         else:
-            table.notes.append(f"{name}: not found under {DATA}")
-        yield table
-
-
-def rerank(found: Collection, candidates: Run, score: Score) -> Run:
-    """Reorder the candidates of each query; ties keep their order."""
-    ranked = {}
-    for query, names in candidates.items():
-        scores = score(found.queries[query], names) if names else []
-        order = sorted(range(len(names)), key=lambda place: -scores[place])
-        ranked[query] = [names[place] for place in order]
-    return ranked
-
-
-def late_interaction(found: Collection, documents: list[str], dtype: str) -> Score:
-    """Scores by offline-minilm's token vectors, every candidate encoded once."""
-    model = ColBERT.from_pretrained(OFFLINE_CHECKPOINT, raw_token_embeddings=True, dtype=dtype)
-    vectors = model.encode_documents([found.documents[name] for name in documents])
-    places = {name: place for place, name in enumerate(documents)}
-
-    def score(query: str, candidates: list[str]) -> list[float]:
-        rows = model.encode_queries([query])[0]
-        # Choosing copies rows, which for the whole corpus would take longer than scoring them.
-        if candidates is documents:
-            chosen = vectors
-        else:
-            chosen = vectors[[places[name] for name in candidates]]
-        scores: list[float] = maxsim(rows, chosen).tolist()
-        return scores
-
-    return score
-
-
-def mean_pooled(found: Collection, documents: list[str]) -> Score:
-    """Scores by the cosine of mean-pooled vectors, as sentence-transformers computes them."""
-    from sentence_transformers import SentenceTransformer
-
-    from colbert_rag.checkpoint.source import locate
-    from colbert_rag.settings import Settings
-
-    quiet()
-    folder = locate(Settings.normalised(OFFLINE_CHECKPOINT))
-    model = SentenceTransformer(str(folder), local_files_only=True)
-    model.max_seq_length = 256
-    texts = [found.documents[name] for name in documents]
-    vectors = model.encode(texts, convert_to_tensor=True, normalize_embeddings=True)
-    places = {name: place for place, name in enumerate(documents)}
-
-    def score(query: str, candidates: list[str]) -> list[float]:
-        row = model.encode(query, convert_to_tensor=True, normalize_embeddings=True)
-        chosen = vectors[torch.tensor([places[name] for name in candidates])]
-        scores: list[float] = (chosen @ row).tolist()
-        return scores
-
-    return score
-
-
-def _measure(table: Table, name: str, found: Collection, count: int, *, whole: bool) -> None:
-    queries = [query for query in found.queries if query in found.judgements][:count]
-    # BM25 finds nothing at all for some queries; they count as misses.
-    first = {query: found.candidates.get(query, []) for query in queries}
-    documents = sorted(found.documents if whole else set(chain.from_iterable(first.values())))
-    candidates = dict.fromkeys(queries, documents) if whole else first
-    published = PUBLISHED.get((name, len(queries), whole), (None, None, None))
-    runs = {"BM25": first}
-    if installed(ST):
-        score = mean_pooled(found, documents)
-        runs["mean-pooled float32"] = rerank(found, candidates, score)
-    score = late_interaction(found, documents, "float32")
-    runs["offline-minilm float32"] = rerank(found, candidates, score)
-    default = resolve_dtype("auto", resolve_device(None))
-    if default != "float32":
-        score = late_interaction(found, documents, "auto")
-        runs[f"offline-minilm {default}"] = rerank(found, candidates, score)
-    results = {label: judge(ranked, found.judgements) for label, ranked in runs.items()}
-    for label, quality in results.items():
-        kinds = ("BM25", "mean-pooled float32", "offline-minilm float32")
-        wanted = published[kinds.index(label)] if label in kinds else None
-        table.rows.append(
-            {
-                "ranking": label,
-                "queries": len(queries),
-                "documents": len(documents),
-                "nDCG@10": f"{quality.ndcg:.4f}",
-                "gain": None if label == "BM25" else quality.gain(results["BM25"]),
-                "Recall@100": f"{quality.recall:.4f}",
-                "published nDCG@10": wanted,
-                "difference": None if wanted is None else f"{quality.ndcg - wanted:+.4f}",
-            }
+            yield Table("quality", name, notes=[f"not found under {corpora.DATA}"])
+    if not plan.collections and not plan.quick:
+        yield Table(
+            "quality",
+            f"Left out: {' and '.join(LARGER)}",
+            notes=[
+                "2.3 million tokens, about 26 minutes on two cores: "
+                f"`python -m benchmarks quality --collections {','.join(LARGER)}`"
+            ],
         )
-    table.notes.append(_dtype_note(results, default))
 
 
-def _dtype_note(results: dict[str, Quality], default: str) -> str:
+def measure(name: str, count: int) -> Table:
+    """Rerank and retrieve for the first queries of a collection."""
+    found = corpora.collection(name)
+    judged = [query for query in found.queries if query in found.judgements]
+    queries = judged[:count]
+    table = Table(
+        "quality",
+        f"First {len(queries)} of {len(judged)} queries, {len(found.documents):,} documents: "
+        f"{name}",
+    )
+    default = resolve_dtype("auto", resolve_device(None))
+    results = {
+        key: judge(ranked, found.judgements)
+        for key, ranked in _runs(found, queries, default).items()
+    }
+    figures = PUBLISHED.get((name, len(queries)), (None,) * len(KEYS))
+    published = dict(zip(KEYS, figures, strict=True))
+    table.rows += [_row(key, results, published.get(key)) for key in results]
+    table.notes += [_dtype_note(results, default), *NOTES]
+    return table
+
+
+def _runs(found: Collection, queries: list[str], default: str) -> dict[Key, Run]:
+    """Every ranking of the collection; each model encodes it once."""
+    # BM25 finds nothing at all for some queries; they count as misses.
+    runs: dict[Key, Run] = {
+        (BM25, WHOLE): {query: found.candidates.get(query, []) for query in queries}
+    }
+    if installed(ST):
+        ranked = mean_pooled(found, queries)
+        runs |= {(MEAN, TOP): ranked.reranked, (MEAN, WHOLE): ranked.retrieved}
+    for dtype in dict.fromkeys(("float32", default)):
+        label = f"offline-minilm {dtype}"
+        ranked = late_interaction(found, queries, dtype)
+        runs |= {(label, TOP): ranked.reranked, (label, WHOLE): ranked.retrieved}
+    return runs
+
+
+def _row(key: Key, results: Mapping[Key, Quality], published: float | None) -> dict[str, object]:
+    """One ranking, beside BM25 and beside the mean-pooled ranking of the same documents."""
+    (ranking, of), quality = key, results[key]
+    mean = None if ranking in (BM25, MEAN) else results.get((MEAN, of))
+    return {
+        "ranking": ranking,
+        "of": of,
+        "nDCG@10": f"{quality.ndcg:.4f}",
+        "Recall@100": f"{quality.recall:.4f}",
+        "against BM25": None if ranking == BM25 else quality.gain(results[BM25, WHOLE]),
+        "against mean-pooled": None if mean is None else quality.gain(mean),
+        "published nDCG@10": published,
+        "difference": None if published is None else f"{quality.ndcg - published:+.4f}",
+    }
+
+
+def _dtype_note(results: Mapping[Key, Quality], default: str) -> str:
     if default == "float32":
-        return "The default dtype here is float32, so that there is none to compare with it"
-    change = results[f"offline-minilm {default}"].ndcg - results["offline-minilm float32"].ndcg
-    verdict = "within" if abs(change) <= DTYPE_TOLERANCE else "NOT within"
-    return f"{default} changes nDCG@10 by {change:+.4f}, {verdict} {DTYPE_TOLERANCE}"
+        return "The default dtype here is float32, so that there is none to compare with it."
+    changes = [
+        results[f"offline-minilm {default}", of].ndcg - results[LATE, of].ndcg
+        for of in (TOP, WHOLE)
+    ]
+    verdict = "within" if max(map(abs, changes)) <= DTYPE_TOLERANCE else "NOT within"
+    return (
+        f"{default} changes nDCG@10 by {changes[0]:+.4f} reranked and {changes[1]:+.4f} "
+        f"retrieved, {verdict} {DTYPE_TOLERANCE}."
+    )

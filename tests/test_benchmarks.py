@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,9 +23,11 @@ from benchmarks import (
     roofline,
 )
 from benchmarks.__main__ import NO_GPU, main
-from benchmarks.quality import Quality, judge, ndcg, recall
+from benchmarks.quality import KEYS, Quality, judge
+from benchmarks.rankers import Rankings, late_interaction, mean_pooled
 from benchmarks.report import Plan, Table, write
 from benchmarks.timing import Repetition, Timing, interleave
+from colbert_rag.pipeline import Pipeline
 
 TOY = Plan(threads=1, repeats=1, quick=True, checkpoint="tiny")
 
@@ -112,32 +113,32 @@ def test_ndcg_of_the_example_in_the_literature():
     # (https://en.wikipedia.org/wiki/Discounted_cumulative_gain, before its seventh document).
     grades = dict(zip("abcdef", (3, 2, 3, 0, 1, 2), strict=True))
 
-    assert ndcg("abcdef", grades) == pytest.approx(6.861 / 7.141, abs=1e-4)
+    assert judge({"q": list("abcdef")}, {"q": grades}).ndcg == pytest.approx(
+        6.861 / 7.141, abs=1e-4
+    )
 
 
 def test_ndcg_looks_at_ten_places_of_the_run_and_of_the_ideal():
-    relevant = dict.fromkeys("abcdefghijkl", 1)
+    relevant = {"full": dict.fromkeys("abcdefghijkl", 1), "late": {"a": 1}}
+    run = {"full": list("abcdefghij"), "late": [*"bcdefghijk", "a"]}
 
-    assert ndcg("abcdefghij", relevant) == pytest.approx(1.0)
-    assert ndcg(["x"] * 10 + ["a"], relevant) == 0.0
-
-
-def test_recall_counts_relevant_documents_only():
-    assert recall(["a", "x", "b"], {"a": 1, "b": 2, "c": 1, "x": 0}) == pytest.approx(2 / 3)
-    assert recall(["x"] * 100 + ["a"], {"a": 1}) == 0.0
+    assert judge(run, relevant).ndcgs == pytest.approx((1.0, 0.0))
 
 
-def test_reranking_reorders_candidates_and_keeps_ties_and_empty_lists():
-    found = corpora.Collection({}, {"q1": "one", "q2": "two"}, {}, {})
-    scores = {"a": 1.0, "b": 2.0, "c": 1.0}
+def test_recall_counts_relevant_documents_among_the_first_hundred():
+    others = [f"x{number}" for number in range(100)]
+    relevant = {"found": {"a": 1, "b": 2, "c": 1, "x": 0}, "late": {"a": 1}}
+    run = {"found": ["a", "x", "b"], "late": [*others, "a"]}
 
-    def score(query: str, names: list[str]) -> list[float]:
-        assert names, "asked to score nothing"
-        return [scores[name] for name in names]
+    assert judge(run, relevant).recalls == pytest.approx((2 / 3, 0.0))
 
-    ranked = quality.rerank(found, {"q1": ["a", "b", "c"], "q2": []}, score)
 
-    assert ranked == {"q1": ["b", "a", "c"], "q2": []}
+def test_a_query_without_results_is_a_miss_and_the_order_is_that_of_the_run():
+    measured = judge({"q2": [], "q1": ["b", "a"]}, {"q1": {"a": 1}, "q2": {"a": 1}})
+
+    # Second place: 1 / log2(3).
+    assert measured.ndcgs == pytest.approx((0.0, 0.6309), abs=1e-4)
+    assert measured.recalls == (0.0, 1.0)
 
 
 def test_the_gain_over_another_run_comes_with_its_standard_error():
@@ -147,26 +148,69 @@ def test_the_gain_over_another_run_comes_with_its_standard_error():
     assert better.gain(worse) == "+0.3000 ± 0.2000"
 
 
-def test_measures_equal_those_of_trec_eval():
-    pytrec_eval = pytest.importorskip("pytrec_eval")
-    draw = random.Random(0)
-    names = [f"d{number}" for number in range(120)]
-    judgements = {
-        f"q{query}": {name: draw.randrange(4) for name in draw.sample(names, 30)}
-        for query in range(20)
-    }
-    run = {query: draw.sample(names, 110) for query in judgements}
+# BM25 found both documents for the first query, in the wrong order, and none for the second.
+SMALL = corpora.Collection(
+    documents={"rain": "Rain falls from clouds.", "bread": "Bread is baked in an oven."},
+    queries={"q1": "How is bread baked?", "q2": "Where does rain come from?"},
+    judgements={"q1": {"bread": 1}, "q2": {"rain": 1}},
+    candidates={"q1": ["rain", "bread"]},
+)
+SMALL_RANKINGS = Rankings(
+    reranked={"q1": ["bread", "rain"], "q2": []},
+    retrieved={"q1": ["bread", "rain"], "q2": ["rain", "bread"]},
+)
 
-    ours = judge(run, judgements)
-    scores = {
-        query: {name: -float(place) for place, name in enumerate(ranked)}
-        for query, ranked in run.items()
-    }
-    judged = pytrec_eval.RelevanceEvaluator(judgements, {"ndcg_cut_10", "recall_100"})
-    theirs = judged.evaluate(scores).values()
 
-    assert ours.ndcg == pytest.approx(sum(one["ndcg_cut_10"] for one in theirs) / len(run))
-    assert ours.recall == pytest.approx(sum(one["recall_100"] for one in theirs) / len(run))
+def test_late_interaction_reranks_and_retrieves_from_one_encoding(monkeypatch: pytest.MonkeyPatch):
+    encoded: list[str] = []
+    documents = Pipeline.documents
+
+    def watched(self: Pipeline, texts: list[str], **options: bool):
+        encoded.extend(texts)
+        return documents(self, texts, **options)
+
+    monkeypatch.setattr(Pipeline, "documents", watched)
+
+    assert late_interaction(SMALL, ["q1", "q2"], "float32") == SMALL_RANKINGS
+    assert encoded == list(SMALL.documents.values())
+
+
+def test_the_mean_pooled_model_ranks_the_same_documents():
+    assert mean_pooled(SMALL, ["q1", "q2"]) == SMALL_RANKINGS
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, no_data: None):
+    """A machine with one collection, which is `SMALL`."""
+    (corpora.DATA / "small").mkdir()
+    monkeypatch.setattr(corpora, "collection", lambda name: SMALL)
+
+
+def test_quality_compares_both_models_on_the_candidates_and_on_the_corpus(
+    monkeypatch: pytest.MonkeyPatch, small: None
+):
+    monkeypatch.setattr(quality, "resolve_dtype", lambda dtype, device: "float32")
+
+    table, missing = quality.run(Plan(1, quick=True, collections=("small", "other")))
+
+    assert [(row["ranking"], row["of"]) for row in table.rows] == list(KEYS)
+    measured = " ".join(str(row["nDCG@10"]) for row in table.rows)
+    assert measured == "0.3155 0.5000 1.0000 0.5000 1.0000"
+    assert table.rows[4]["against BM25"] == "+0.6845 ± 0.3155"
+    assert table.rows[4]["against mean-pooled"] == "+0.0000 ± 0.0000"
+    assert not missing.rows
+    assert "not found" in missing.notes[0]
+
+
+def test_quality_says_what_the_default_dtype_changes(monkeypatch: pytest.MonkeyPatch, small: None):
+    monkeypatch.setattr(quality, "resolve_dtype", lambda dtype, device: "bfloat16")
+
+    (table,) = quality.run(Plan(1, quick=True, collections=("small",)))
+
+    assert [row["ranking"] for row in table.rows[5:]] == ["offline-minilm bfloat16"] * 2
+    assert table.notes[0] == (
+        "bfloat16 changes nDCG@10 by +0.0000 reranked and +0.0000 retrieved, within 0.002."
+    )
 
 
 # Texts
