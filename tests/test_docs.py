@@ -1,13 +1,19 @@
-"""The documentation keeps what it promises: its code runs, and the messages it explains exist."""
+"""The documentation keeps what it promises: its code runs, and what it names exists."""
 
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections import defaultdict
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -15,11 +21,23 @@ from colbert_rag import errors
 from tests.pages import read_blocks, run_page
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "colbert_rag"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 ENTRY = re.compile(r"^### (?P<error>\w+)\n(?P<body>.*?)(?=^#|\Z)", re.MULTILINE | re.DOTALL)
 ANY = "…"
+MODULE = re.compile(r"`([\w/]+(?:\.py|/))`")
+PUBLIC = [
+    "colbert_rag",
+    "colbert_rag.index",
+    "colbert_rag.langchain",
+    "colbert_rag.llama_index",
+    "colbert_rag.maxsim",
+    "colbert_rag.checkpoint",
+]
+MISSING = [name for name in ("sphinx", "myst_parser", "furo") if find_spec(name) is None]
 
 # Never raised themselves.
 ROOTS = {"ColBERTRagError", "CheckpointError"}
@@ -48,7 +66,7 @@ def template(message: ast.expr) -> str:
 def messages() -> dict[str, list[str]]:
     """The messages of each error, as the package raises them or their constructors write them."""
     found = defaultdict(list)
-    for path in sorted((ROOT / "colbert_rag").rglob("*.py")):
+    for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
                 found[node.func.id].append(template(node.args[0]))
@@ -85,7 +103,70 @@ def test_the_layers_that_are_drawn_are_those_that_are_checked() -> None:
     assert drawn.code.splitlines() == contract["layers"]
 
 
-def test_every_error_is_explained() -> None:
+def test_every_error_is_explained_with_a_message_of_its_own() -> None:
     raised = {name for name in vars(errors) if name.endswith("Error")} - ROOTS
 
-    assert raised <= {entry["error"] for entry in ENTRY.finditer(TROUBLESHOOTING)}
+    assert raised <= {
+        entry["error"] for entry in ENTRY.finditer(TROUBLESHOOTING) if "\n> " in entry["body"]
+    }
+
+
+def drawn_modules() -> list[Path]:
+    """What the table of modules names; an indented row lies in the package of the row above it."""
+    table = ARCHITECTURE.read_text(encoding="utf-8").partition("## Layout")[2].partition("\n## ")[0]
+    named: list[Path] = []
+    inside = [PACKAGE]
+    for row in re.findall(r"^\| (?!module)(.+?) \|", table, re.MULTILINE):
+        parents = inside if row.startswith("&nbsp;") else [PACKAGE]
+        paths = [parent / name for parent in parents for name in MODULE.findall(row)]
+        named += paths
+        if parents == [PACKAGE]:
+            inside = paths
+    return named
+
+
+def test_every_module_that_is_described_exists() -> None:
+    assert [path for path in drawn_modules() if not path.exists()] == []
+
+
+def test_every_module_is_described() -> None:
+    modules = {path for path in PACKAGE.glob("[!_]*") if path.is_dir() or path.suffix == ".py"}
+
+    assert modules - set(drawn_modules()) == set()
+
+
+def test_every_module_in_the_drawing_exists() -> None:
+    drawing = ElementTree.parse(ROOT / "docs" / "images" / "dataflow.svg")
+    labels = [str(label.text) for label in drawing.iter("{http://www.w3.org/2000/svg}text")]
+    named = re.findall(r"\w+(?:\.py|/)", "\n".join(labels))
+
+    assert len(named) > 15
+    assert [name for name in named if not (PACKAGE / name).exists()] == []
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_public_name_is_on_the_api_page(module: str) -> None:
+    described = set(re.findall(r":: colbert_rag\.(?:\w+\.)*(\w+)$", API, re.MULTILINE))
+
+    names = {name for name in import_module(module).__all__ if not name.endswith("Error")}
+    assert names - described == set()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)}: not installed, group docs")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    """In a process of its own: Sphinx changes what it imports, and how modules warn."""
+    command = (
+        f"{sys.executable} -m sphinx --quiet --nitpicky --fail-on-warning --keep-going".split()
+    )
+    places = ["-d", str(tmp_path / "doctrees"), str(ROOT / "docs"), str(tmp_path / "site")]
+    built = subprocess.run(
+        [*command, *places],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+
+    assert built.returncode == 0, built.stderr
+    assert len(list((tmp_path / "site").glob("*.html"))) > len(PAGES)
