@@ -21,7 +21,8 @@ from colbert_rag.errors import (
     InvalidFilterError,
     MissingExtraError,
 )
-from colbert_rag.index import Changes, Document, LocalIndex, QdrantIndex, copy_index, qdrant
+from colbert_rag.index import Changes, Document, LocalIndex, QdrantIndex, copy_index
+from colbert_rag.index.qdrant import collection
 from tests.edge import EdgeOracle
 from tests.filter_cases import FILTERS, METADATA
 from tests.index_fakes import WordEncoder, sentences
@@ -274,7 +275,7 @@ def test_cluster_settings_reach_the_server(server: Server, remote: QdrantClient)
 def test_requests_stay_below_the_limit_even_with_the_longest_numbers(
     server: Server, remote: QdrantClient, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(qdrant, "_REQUEST_BYTES", 40_000)
+    monkeypatch.setattr(collection, "_REQUEST_BYTES", 40_000)
     index = QdrantIndex(remote, "t", WordEncoder())
     longest = max(
         torch.arange(-0x8000, 0x7C00, dtype=torch.int16).view(torch.float16).tolist(),

@@ -1,0 +1,215 @@
+"""`QdrantIndex` itself: opening, searching and reading a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from qdrant_client import QdrantClient, models
+from torch import Tensor
+
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index.base import StoredIndex
+from colbert_rag.index.conditions import Condition, qdrant_key
+from colbert_rag.index.documents import Document, Hit, check_ids
+from colbert_rag.index.protocol import Encoder, IndexInfo, resolve_info
+from colbert_rag.index.qdrant.collection import (
+    MEAN,
+    SCROLL,
+    TOKENS,
+    KeyType,
+    Points,
+    create_collection,
+    document_of,
+    id_of,
+    index_payload,
+    mean_of,
+    payload_of,
+    read_collection,
+    vectors_of,
+)
+
+_QUERIES = 16
+
+
+class QdrantIndex(StoredIndex):
+    """Documents and token vectors in a collection of Qdrant, scored exactly by its MaxSim.
+
+    Vectors are float16 and compared by dot product. The graph index is switched off: over MaxSim,
+    which is no metric, it takes long to build and finds the wrong documents. A search therefore
+    reads every document that passes the filter, unless `prefetch` narrows them first.
+
+    Errors of the connection are those of qdrant-client. The client stays the caller's to close.
+    """
+
+    def __init__(
+        self,
+        client: QdrantClient,
+        collection: str,
+        colbert: Encoder | None = None,
+        *,
+        like: IndexInfo | None = None,
+        token_pooling: float | None = None,
+        prefetch: int | None = None,
+        payload_indexes: Mapping[str, KeyType] | None = None,
+        shard_number: int | None = None,
+        replication_factor: int | None = None,
+    ) -> None:
+        """Open a collection, or make one.
+
+        Args:
+            client: In memory, on a path, or for a server or cluster.
+            collection: Its name.
+            colbert: The model that encodes; may be None for an existing collection, as in
+                `LocalIndex`.
+            like: Instead of a model, for a new collection: the `info` of another index.
+            token_pooling: As in `LocalIndex`.
+            prefetch: Score only this many documents, those whose mean vector is nearest to the
+                query's: faster, no longer exact. The collection must be made with it, since mean
+                vectors are stored beside the others then.
+            payload_indexes: Metadata keys that filters use often, and the type their values have
+                in every document, such as `{"author.name": "keyword", "year": "integer"}`.
+            shard_number: Of a new collection on a cluster.
+            replication_factor: Of a new collection on a cluster.
+
+        Raises:
+            IndexCorruptError: the collection was not made by this package.
+            IndexMismatchError: it was made by another model or recipe.
+            IndexStorageError: the server is too old to remember a model.
+            ValueError: nothing says which model a new collection is for, or `prefetch` does not
+                fit the collection.
+        """
+        if prefetch is not None and prefetch < 1:
+            raise ValueError(f"prefetch is {prefetch}, expected at least 1, or None")
+        if not client.collection_exists(collection):
+            info = resolve_info(None, colbert, like, token_pooling, f"collection {collection!r}")
+            create_collection(client, collection, info, prefetch, shard_number, replication_factor)
+        name = f"collection {collection!r}"
+        stored, has_means = read_collection(client, collection)
+        info = resolve_info(stored, colbert, like, token_pooling, name)
+        if prefetch is not None and not has_means:
+            raise ValueError(
+                f"{name} was made without prefetch, so it holds no mean vectors. Leave prefetch "
+                "out, or copy it to a new collection that is made with prefetch"
+            )
+        self._client = client
+        self._collection = collection
+        self._prefetch = prefetch
+        self._points = Points(client, collection, info, means=has_means)
+        super().__init__(name, self._points, colbert)
+        for key, kind in (payload_indexes or {}).items():
+            index_payload(client, collection, qdrant_key(tuple(key.split("."))), kind)
+
+    def delete(self, ids: Iterable[str]) -> int:
+        """Remove documents, and return how many there were; unknown ids are no error."""
+        held = [record.id for record in self._points.fetch(set(check_ids(ids)), payload=["id"])]
+        if held:
+            self._client.delete(self._collection, models.PointIdsList(points=held), wait=True)
+        return len(held)
+
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """Documents by id, in the order asked for.
+
+        Raises:
+            KeyError: names the ids that the index does not hold.
+        """
+        listed = check_ids(ids)
+        found = {id_of(record): document_of(record) for record in self._points.fetch(set(listed))}
+        self._found([name for name in listed if name not in found])
+        return [found[name] for name in listed]
+
+    def embeddings(self, ids: Iterable[str]) -> TokenEmbeddings:
+        """Stored vectors by id, in the order asked for; float16, on the CPU.
+
+        Raises:
+            KeyError: names the ids that the index does not hold.
+        """
+        listed = check_ids(ids)
+        records = self._points.fetch(set(listed), payload=["id"], vectors=True)
+        found = {id_of(record): vectors_of(record) for record in records}
+        self._found([name for name in listed if name not in found])
+        return TokenEmbeddings.from_list([found[name] for name in listed], dim=self.info.dim)
+
+    def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
+        """Everything the index holds, in order of insertion, batch by batch.
+
+        What is added or removed meanwhile may or may not be among it.
+        """
+        for records in self._in_order(batch_size, vectors=True):
+            vectors = [vectors_of(record) for record in records]
+            yield (
+                [document_of(record) for record in records],
+                TokenEmbeddings.from_list(vectors, dim=self.info.dim),
+            )
+
+    def __iter__(self) -> Iterator[Document]:
+        """Every document, in order of insertion."""
+        for records in self._in_order(SCROLL, vectors=False):
+            yield from map(document_of, records)
+
+    def count(self) -> int:
+        """How many documents the index holds."""
+        return self._client.count(self._collection, exact=True).count
+
+    def compact(self) -> None:
+        """Do nothing: the server gives space back on its own."""
+
+    def close(self) -> None:
+        """Do nothing: the client belongs to whoever made it."""
+
+    def _search(
+        self, queries: TokenEmbeddings, k: int, condition: Condition | None
+    ) -> list[list[Hit]]:
+        passing = None
+        if condition is not None:
+            passing = models.Filter.model_validate({"must": [condition.to_qdrant()]})
+        hits: list[list[Hit]] = []
+        matrices = [rows.float().cpu() for rows in queries]
+        for start in range(0, len(matrices), _QUERIES):
+            # One more than asked for: it shows whether the last place is shared.
+            requests = [
+                self._request(rows, k, passing, k + 1)
+                for rows in matrices[start : start + _QUERIES]
+            ]
+            answers = self._client.query_batch_points(self._collection, requests)
+            for request, answer in zip(requests, answers, strict=True):
+                hits.append(self._best(request, answer.points, k))
+        return hits
+
+    def _request(
+        self, rows: Tensor, k: int, passing: models.Filter | None, limit: int
+    ) -> models.QueryRequest:
+        request = models.QueryRequest(
+            query=rows.tolist(),
+            using=TOKENS,
+            filter=passing,
+            limit=limit,
+            with_payload=["id", "text", "metadata", "order"],
+        )
+        if self._prefetch is not None:
+            request.prefetch = models.Prefetch(
+                query=mean_of(rows), using=MEAN, filter=passing, limit=max(self._prefetch, k)
+            )
+        return request
+
+    def _best(
+        self, request: models.QueryRequest, points: list[models.ScoredPoint], k: int
+    ) -> list[Hit]:
+        """The first `k`, ties in order of insertion, which the server does not know."""
+        limit = k + 1
+        while len(points) == limit and points[k - 1].score == points[-1].score:
+            limit *= 4
+            request.limit = limit
+            points = self._client.query_batch_points(self._collection, [request])[0].points
+        ordered = sorted(points, key=lambda point: (-point.score, payload_of(point)["order"]))
+        return [Hit(document_of(point), float(point.score)) for point in ordered[:k]]
+
+    def _in_order(self, size: int, *, vectors: bool) -> Iterator[list[models.Record]]:
+        """All records by rising order of insertion; Qdrant itself scrolls by point id."""
+        records = self._points.scroll(None, payload=["id", "order"])
+        names = [
+            id_of(record) for record in sorted(records, key=lambda at: payload_of(at)["order"])
+        ]
+        for start in range(0, len(names), size):
+            some = names[start : start + size]
+            found = {id_of(record): record for record in self._points.fetch(some, vectors=vectors)}
+            yield [found[name] for name in some if name in found]
