@@ -541,6 +541,14 @@ def test_an_index_is_an_index(index: Index):
     assert "tests/words, dim 16" in repr(index)
 
 
+def test_an_index_gives_the_model_it_was_opened_with(open_index: Open, model: WordEncoder):
+    with open_index(model) as index:
+        assert index.colbert is model
+
+    with open_index(None) as index:
+        assert index.colbert is None
+
+
 def test_what_was_added_is_there_after_reopening(open_index: Open, model: WordEncoder):
     with open_index(model) as first:
         first.add([Document("a", "mars", {"n": 1})])

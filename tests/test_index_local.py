@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import pickle
 import random
 import re
 import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from colbert_rag.errors import (
 )
 from colbert_rag.index import Changes, Document, LocalIndex, snapshot
 from colbert_rag.index.rows import Rows
+from colbert_rag.maxsim import torch_kernel
 from tests.index_fakes import WordEncoder, naive_maxsim, sentences
 
 
@@ -100,8 +104,70 @@ def test_an_empty_file_becomes_an_index(path: Path):
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path):
-    with pytest.raises(IndexStorageError, match=r"nowhere.*folder exists"):
+    with pytest.raises(IndexStorageError, match=r"nowhere.*could not be opened.*folder exists"):
         LocalIndex(tmp_path / "nowhere" / "index.sqlite", WordEncoder())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="finds the open file in /proc")
+def test_a_disk_that_fails_during_a_read_is_not_blamed_for_a_write(path: Path):
+    fill(path)
+    index = LocalIndex(path, WordEncoder())
+    unreadable = os.open(path, os.O_WRONLY)
+    opened = [int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
+    for number in opened:
+        if number != unreadable and os.path.sameopenfile(number, unreadable):
+            os.dup2(unreadable, number)
+
+    with pytest.raises(IndexStorageError, match=r"could not be read .*the disk works") as caught:
+        index.search("mars")
+
+    assert "written" not in str(caught.value)
+    os.close(unreadable)
+
+
+def test_a_pickle_holds_the_path_and_not_the_documents(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fill(path, 200)
+    monkeypatch.chdir(path.parent)
+    index = LocalIndex(path.name, WordEncoder(), memory_budget=4096, read_only=True)
+
+    pickled = pickle.dumps(index)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    opened = pickle.loads(pickled)
+
+    assert len(pickled) < 2000
+    assert found(opened) == found(index)
+    assert not opened._snapshot.is_resident
+    with pytest.raises(IndexStorageError, match="for reading only"):
+        opened.delete(["d0"])
+
+
+def test_a_pickle_opens_in_another_process(path: Path):
+    fill(path)
+    index = LocalIndex(path, WordEncoder())
+
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as processes:
+        assert processes.submit(found, index).result(120) == found(index)
+
+
+def test_a_pickle_of_a_file_that_is_gone_makes_no_new_one(path: Path):
+    fill(path)
+    with LocalIndex(path, WordEncoder()) as index:
+        pickled = pickle.dumps(index)
+    path.unlink()
+
+    with pytest.raises(FileNotFoundError, match="where the pickled one was"):
+        pickle.loads(pickled)
+    assert not path.exists()
+
+
+def test_an_index_in_memory_cannot_be_pickled_and_says_what_to_do():
+    index = LocalIndex(":memory:", WordEncoder())
+
+    with pytest.raises(TypeError, match=r"':memory:'.*cannot be pickled.*copy_index"):
+        pickle.dumps(index)
 
 
 def test_a_closed_index_says_so(path: Path):
@@ -183,6 +249,22 @@ def test_blocks_do_not_change_what_is_found(path: Path, monkeypatch: pytest.Monk
 
     assert found(index, k=30) == expected
     assert len(index._snapshot._blocks) > 10
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_scores_are_exact_also_on_a_cpu_that_multiplies_bfloat16(
+    path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+):
+    fill(path)
+    monkeypatch.setattr(torch_kernel, "computes_bfloat16", lambda device: native)
+    index = LocalIndex(path, WordEncoder())
+
+    hits = index.search("red storm on mars", 60)
+
+    (query,) = WordEncoder().encode_queries(["red storm on mars"])
+    stored = index.embeddings([hit.id for hit in hits])
+    expected = [naive_maxsim(query, rows) for rows in stored]
+    assert [hit.score for hit in hits] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.gpu

@@ -35,6 +35,11 @@ class StoredIndex(ABC):
         self._store = store
         self._colbert = colbert
 
+    @property
+    def colbert(self) -> Encoder | None:
+        """The model that encodes, where the index was opened with one."""
+        return self._colbert
+
     def add(
         self,
         documents: Iterable[DocumentLike],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import StoredIndex
@@ -15,7 +16,7 @@ from colbert_rag.index.protocol import Encoder, IndexInfo, resolve_info
 from colbert_rag.index.rows import Rows
 from colbert_rag.index.selection import best_positions
 from colbert_rag.index.snapshot import Snapshot
-from colbert_rag.index.storage import Database
+from colbert_rag.index.storage import MEMORY, Database
 
 MEMORY_BUDGET = 4 * 2**30
 """Default bound on the vectors held: about 11 million at dim 96 on a CPU, twice that on a GPU."""
@@ -64,6 +65,7 @@ class LocalIndex(StoredIndex):
             IndexMismatchError: the index was made by another model or recipe.
             IndexStorageError: the file cannot be opened.
         """
+        self._reopening = (memory_budget, busy_timeout, read_only)
         self._database = Database(
             os.fspath(path),
             read_only=read_only,
@@ -172,6 +174,20 @@ class LocalIndex(StoredIndex):
         """Close the file; may be called again, but nothing else."""
         self._database.close()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by path: another process opens the file again, with the same model.
+
+        Raises:
+            TypeError: the index is in memory, where no other process finds it.
+        """
+        if self.name == MEMORY:
+            raise TypeError(
+                f"{self!r} cannot be pickled: it exists in this process only. Give it a file, or "
+                "copy it into an index that has one with copy_index"
+            )
+        path = str(Path(self.name).absolute())
+        return (_reopened, (path, self._colbert, *self._reopening))
+
     def _search(
         self, queries: TokenEmbeddings, k: int, condition: Condition | None
     ) -> list[list[Hit]]:
@@ -191,6 +207,21 @@ class LocalIndex(StoredIndex):
         positions = self._rows.positions_of(listed)
         self._found([name for name in listed if name not in positions])
         return [positions[name] for name in listed]
+
+
+def _reopened(
+    path: str, colbert: Encoder | None, memory_budget: int, busy_timeout: float, read_only: bool
+) -> LocalIndex:
+    """An index from its pickle; unlike `LocalIndex`, this never makes a new one."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"there is no index at {path}, where the pickled one was")
+    return LocalIndex(
+        path,
+        colbert,
+        memory_budget=memory_budget,
+        busy_timeout=busy_timeout,
+        read_only=read_only,
+    )
 
 
 def _resolved(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 from colbert_rag.errors import (
     ColBERTRagError,
@@ -12,6 +13,8 @@ from colbert_rag.errors import (
     IndexCorruptError,
     IndexStorageError,
 )
+
+Action: TypeAlias = Literal["opened", "read", "written"]
 
 _ADVICE = {
     sqlite3.SQLITE_FULL: "free some space",
@@ -21,22 +24,30 @@ _ADVICE = {
     sqlite3.SQLITE_IOERR: "see that the disk has space and works",
     sqlite3.SQLITE_TOOBIG: "split the document",
 }
+_ADVICE_WITHOUT_A_WRITE = _ADVICE | {
+    # Reading asks for a writable folder too, for the log that parts readers from the writer.
+    sqlite3.SQLITE_CANTOPEN: "see that its folder exists and that both may be read and written",
+    sqlite3.SQLITE_IOERR: "see that the disk works, or restore the file from a copy",
+}
 
 
 @contextlib.contextmanager
-def translated(path: str, timeout: float) -> Iterator[None]:
-    """Raise SQLite's errors as ours."""
+def translated(path: str, timeout: float, action: Action) -> Iterator[None]:
+    """Raise SQLite's errors as ours; `action` is what was being done to the file."""
     try:
         yield
     except sqlite3.Error as error:
-        raise _translated(error, path, timeout) from error
+        raise _translated(error, path, timeout, action) from error
 
 
-def _translated(error: sqlite3.Error, path: str, timeout: float) -> ColBERTRagError:
+def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action) -> ColBERTRagError:
     # Extended codes keep the kind in their lowest byte; the module's own errors have no code.
     kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return busy(path, timeout)
+    if kind in _ADVICE and action != "written":
+        advice = _ADVICE_WITHOUT_A_WRITE[kind]
+        return IndexStorageError(f"{path} could not be {action} ({error}): {advice}, and try again")
     if kind in _ADVICE:
         return IndexStorageError(
             f"{path} could not be written ({error}). What was committed before is intact; "

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from colbert_rag.errors import ColBERTRagError, IndexCorruptError, IndexStorageError
 from colbert_rag.index.protocol import IndexInfo
-from colbert_rag.index.sqlite_errors import busy, corrupt, translated
+from colbert_rag.index.sqlite_errors import Action, busy, corrupt, translated
 
 MEMORY = ":memory:"
 
@@ -76,7 +76,7 @@ class Database:
             raise FileNotFoundError(
                 f"there is no index at {path}; pass a model to create one there"
             )
-        with self._translated():
+        with self._translated("opened"):
             self._open = self._connect()
 
     def _connect(self) -> sqlite3.Connection:
@@ -157,7 +157,7 @@ class Database:
             raise corrupt(self.path, f"its settings are unreadable: {error!r}") from error
 
     def _is_new(self) -> bool:
-        with self._translated():
+        with self._translated("read"):
             connection = self.connection
             application = connection.execute("PRAGMA application_id").fetchone()[0]
             version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -177,7 +177,7 @@ class Database:
         return False
 
     def _create(self, info: IndexInfo) -> None:
-        with self._translated():
+        with self._translated("written"):
             self.connection.execute("PRAGMA journal_mode = WAL")
         with self.writing() as connection:
             if not self._is_new():  # another process was faster
@@ -194,7 +194,7 @@ class Database:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A read transaction: everything read inside belongs to one moment of the file."""
         self._check_process()
-        with self._lock, self._translated():
+        with self._lock, self._translated("read"):
             connection = self.connection
             if connection.in_transaction:
                 yield connection
@@ -203,21 +203,20 @@ class Database:
             try:
                 yield connection
             finally:
-                connection.execute("ROLLBACK")
+                _roll_back(connection)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """A write transaction: all of it is committed, or none."""
         self._check_process()
-        with self._lock, self._translated():
+        with self._lock, self._translated("written"):
             connection = self.connection
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
                 connection.execute("COMMIT")
             except BaseException:
-                if connection.in_transaction:  # a full disk has rolled back already
-                    connection.execute("ROLLBACK")
+                _roll_back(connection)
                 raise
             self._commits += 1
 
@@ -243,7 +242,7 @@ class Database:
         try:
             with contextlib.ExitStack() as stack:
                 if self.path != MEMORY:
-                    with self._translated():
+                    with self._translated("written"):
                         stack.enter_context(self._claim())
                 yield
         finally:
@@ -269,7 +268,7 @@ class Database:
 
     def compact(self) -> None:
         """Give freed pages back to the file system; needs as much free space as the index."""
-        with self._lock, self._translated():
+        with self._lock, self._translated("written"):
             self.connection.execute("VACUUM")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
@@ -299,5 +298,10 @@ class Database:
         """Close what was forgotten, so that no log is left beside the file."""
         self.close()
 
-    def _translated(self) -> contextlib.AbstractContextManager[None]:
-        return translated(self.path, self.busy_timeout)
+    def _translated(self, action: Action) -> contextlib.AbstractContextManager[None]:
+        return translated(self.path, self.busy_timeout, action)
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:  # a full disk or a failed read has rolled back already
+        connection.execute("ROLLBACK")
