@@ -13,7 +13,7 @@ from benchmarks.machine import available_cpus, describe, pin, restart_with
 from benchmarks.report import Plan, Table, write
 
 RESULTS = Path(__file__).parent / "results"
-CPU_JOBS = ("roofline", "encode", "maxsim", "rerank", "cold_start", "memory", "growth")
+CPU_JOBS = ("roofline", "encode", "maxsim", "rerank", "cold_start", "memory", "growth", "index")
 OTHER_JOBS = ("quality", "gpu")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""

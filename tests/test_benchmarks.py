@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import BertConfig, ModernBertConfig
 
 from benchmarks import (
@@ -16,17 +17,20 @@ from benchmarks import (
     encode,
     gpu,
     growth,
+    index,
     maxsim,
     peers,
     quality,
     rerank,
     roofline,
+    stores,
 )
 from benchmarks.__main__ import NO_GPU, main
 from benchmarks.quality import KEYS, Quality, judge
 from benchmarks.rankers import Rankings, late_interaction, mean_pooled
 from benchmarks.report import Plan, Table, write
 from benchmarks.timing import Repetition, Timing, interleave
+from colbert_rag import TokenEmbeddings
 from colbert_rag.pipeline import Pipeline
 
 TOY = Plan(threads=1, repeats=1, quick=True, checkpoint="tiny")
@@ -296,6 +300,66 @@ def test_a_peer_with_other_scores_gets_no_ratio():
     assert "| other | 1.00 | 1.00 | - |" in table.markdown()
 
 
+# Storing and searching
+
+
+def test_passages_have_the_stated_lengths_texts_and_vectors():
+    batches = list(index.passages(600))
+    documents = [document for some, _ in batches for document in some]
+    vectors = TokenEmbeddings.cat([some for _, some in batches])
+
+    assert [document.id for document in documents] == [str(number) for number in range(600)]
+    assert 140 <= len(vectors.values) / 600 <= 158
+    characters = sum(len(document.text) for document in documents)
+    assert characters / len(vectors.values) == pytest.approx(index.CHARACTERS, rel=0.01)
+    assert (vectors.values.float().norm(dim=1) - 1).abs().max() < 1e-3
+    assert torch.equal(next(index.passages(600))[1].values, batches[0][1].values)
+
+
+def test_the_true_scores_follow_the_definition():
+    vectors = TokenEmbeddings.from_list([torch.randn(rows, 96).half() for rows in (3, 1, 7)])
+    asked = index.questions()[:2]
+
+    found = index.reference(asked, vectors)
+
+    assert found[1, 2] == pytest.approx(
+        sum(max(float(row.double() @ other.double()) for other in vectors[2]) for row in asked[1])
+    )
+    assert found.shape == (2, 3)
+
+
+TRUE = torch.arange(40, dtype=torch.float64).flip(0)[None]  # document 0 scores 39, and so on
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        pytest.param([(str(at), 39.0 - at) for at in range(10)], (10, 0, True), id="exact"),
+        pytest.param([(str(at), 39.001 - at) for at in range(10)], (10, 0.001, True), id="rounded"),
+        pytest.param(
+            [(str(at), 39.1 - at) for at in range(10)], (10, 0.1, False), id="wrong scores"
+        ),
+        pytest.param(
+            [(str(at), 39.0 - at) for at in range(1, 11)], (9, 0, False), id="the best is missing"
+        ),
+        pytest.param([(str(at), 39.0 - at) for at in range(9)], (9, 0, False), id="one too few"),
+    ],
+)
+def test_wrong_answers_of_a_store_are_found_out(answer, expected):
+    right, error, same = index.compare(lambda query: answer, index.questions()[:1], TRUE)
+
+    assert (right, pytest.approx(error, abs=1e-9), same) == expected
+
+
+def test_an_engine_is_left_out_where_it_is_too_slow_or_missing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(index, "installed", lambda package: None if "edge" in package else "1.0")
+
+    found, notes = index.runnable(10_000)
+
+    assert list(found) == ["LocalIndex, file", "LocalIndex, in memory"]
+    assert [note.split(":")[0] for note in notes] == ["Left out"] * 2
+
+
 # All jobs, at toy size
 
 
@@ -322,6 +386,26 @@ def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):
     assert all(row["largest error"] < 1e-4 for row in scores.rows)
     assert [row["unit"] for row in roof.rows] == ["GFLOP/s", "GB/s", "GB/s"]
     assert 0 < share.rows[0]["of the roof"] < 1.5
+
+
+@pytest.mark.slow
+def test_every_store_finds_the_same_and_is_weighed(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("qdrant_edge")
+    pytest.importorskip("qdrant_client")
+    monkeypatch.setattr(index, "SIZES", ((2_000, 40),))
+
+    searched, stored = index.run(TOY)
+
+    assert [row["peer"] for row in searched.rows] == list(stores.ENGINES)
+    assert all(row["right"] == 10 and row["ratio"] is not None for row in searched.rows)
+    assert [row["disk bytes/token"] is not None for row in stored.rows] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert 192 < stored.rows[0]["disk bytes/token"] < 250
+    assert all(row["peak MiB"] > row["own MiB"] > 0 for row in stored.rows)
 
 
 @pytest.mark.slow
