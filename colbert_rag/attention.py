@@ -171,7 +171,8 @@ def _attend_group(
     for start in range(0, length, WINDOW_BLOCK):
         stop = min(start + WINDOW_BLOCK, length)
         low, high = max(start - window + 1, 0), min(stop + window - 1, length)
-        distance = torch.arange(start, stop)[:, None] - torch.arange(low, high)
+        queries, keys = (torch.arange(*ends, device="cpu") for ends in ((start, stop), (low, high)))
+        distance = queries[:, None] - keys
         blocks.append(
             scaled_dot_product_attention(
                 query[:, :, start:stop],

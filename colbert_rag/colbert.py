@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import os
 import threading
 import uuid
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import SupportsIndex, cast
 
 import torch
 
@@ -215,7 +216,7 @@ class ColBERT:
             InvalidQueryError: a query is empty or blank.
             TypeError: not a list of strings.
         """
-        _check_texts(texts)
+        texts = _listed(texts)
         for text in texts:
             _check_query(text)
         return self._load().queries(texts, show_progress=show_progress)
@@ -238,8 +239,7 @@ class ColBERT:
         Raises:
             TypeError: not a list of strings.
         """
-        _check_texts(texts)
-        return self._load().documents(texts, show_progress=show_progress)
+        return self._load().documents(_listed(texts), show_progress=show_progress)
 
     def score(self, query: str, texts: Sequence[str], *, known: Known | None = None) -> list[float]:
         """MaxSim of a query with each text, in input order.
@@ -257,7 +257,7 @@ class ColBERT:
             InvalidQueryError: the query is empty, blank or not a string.
             TypeError: not a list of strings.
         """
-        scored = self._score(query, texts, known, show_progress=False)
+        scored = self._score(query, _listed(texts), known, show_progress=False)
         return [] if scored is None else scored.scores
 
     def rank(
@@ -285,10 +285,7 @@ class ColBERT:
             TypeError: not a list of strings.
             ValueError: `top_k` is negative.
         """
-        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int)):
-            raise TypeError(f"top_k is {top_k!r}, expected a whole number or None for all")
-        if top_k is not None and top_k < 0:
-            raise ValueError(f"top_k is {top_k}, expected 0 or more, or None for all")
+        top_k, texts = _checked_top_k(top_k), _listed(texts)
         scored = self._score(query, texts, known, show_progress=show_progress)
         if scored is None:
             return Ranking([], query=query, texts=texts, query_rows=0)
@@ -342,7 +339,7 @@ class ColBERT:
             TypeError: not a list of strings.
             ValueError: the model has no document cache.
         """
-        _check_texts(texts)
+        texts = _listed(texts)
         if self._cache is None:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
         self._scorer().warm(texts, show_progress=show_progress)
@@ -376,11 +373,10 @@ class ColBERT:
         return Pipeline(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
 
     def _score(
-        self, query: str, texts: Sequence[str], known: Known | None, *, show_progress: bool
+        self, query: str, texts: list[str], known: Known | None, *, show_progress: bool
     ) -> Scored | None:
         """Score one query; None where there is nothing to score, and nothing needs loading."""
         _check_query(query)
-        _check_texts(texts)
         if not texts:
             return None
         return self._scorer().score(query, texts, known=known, show_progress=show_progress)
@@ -448,9 +444,22 @@ def _check_query(query: object) -> None:
         raise InvalidQueryError("query is empty or blank, expected some text to search for")
 
 
-def _check_texts(texts: object) -> None:
+def _checked_top_k(top_k: object) -> int | None:
+    if top_k is None:
+        return None
+    # numpy's whole numbers are welcome, and True is one only to Python.
+    if isinstance(top_k, bool) or not isinstance(top_k, SupportsIndex):
+        raise TypeError(f"top_k is {top_k!r}, expected a whole number or None for all")
+    if (places := operator.index(top_k)) < 0:
+        raise ValueError(f"top_k is {places}, expected 0 or more, or None for all")
+    return places
+
+
+def _listed(texts: object) -> list[str]:
+    """The caller's texts as a list of our own, which stays as it is when his changes."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
         raise TypeError(f"texts is {type(texts).__name__}, expected a list of strings")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"texts[{index}] is {type(text).__name__}, expected a string")
+    return list(texts)

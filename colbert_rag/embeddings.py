@@ -56,9 +56,8 @@ class TokenEmbeddings:
     def from_list(cls, texts: Sequence[Tensor], *, dim: int | None = None) -> TokenEmbeddings:
         """Join one `(rows, dim)` tensor per text; `dim` is needed only for an empty list."""
         if not texts:
-            return cls(torch.zeros(0, dim or 0), torch.zeros(1, dtype=torch.int64))
-        lengths = torch.tensor([len(text) for text in texts], dtype=torch.int64)
-        return cls(torch.cat(list(texts)), _offsets(lengths))
+            return cls(torch.zeros(0, dim or 0, dtype=torch.float32, device="cpu"), _offsets([]))
+        return cls(torch.cat(list(texts)), _offsets([len(text) for text in texts]))
 
     @classmethod
     def cat(cls, parts: Iterable[TokenEmbeddings]) -> TokenEmbeddings:
@@ -119,11 +118,13 @@ class TokenEmbeddings:
             key = list(range(start, stop, step))
         if isinstance(key, Tensor):
             key = key.nonzero()[:, 0].tolist() if key.dtype == torch.bool else key.tolist()
-        order = torch.tensor([self._position(position) for position in key], dtype=torch.int64)
+        order = _integers([self._position(position) for position in key])
         lengths = self.lengths[order]
         offsets = _offsets(lengths)
         # Row r of the result belongs to selected text t and sits r - offsets[t] rows into it.
-        rows = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
+        rows = torch.arange(int(offsets[-1]), device="cpu") - offsets[:-1].repeat_interleave(
+            lengths
+        )
         rows += self.offsets[order].repeat_interleave(lengths)
         return TokenEmbeddings(self.values[rows.to(self.device)], offsets)
 
@@ -169,6 +170,13 @@ class TokenEmbeddings:
         )
 
 
-def _offsets(lengths: Tensor) -> Tensor:
+def _integers(numbers: Sequence[int]) -> Tensor:
+    # The device is said, because the caller may have set another default.
+    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+
+
+def _offsets(lengths: Sequence[int] | Tensor) -> Tensor:
     """Turn lengths `(texts,)` into offsets `(texts + 1,)`."""
-    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    if not isinstance(lengths, Tensor):
+        lengths = _integers(lengths)
+    return torch.cat([_integers([0]), lengths.cumsum(0)])

@@ -142,7 +142,12 @@ class Encoder:
     ) -> Tensor | None:
         """Encode one batch; None where the device has no room for it but may have for a part."""
         try:
-            with self._lock, torch.inference_mode():
+            # A caller's autocast would change the dtype half-way through.
+            with (
+                self._lock,
+                torch.inference_mode(),
+                torch.autocast(self.device.type, enabled=False),
+            ):
                 return run(batch, places, texts)
         except RuntimeError as error:
             if not _is_out_of_memory(error):

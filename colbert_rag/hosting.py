@@ -18,6 +18,7 @@ from colbert_rag.checkpoint import Checkpoint, Projection
 from colbert_rag.checkpoint.files import Folder
 from colbert_rag.checkpoint.pickles import load_pickle
 from colbert_rag.errors import (
+    ColBERTRagError,
     CorruptWeightsError,
     MetadataError,
     ProjectionError,
@@ -145,6 +146,7 @@ def _empty_model(checkpoint: Checkpoint, language: str | None) -> PreTrainedMode
     # The one modelling module that is needed: importing transformers' Auto classes costs seconds.
     modelling = import_module(f"{row.module}.modeling_{module}")
     configuration = import_module(f"{row.module}.configuration_{module}")
+    _refuse_more_layers_than_tensors(checkpoint)
     try:
         config = getattr(configuration, row.configuration).from_dict(
             row.prepare(dict(checkpoint.config))
@@ -153,13 +155,29 @@ def _empty_model(checkpoint: Checkpoint, language: str | None) -> PreTrainedMode
         if row.has_languages:
             _choose_language(config, language)
         options = {"add_pooling_layer": False} if row.takes_pooler else {}
-        with _Unallocated():
+        # Buffers are made where the caller's default device says, unless told otherwise.
+        with torch.device("cpu"), _Unallocated():
             model: PreTrainedModel = getattr(modelling, row.model)(config, **options)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except ColBERTRagError:
+        raise
+    # Whatever transformers makes of sizes and types that fit no model: a dozen classes, some of
+    # them the hub client's own.
+    except Exception as error:
         raise MetadataError(
             f"config.json of {checkpoint.name} does not describe a {row.name} model: {error}"
         ) from error
     return model
+
+
+def _refuse_more_layers_than_tensors(checkpoint: Checkpoint) -> None:
+    # Even without memory for its numbers, a model of a million layers takes hours to set up.
+    for name in ("num_hidden_layers", "n_layers"):
+        layers = checkpoint.config.get(name, 0)
+        if isinstance(layers, int) and layers > len(checkpoint.backbone_tensors):
+            raise MetadataError(
+                f"config.json of {checkpoint.name} has {name}={layers}, but there are weights for "
+                f"{len(checkpoint.backbone_tensors)} tensors in all"
+            )
 
 
 def _choose_language(config: object, language: str | None) -> None:

@@ -80,7 +80,7 @@ class Pipeline:
 def _join(parts: list[TokenEmbeddings]) -> TokenEmbeddings:
     """Append all parts, releasing each as it is copied: `torch.cat` would hold everything twice."""
     lengths = torch.cat([part.lengths for part in parts])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), lengths.cumsum(0)])
     first = parts[0].values
     values = first.new_empty(int(offsets[-1]), first.shape[1])
     start = 0

@@ -132,12 +132,16 @@ class Scorer:
         device, dtype = encoder.device, encoder.dtype
         stored = known(texts)
         for rows in stored.values():
+            if not isinstance(rows, Tensor) or not rows.is_floating_point():
+                kind = rows.dtype if isinstance(rows, Tensor) else type(rows).__name__
+                raise TypeError(f"known gave vectors of type {kind}, expected tensors of floats")
             if rows.ndim != 2 or rows.shape[1] != encoder.dim:
                 raise ValueError(
                     f"known gave vectors of shape {tuple(rows.shape)}, expected (rows, "
                     f"{encoder.dim}) as this model makes them"
                 )
-        found = {text: rows.to(device, dtype) for text, rows in stored.items()}
+        # Copied, since the caller may go on to change his own.
+        found = {text: rows.to(device, dtype, copy=True) for text, rows in stored.items()}
         if self._cache is not None:
             # The cache also serves callers without this memory, who were promised `dtype`.
             self._cache.put(

@@ -7,6 +7,7 @@ prompt, skip-list and cache need no second version. The document scores as its b
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from colbert_rag.tokenizer import Span, TextTokenizer
@@ -48,12 +49,15 @@ def _cut(text: str, starts: Sequence[int], room: int) -> list[Span]:
         begin = starts[first] if first else 0
         if first + size >= len(starts):
             return [*windows, (begin, len(text))]
-        stop = _word_start(text, starts, first + size, above=first + step)
+        # Several tokens may share one character, and a window has at least one of those.
+        behind = bisect_right(starts, begin)
+        stop = max(_word_start(text, starts, first + size, above=first + step), behind)
+        if stop == len(starts):
+            return [*windows, (begin, len(text))]
         windows.append((begin, starts[stop]))
         # The next window begins at a word too, and always further on, or this would not end.
-        first = _word_start(
-            text, starts, max(stop - size + step, first + 1), above=first + step // 2
-        )
+        following = max(stop - size + step, first + 1)
+        first = max(_word_start(text, starts, following, above=first + step // 2), behind)
 
 
 def _word_start(text: str, starts: Sequence[int], token: int, *, above: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import logging
 import math
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -58,9 +60,30 @@ def test_ranking_orders_scores_and_ties_keep_the_input_order(model: ColBERT) -> 
     assert ranking.query_rows == len(model.encode_queries([QUERY])[0])
 
 
-@pytest.mark.parametrize(("top_k", "places"), [(None, 5), (0, 0), (2, 2), (5, 5), (99, 5)])
+@pytest.mark.parametrize(
+    ("top_k", "places"), [(None, 5), (0, 0), (2, 2), (np.int64(2), 2), (5, 5), (99, 5)]
+)
 def test_top_k_limits_the_places(model: ColBERT, top_k: int | None, places: int) -> None:
     assert len(model.rank(QUERY, TEXTS, top_k=top_k)) == places
+
+
+def test_a_ranking_keeps_the_texts_it_ranked_when_the_list_changes(model: ColBERT) -> None:
+    texts = list(TEXTS)
+    ranking = model.rank(QUERY, texts)
+    before = ranking.explain(0).text, repr(ranking)
+
+    texts.clear()
+
+    assert (ranking.explain(0).text, repr(ranking)) == before
+
+
+@pytest.mark.parametrize("encode", ["encode_queries", "encode_documents"])
+def test_any_sequence_of_texts_is_encoded(model: ColBERT, encode: str) -> None:
+    texts = ["mars", "venus is hot"]
+
+    found = getattr(model, encode)(collections.deque(texts))
+
+    assert found.values.equal(getattr(model, encode)(texts).values)
 
 
 @pytest.mark.parametrize(

@@ -379,3 +379,26 @@ def test_a_length_below_one_is_refused_instead_of_replaced(
 
     with pytest.raises(MetadataError, match=f"{key} is {value}, expected at least 1"):
         open_exactly(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        pytest.param("vocab_size", "many", id="a word for a number"),
+        pytest.param("vocab_size", 0, id="no rows"),
+        pytest.param("num_attention_heads", 0, id="division by zero"),
+        pytest.param("intermediate_size", -1, id="a negative size"),
+        pytest.param("pad_token_id", 10**12, id="a padding row that is not there"),
+        pytest.param("max_position_embeddings", 10**12, id="more positions than memory"),
+        pytest.param("num_hidden_layers", 10**12, id="more layers than anyone can build"),
+        pytest.param("dtype", [], id="a list for a name"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from_is_refused(
+    key: str, value: object, copy_of: Copy
+) -> None:
+    folder = copy_of("stanford-bert")
+    edit_json(folder / "config.json", **{key: value})
+
+    with pytest.raises(CheckpointError, match=folder.name):
+        open_exactly(folder)

@@ -219,6 +219,33 @@ def test_a_text_in_the_cache_is_not_asked_of_the_index(tiny_checkpoint: Path) ->
     assert model.score(QUERY, STORED, known=unused) == model.score(QUERY, STORED)
 
 
+def test_the_cache_keeps_known_vectors_when_their_owner_changes_them(
+    tiny_checkpoint: Path,
+) -> None:
+    model = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="float32")
+    vectors = model.encode_documents(STORED).to_list()
+    expected = model.score(QUERY, STORED)
+    model.unload()  # and what it remembers
+
+    model.score(QUERY, STORED, known=lambda texts: dict(zip(STORED, vectors, strict=True)))
+    for rows in vectors:
+        rows.zero_()
+
+    assert model.cache_info().misses == 3
+    assert model.score(QUERY, STORED) == expected
+    assert model.cache_info().hits == 3
+
+
+@pytest.mark.parametrize(
+    ("vectors", "kind"), [(None, "NoneType"), (torch.zeros(3, 128, dtype=torch.int8), "torch.int8")]
+)
+def test_known_vectors_that_are_no_floats_are_refused(
+    model: ColBERT, vectors: object, kind: str
+) -> None:
+    with pytest.raises(TypeError, match=f"known gave vectors of type {kind}"):
+        model.rank(QUERY, ["mars"], known=lambda texts: {"mars": vectors})  # type: ignore[dict-item]
+
+
 def test_vectors_of_another_width_are_refused(model: ColBERT) -> None:
     with pytest.raises(ValueError, match=r"shape \(3, 7\), expected \(rows, \d+\)"):
         model.rank(QUERY, ["mars"], known=lambda texts: {"mars": torch.zeros(3, 7)})

@@ -60,6 +60,23 @@ def test_windows_cover_the_text_overlap_and_fit(
     )
 
 
+@pytest.mark.parametrize(
+    "text", ["\U0001f600" * 60, "a" + "\U0001f9d1\u200d\U0001f680" * 20 + " mars"]
+)
+def test_a_window_is_never_empty_where_one_character_has_several_tokens(
+    text: str, colbert: Callable[..., ColBERT]
+) -> None:
+    tokenizer = colbert("pylate-modernbert", document_length=8).tokenizer
+
+    [windows] = find_windows(tokenizer, [text])
+
+    assert all(start < stop for start, stop in windows)
+    assert all(
+        before[0] < after[0] <= before[1] < after[1] for before, after in itertools.pairwise(windows)
+    )
+    assert (windows[0][0], windows[-1][1]) == (0, len(text))
+
+
 @pytest.mark.parametrize("text", ["", "mars", "mars is red"])
 def test_a_text_that_fits_is_one_window(windowed: ColBERT, text: str) -> None:
     assert find_windows(windowed.tokenizer, [text]) == [[(0, len(text))]]

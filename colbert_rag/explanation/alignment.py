@@ -82,7 +82,7 @@ def similarities(query: Tensor, document: Tensor) -> NDArray[np.float32]:
 
 
 def _row_by_row(rows: Tensor) -> TokenEmbeddings:
-    return TokenEmbeddings(rows, torch.arange(len(rows) + 1))
+    return TokenEmbeddings(rows, torch.arange(len(rows) + 1, device="cpu"))
 
 
 def align(

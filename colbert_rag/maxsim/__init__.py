@@ -37,7 +37,9 @@ def maxsim(query: Tensor, documents: TokenEmbeddings) -> Tensor:
     """
     if query.ndim != 2:
         raise ValueError(f"query has shape {tuple(query.shape)}, expected (query_rows, dim)")
-    return maxsim_many(TokenEmbeddings(query, torch.tensor([0, len(query)])), documents)[0]
+    return maxsim_many(
+        TokenEmbeddings(query, torch.tensor([0, len(query)], device="cpu")), documents
+    )[0]
 
 
 def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
@@ -66,11 +68,13 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
             f"the query vectors have {queries.dim} dimensions and the document vectors "
             f"{documents.dim}: encode both with the same model"
         )
-    if _has_fused_kernel(documents.device, documents.dtype):
-        from colbert_rag.maxsim.triton_kernel import maxsim_many as fused_maxsim_many
+    # Inside a caller's autocast, float32 vectors would be multiplied in half precision.
+    with torch.autocast(documents.device.type, enabled=False):
+        if _has_fused_kernel(documents.device, documents.dtype):
+            from colbert_rag.maxsim.triton_kernel import maxsim_many as fused_maxsim_many
 
-        return fused_maxsim_many(queries, documents)
-    return torch_kernel.maxsim_many(queries, documents)
+            return fused_maxsim_many(queries, documents)
+        return torch_kernel.maxsim_many(queries, documents)
 
 
 @cache

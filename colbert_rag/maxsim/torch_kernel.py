@@ -35,7 +35,7 @@ with warnings.catch_warnings():
     # documented reduction that the tests check, so the notice is not the user's concern; said here,
     # it is also not an error in a process that turns warnings into errors.
     warnings.simplefilter("ignore")
-    torch.sparse_csr_tensor([0], [], [], (0, 0), check_invariants=False)
+    torch.sparse_csr_tensor([0], [], [], (0, 0), device="cpu", check_invariants=False)
 
 
 @torch.no_grad()
@@ -55,7 +55,8 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
     """
     values, starts = documents.values, documents.offsets
     vectors = queries.values.to(values.device, values.dtype).to(product_dtype(values))
-    scores = torch.empty(len(queries), len(documents), device=values.device)
+    # The type is said, because the caller may have set another default.
+    scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=values.device)
     query_starts = queries.offsets.tolist()
     chunks = list(_groups(queries.offsets, _QUERY_ROWS))
     block = _Block(vectors, max((query_starts[j] - query_starts[i] for i, j in chunks), default=1))
@@ -153,9 +154,10 @@ def maxima_by_product(similarities: Tensor, bounds: Tensor) -> Tensor:
     # is read beside the similarities.
     ones = torch.sparse_csr_tensor(
         bounds.int(),
-        torch.arange(rows, dtype=torch.int32),
-        torch.ones(rows, dtype=similarities.dtype),
+        torch.arange(rows, dtype=torch.int32, device="cpu"),
+        torch.ones(rows, dtype=similarities.dtype, device="cpu"),
         (len(bounds) - 1, rows),
+        device="cpu",
         check_invariants=False,
     )
     maxima: Tensor = torch.sparse.mm(ones, similarities, "amax")

@@ -153,7 +153,7 @@ def maxsim_many(
     """
     device = documents.device
     owners, starts, lengths = _pieces(queries.offsets)
-    scores = torch.empty(len(owners), len(documents), device=device)
+    scores = torch.empty(len(owners), len(documents), dtype=torch.float32, device=device)
     if scores.numel():
         launch(
             queries.values.to(device, documents.dtype),
@@ -175,7 +175,9 @@ def _pieces(offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     lengths = offsets.diff()
     counts = ((lengths + _PIECE_ROWS - 1) // _PIECE_ROWS).clamp(min=1)
     owners = torch.repeat_interleave(counts)
-    within = (torch.arange(len(owners)) - (counts.cumsum(0) - counts)[owners]) * _PIECE_ROWS
+    within = (
+        torch.arange(len(owners), device="cpu") - (counts.cumsum(0) - counts)[owners]
+    ) * _PIECE_ROWS
     return owners, offsets[owners] + within, (lengths[owners] - within).clamp(max=_PIECE_ROWS)
 
 
@@ -232,7 +234,7 @@ def works_on(device: torch.device) -> bool:
     """
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False  # no tensor cores for bfloat16
-    one = TokenEmbeddings(torch.ones(1, 16, dtype=torch.float16), torch.tensor([0, 1]))
+    one = TokenEmbeddings.from_list([torch.ones(1, 16, dtype=torch.float16, device="cpu")])
     try:
         return maxsim_many(one, one.to(device)).item() == 16
     except (RuntimeError, OSError, subprocess.SubprocessError, triton.TritonError) as error:
