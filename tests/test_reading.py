@@ -95,6 +95,23 @@ def test_blank_json_lines_are_passed_over_and_still_counted(tmp_path: Path) -> N
     assert [(d.line, d.text) for d in read(path)] == [(2, "a"), (4, "b")]
 
 
+@pytest.mark.parametrize("name", ["x.json", "x"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_list_is_one_document_for_each_record(
+    name: str, indent: int | None, tmp_path: Path
+) -> None:
+    records = [{"text": "a", "id": 7, "year": 1999}, {"text": "b"}]
+
+    found = read(write(tmp_path, name, json.dumps(records, indent=indent)))
+
+    assert [(d.line, d.text, d.id) for d in found] == [(1, "a", "7"), (2, "b", None)]
+    assert found[0].metadata == {"year": 1999}
+
+
+def test_a_json_list_of_strings_is_one_document_for_each(tmp_path: Path) -> None:
+    assert texts(write(tmp_path, "x.json", '["a", "b"]')) == ["a", "b"]
+
+
 def test_an_empty_text_is_a_document(tmp_path: Path) -> None:
     assert texts(write(tmp_path, "x.jsonl", '{"text": ""}')) == [""]
 
@@ -222,7 +239,7 @@ def test_several_paths_are_read_in_the_order_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_has_a_reader(suffix: str) -> None:
-    assert SUFFIXES[suffix] in FORMATS
+    assert SUFFIXES[suffix] in {None, *FORMATS}
 
 
 def test_suffixes_are_known_in_capitals_too(tmp_path: Path) -> None:
@@ -313,6 +330,11 @@ def outcome(content: bytes, form: str) -> object:
             id="a number that only Python knows",
         ),
         pytest.param("x.jsonl", "[1, 2]", r"x\.jsonl:1: found a list.*jq -c", id="a JSON list"),
+        pytest.param(
+            "x.json", '[\n"a",\n3\n]', r"x\.json:2: found a int", id="a number in a long list"
+        ),
+        pytest.param("x.json", '["a", 3]', r"x\.json:2: found a int", id="a number in a list"),
+        pytest.param("x.json", '["a"\n"b"]', r"x\.json:2: not JSON", id="a broken list"),
         pytest.param("x.jsonl", "[" * 99_999, r"x\.jsonl:1: not JSON", id="deeply nested JSON"),
         pytest.param(
             "x.jsonl",
@@ -376,7 +398,7 @@ def test_a_path_that_does_not_exist_is_refused_before_anything_is_read(tmp_path:
 def test_a_folder_without_anything_to_read_says_what_would_be_read(tmp_path: Path) -> None:
     write(tmp_path, "photo.png", "x")
 
-    with pytest.raises(ReadingError, match=r"holds nothing to read.*\.csv, \.jsonl"):
+    with pytest.raises(ReadingError, match=r"holds nothing to read.*\.csv, \.json, \.jsonl"):
         read(tmp_path)
 
 

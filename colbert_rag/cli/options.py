@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 FORMS = """\
   .jsonl .ndjson   one JSON object on each line (or one JSON string)
+  .json            the same, or one list of such objects
   .csv .tsv        rows under a line that names the columns
   .txt             a document is a paragraph, parted by blank lines
   .md .markdown    a document is a section, with its headings as title"""

@@ -18,14 +18,16 @@ from colbert_rag.reading.records import (
     find_field,
     first_line,
     read_csv,
+    read_json,
     read_jsonl,
 )
 
 STDIN = "-"
 """The path that stands for standard input."""
 
-SUFFIXES = {
+SUFFIXES: dict[str, str | None] = {
     ".csv": "csv",
+    ".json": None,  # one list, or JSON Lines by another name
     ".jsonl": "jsonl",
     ".markdown": "markdown",
     ".md": "markdown",
@@ -33,11 +35,12 @@ SUFFIXES = {
     ".tsv": "csv",
     ".txt": "text",
 }
-"""What is read in a folder, and as which format. A file that is named itself may end in anything:
-its format is then told from its first line."""
+"""What is read in a folder, and as which format; None is told from the first line. A file that is
+named itself may end in anything: its format is then told so, too."""
 
 FORMATS: dict[str, Reader] = {
     "jsonl": read_jsonl,
+    "json": read_json,
     "csv": read_csv,
     "text": read_text,
     "markdown": read_markdown,
@@ -140,6 +143,8 @@ def _guess(lines: Iterator[str], options: ReadingOptions) -> tuple[str, Iterator
     first, lines = first_line(lines)
     if first.startswith("{"):
         return "jsonl", lines
+    if first == "[" or first.startswith(("[{", '["')):
+        return "json", lines
     # Cut, because a file without line ends may be all one line, and csv limits a cell's length.
     columns = next(csv.reader([first[:LONGEST_HEADER]], delimiter=delimiter_of(first)), [])
     named = options.text_field in columns or find_field(columns, TEXT_FIELDS) is not None

@@ -1,4 +1,4 @@
-"""Records: JSON Lines and CSV."""
+"""Records: JSON, JSON Lines and CSV."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ ONE_OBJECT = (
     "Expected one JSON object on each line. For a file that holds one list: jq -c '.[]' FILE"
 )
 
+ONE_LIST = (
+    "Expected one list of JSON objects or strings. For one object on each line: --format jsonl"
+)
+
 
 def read_jsonl(
     source: str, lines: Iterator[str], options: ReadingOptions
@@ -36,12 +40,30 @@ def read_jsonl(
             record = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             raise ReadingError(f"{source}:{number}: {_flaw(error)}. {ONE_OBJECT}") from error
-        if isinstance(record, str):
-            yield SourceDocument(source, number, record)
-        elif isinstance(record, dict):
-            yield _from_record(source, number, record, options)
-        else:
+        if not isinstance(record, str | dict):
             raise ReadingError(f"{source}:{number}: found a {type(record).__name__}. {ONE_OBJECT}")
+        yield _from_json(source, number, record, options)
+
+
+def read_json(
+    source: str, lines: Iterator[str], options: ReadingOptions
+) -> Iterator[SourceDocument]:
+    """One list of JSON objects or strings; documents are numbered by their places in it.
+
+    Raises:
+        ReadingError: the file holds something else, or an object has no text.
+    """
+    try:
+        records = json.loads("".join(lines) or "[]", parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ReadingError(f"{source}{line}: {_flaw(error)}. {ONE_LIST}") from error
+    if not isinstance(records, list):
+        raise ReadingError(f"{source}: found a {type(records).__name__}. {ONE_LIST}")
+    for number, record in enumerate(records, start=1):
+        if not isinstance(record, str | dict):
+            raise ReadingError(f"{source}:{number}: found a {type(record).__name__}. {ONE_LIST}")
+        yield _from_json(source, number, record, options)
 
 
 def read_csv(
@@ -98,6 +120,14 @@ def first_line(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
 def delimiter_of(header: str) -> str:
     """What parts the columns: the candidate that the first line holds most often."""
     return max(DELIMITERS, key=header.count)
+
+
+def _from_json(
+    source: str, number: int, record: str | dict[str, object], options: ReadingOptions
+) -> SourceDocument:
+    if isinstance(record, str):
+        return SourceDocument(source, number, record)
+    return _from_record(source, number, record, options)
 
 
 def _from_record(
