@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
+
 import torch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -61,3 +64,13 @@ def computes_bfloat16(device: str) -> bool:
         features = torch.cpu.get_capabilities()
         return any(features.get(name, False) for name in NATIVE_BFLOAT16)
     return False
+
+
+def trim_heap() -> None:
+    """Give memory that was freed back to the system, where the C library can be asked to.
+
+    glibc keeps what torch frees on a CPU, in pieces that fit batches of another shape badly:
+    encoding 5,000 documents took 280 MiB more than its tensors (benchmarks/NOTES.md).
+    """
+    with suppress(AttributeError, OSError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)

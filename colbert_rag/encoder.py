@@ -18,7 +18,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
 
-BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 """Tokens per forward pass. On a CPU, time per token is flat from 512 to 16,384 tokens and memory
 is not; a GPU needs enough rows to fill its matrix units."""
 
@@ -53,7 +53,7 @@ class Encoder:
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self.dim = dim
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 4096)
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 1024)
         self._model = model
         self._projection = projection
         self._backbone = backbone

@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from tqdm import tqdm
 
+from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.encoder import Encoder, Progress
 from colbert_rag.tokenizer import Kind, TextTokenizer, TokenBatch
 
 logger = logging.getLogger(__name__)
 
-STRETCH = 4096
+STRETCH = 1024
 """Texts tokenised and sorted by length together: enough to find equals, little enough that the
 next stretch is ready in time."""
 
@@ -61,6 +62,8 @@ class Pipeline:
                     if following is not None:
                         upcoming = ahead.submit(tokenize, following)
                     parts.append(self._run(batch, kind, bar.update))
+                    del batch
+                    trim_heap()
         return _join(parts)
 
     def _run(self, batch: TokenBatch, kind: Kind, progress: Progress) -> TokenEmbeddings:
