@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import os
 import threading
 import uuid
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import SupportsIndex, cast
+from typing import cast
 
 import torch
 
@@ -27,7 +26,7 @@ from colbert_rag.pipeline import Pipeline
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
 from colbert_rag.scoring import Known, Scored, Scorer
-from colbert_rag.settings import DOCUMENT_CACHE_BYTES, Settings
+from colbert_rag.settings import DOCUMENT_CACHE_BYTES, Settings, whole_number
 from colbert_rag.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,15 @@ class ColBERT:
 
         Args:
             settings: As `resolved` gives them.
+
+        Raises:
+            TypeError: the settings are something else, such as the name of a checkpoint.
         """
+        if not isinstance(settings, Settings):
+            raise TypeError(
+                f"settings is {settings!r}, expected Settings. To open a checkpoint: "
+                "ColBERT.from_pretrained(...)"
+            )
         self.settings = settings
         self._lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
@@ -285,7 +292,9 @@ class ColBERT:
             TypeError: not a list of strings.
             ValueError: `top_k` is negative.
         """
-        top_k, texts = _checked_top_k(top_k), _listed(texts)
+        if top_k is not None:
+            top_k = whole_number("top_k", top_k, least=0)
+        texts = _listed(texts)
         scored = self._score(query, texts, known, show_progress=show_progress)
         if scored is None:
             return Ranking([], query=query, texts=texts, query_rows=0)
@@ -442,17 +451,6 @@ def _check_query(query: object) -> None:
         raise InvalidQueryError(f"query is {type(query).__name__}, expected a string")
     if not query.strip():
         raise InvalidQueryError("query is empty or blank, expected some text to search for")
-
-
-def _checked_top_k(top_k: object) -> int | None:
-    if top_k is None:
-        return None
-    # numpy's whole numbers are welcome, and True is one only to Python.
-    if isinstance(top_k, bool) or not isinstance(top_k, SupportsIndex):
-        raise TypeError(f"top_k is {top_k!r}, expected a whole number or None for all")
-    if (places := operator.index(top_k)) < 0:
-        raise ValueError(f"top_k is {places}, expected 0 or more, or None for all")
-    return places
 
 
 def _listed(texts: object) -> list[str]:

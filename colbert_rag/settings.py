@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import SupportsIndex
 
 DEFAULT_CHECKPOINT = "answerdotai/answerai-colbert-small-v1"
 """What adapters and the command line open when no checkpoint is named: 33M parameters, dim 96."""
@@ -75,13 +77,9 @@ class Settings:
             ("batch_tokens", 1),
             ("document_cache", 0),
         ):
-            number = getattr(self, name)
-            if number is None:
-                continue
-            if isinstance(number, bool) or not isinstance(number, int):
-                raise TypeError(f"{name} is {number!r}, expected a whole number or None")
-            if number < least:
-                raise ValueError(f"{name} is {number}, expected at least {least}")
+            if (number := getattr(self, name)) is not None:
+                whole = whole_number(name, number, least=least)
+                object.__setattr__(self, name, whole)
         if isinstance(self.skiplist, str):
             raise TypeError("skiplist is one string, expected a sequence of words, such as ['!']")
 
@@ -120,3 +118,18 @@ class Settings:
     def with_device(self, device: str, dtype: str) -> Settings:
         """The same choice with device and dtype resolved, so that `None` and `"cpu"` are equal."""
         return replace(self, device=device, dtype=dtype)
+
+
+def whole_number(name: str, value: object, *, least: int) -> int:
+    """An argument as Python's own whole number.
+
+    Raises:
+        TypeError: it is none; numpy's are, and True is one only to Python.
+        ValueError: it is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} is {value!r}, expected a whole number")
+    number = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name} is {number}, expected at least {least}")
+    return number

@@ -67,6 +67,11 @@ def test_top_k_limits_the_places(model: ColBERT, top_k: int | None, places: int)
     assert len(model.rank(QUERY, TEXTS, top_k=top_k)) == places
 
 
+def test_the_class_itself_says_how_a_checkpoint_is_opened() -> None:
+    with pytest.raises(TypeError, match=r"'offline-minilm'.*ColBERT\.from_pretrained"):
+        ColBERT("offline-minilm")  # type: ignore[arg-type]
+
+
 def test_a_ranking_keeps_the_texts_it_ranked_when_the_list_changes(model: ColBERT) -> None:
     texts = list(TEXTS)
     ranking = model.rank(QUERY, texts)

@@ -477,6 +477,38 @@ def test_a_single_document_in_place_of_several_is_refused(index: Index):
         index.add({"text": "mars"})
     with pytest.raises(ValueError, match="batch_size is 0"):
         index.add(["mars"], batch_size=0)
+    with pytest.raises(TypeError, match=r"batch_size is 2\.5, expected a whole number"):
+        index.add(["mars"], batch_size=2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError)])
+def test_a_copy_in_impossible_batches_is_refused(
+    library: Index, size: Any, error: type[Exception]
+) -> None:
+    with (
+        LocalIndex(":memory:", like=library.info) as copy,
+        pytest.raises(error, match=f"batch_size is {size}"),
+    ):
+        copy_index(library, copy, batch_size=size)
+
+
+@pytest.mark.parametrize("k", [True, 2.5, math.nan, None, "3"])
+def test_a_k_that_is_no_whole_number_is_refused(library: Index, k: Any) -> None:
+    with pytest.raises(TypeError, match=f"k is {k!r}, expected a whole number"):
+        library.search("mars", k)
+
+
+def test_text_that_cannot_be_stored_is_not_held(index: Index) -> None:
+    index.add(["mars"])
+
+    assert list(index.embeddings_for(["\ud83d cut", "mars"])) == ["mars"]
+    with pytest.raises(ValueError, match="lone surrogate"):
+        index.get(["\ud800"])
+
+
+def test_the_name_of_a_model_is_not_a_model(open_index: Open) -> None:
+    with pytest.raises(TypeError, match=r"colbert is 'offline-minilm'.*from_pretrained"):
+        open_index("offline-minilm")  # type: ignore[arg-type]
 
 
 def test_documents_are_read_as_they_are_needed(index: Index):

@@ -72,7 +72,8 @@ def test_a_window_is_never_empty_where_one_character_has_several_tokens(
 
     assert all(start < stop for start, stop in windows)
     assert all(
-        before[0] < after[0] <= before[1] < after[1] for before, after in itertools.pairwise(windows)
+        before[0] < after[0] <= before[1] < after[1]
+        for before, after in itertools.pairwise(windows)
     )
     assert (windows[0][0], windows[-1][1]) == (0, len(text))
 

@@ -14,10 +14,18 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import InvalidQueryError, ScoringError
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Changes, Document, DocumentLike, Hit, as_document
+from colbert_rag.index.documents import (
+    Changes,
+    Document,
+    DocumentLike,
+    Hit,
+    as_document,
+    is_unicode,
+)
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.index.ingest import Store, add_documents, add_encoded
 from colbert_rag.index.protocol import Encoder, IndexInfo
+from colbert_rag.settings import whole_number
 
 
 class StoredIndex(ABC):
@@ -125,8 +133,8 @@ class StoredIndex(ABC):
                 raise InvalidQueryError(f"the query is {query!r}, expected text that is not blank")
         parse_filter(filter)  # before the model is loaded for nothing
         colbert = self._model()
+        k = whole_number("k", k, least=0)
         if not queries or k == 0 or self.count() == 0:
-            _check_k(k)
             return [[] for _ in queries]
         return self.search_embeddings(colbert.encode_queries(queries), k, filter)
 
@@ -140,7 +148,7 @@ class StoredIndex(ABC):
             ScoringError: the vectors of a query are not finite.
             ValueError: `k` is negative, or the vectors have the wrong width.
         """
-        _check_k(k)
+        k = whole_number("k", k, least=0)
         condition = parse_filter(filter)
         if queries.dim != self.info.dim:
             raise ValueError(
@@ -159,7 +167,8 @@ class StoredIndex(ABC):
 
         With `info.token_pooling` they are the pooled ones.
         """
-        return self._store.embeddings_for(texts)
+        # What cannot be stored is not held.
+        return self._store.embeddings_for([text for text in texts if is_unicode(text)])
 
     @abstractmethod
     def delete(self, ids: Iterable[str]) -> int:
@@ -248,8 +257,3 @@ class StoredIndex(ABC):
         """Say where, and which model made it."""
         kind = type(self).__name__
         return f"{kind}({self.name!r}, {self.info.checkpoint}, dim {self.info.dim})"
-
-
-def _check_k(k: int) -> None:
-    if k < 0:
-        raise ValueError(f"k is {k}, expected at least 0")

@@ -190,11 +190,21 @@ def metadata_json(metadata: Mapping[str, Json], *, canonical: bool = False) -> s
     )
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored: Python's may hold half a character, a lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_ids(ids: Iterable[str]) -> list[str]:
     """The ids as a list.
 
     Raises:
         TypeError: one string instead of several, or an id that is no string.
+        ValueError: an id is not valid Unicode.
     """
     if isinstance(ids, str):
         raise TypeError(f"ids is the one string {ids!r}, expected several: [{ids!r}]")
@@ -202,4 +212,6 @@ def check_ids(ids: Iterable[str]) -> list[str]:
     for name in listed:
         if not isinstance(name, str):
             raise TypeError(f"id {name!r} is a {type(name).__name__}, expected str")
+        if not is_unicode(name):
+            raise ValueError(f"id {name!r} holds a lone surrogate, which is not valid Unicode")
     return listed

@@ -127,13 +127,20 @@ def _scalars(key: str, operator: str, values: object) -> list[Scalar]:
     return [_scalar(key, value) for value in values]
 
 
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number that no float can hold, and Qdrant compares floats
+        return False
+
+
 def _bound(key: str, operator: str, value: object) -> Bound:
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime(value.year, value.month, value.day, tzinfo=UTC)
     if isinstance(value, datetime):
         return value if value.tzinfo else value.replace(tzinfo=UTC)
     number = as_number(value)
-    if number is not None and math.isfinite(number):
+    if number is not None and _is_finite(number):
         return number
     moment = as_moment(value)
     if moment is None:

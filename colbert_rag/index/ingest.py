@@ -21,6 +21,7 @@ from colbert_rag.index.documents import (
 )
 from colbert_rag.index.pooling import pool_tokens
 from colbert_rag.index.protocol import Encoder, IndexInfo
+from colbert_rag.settings import whole_number
 
 
 class Store(Protocol):
@@ -58,8 +59,7 @@ def add_documents(
     show_progress: bool,
 ) -> Changes:
     """Encode and store documents, a batch at a time, so that a killed run can be run again."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1")
+    batch_size = whole_number("batch_size", batch_size, least=1)
     if isinstance(documents, str | Mapping):
         raise TypeError("documents is a single document, expected several: put it in a list")
     batches = _batches(documents, batch_size)

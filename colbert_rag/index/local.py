@@ -17,6 +17,7 @@ from colbert_rag.index.rows import Rows
 from colbert_rag.index.selection import best_positions
 from colbert_rag.index.snapshot import Snapshot
 from colbert_rag.index.storage import MEMORY, Database
+from colbert_rag.settings import whole_number
 
 MEMORY_BUDGET = 4 * 2**30
 """Default bound on the vectors held: about 11 million at dim 96 on a CPU, twice that on a GPU."""
@@ -124,6 +125,7 @@ class LocalIndex(StoredIndex):
 
         What is added or removed meanwhile may or may not be among it.
         """
+        batch_size = whole_number("batch_size", batch_size, least=1)
         last = 0
         while True:
             with self._database.reading():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
@@ -163,10 +164,16 @@ def resolve_info(
 
     Raises:
         IndexMismatchError: two of them disagree.
+        TypeError: `colbert` is the name of a model.
         ValueError: nothing says which model a new index is for, or `token_pooling` is below 1.
     """
     if token_pooling is not None and not token_pooling >= 1:
         raise ValueError(f"token_pooling is {token_pooling}, expected at least 1, or None")
+    if isinstance(colbert, str | os.PathLike):
+        raise TypeError(
+            f"colbert is {os.fspath(colbert)!r}, expected a model: "
+            "ColBERT.from_pretrained(...) or shared_colbert(...)"
+        )
     known = stored or like
     if known is None:
         if colbert is None:

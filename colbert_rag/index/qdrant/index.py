@@ -27,6 +27,7 @@ from colbert_rag.index.qdrant.collection import (
     read_collection,
     vectors_of,
 )
+from colbert_rag.settings import whole_number
 
 _QUERIES = 16
 
@@ -134,6 +135,7 @@ class QdrantIndex(StoredIndex):
 
         What is added or removed meanwhile may or may not be among it.
         """
+        batch_size = whole_number("batch_size", batch_size, least=1)
         for records in self._in_order(batch_size, vectors=True):
             vectors = [vectors_of(record) for record in records]
             yield (
