@@ -40,7 +40,7 @@ fix: $(VENV)/.dev ## Format, and mend what the linter can mend by itself
 notebooks: $(VENV)/.dev ## Run every notebook and keep its new outputs
 	@$(BIN)/python -m tests.notebooks notebooks/*.ipynb
 
-docs: $(VENV)/.docs ## Build the documentation into build/docs; every warning is an error
+docs: $(VENV)/.dev ## Build the documentation into build/docs; every warning is an error
 	@$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going \
 	  -d build/doctrees docs build/docs
 	@echo 'Open build/docs/index.html'
@@ -73,8 +73,4 @@ $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) for development (some minutes the first time) ...'
 	@$(INSTALL) --editable '.[langchain,llama-index,offline,qdrant,ray]' --group dev
-	@touch $@
-
-$(VENV)/.docs: $(VENV)/.dev
-	@$(INSTALL) --group docs
 	@touch $@
