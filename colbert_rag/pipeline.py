@@ -16,9 +16,9 @@ from colbert_rag.tokenizer import Kind, TextTokenizer, TokenBatch
 
 logger = logging.getLogger(__name__)
 
-STRETCH = 1024
-"""Texts tokenised and sorted by length together: enough to find equals, little enough that the
-next stretch is ready in time."""
+STRETCH = {"cpu": 512, "mps": 2048, "cuda": 4096}
+"""Texts tokenised and sorted by length together, by device: enough to fill batches, little enough
+that the next stretch is ready in time, and that its freed memory does not add up."""
 
 
 class Pipeline:
@@ -28,6 +28,7 @@ class Pipeline:
         """Join the two; neither is changed."""
         self.tokenizer = tokenizer
         self.encoder = encoder
+        self.stretch = STRETCH.get(encoder.device.type, 2048)
         self._reported: set[Kind] = set()
 
     def queries(self, texts: Sequence[str], *, show_progress: bool = False) -> TokenEmbeddings:
@@ -49,7 +50,8 @@ class Pipeline:
         show_progress: bool,
     ) -> TokenEmbeddings:
         """Encode stretch by stretch, tokenising the next one while this one is encoded."""
-        stretches = [texts[i : i + STRETCH] for i in range(0, len(texts), STRETCH)]
+        size = self.stretch
+        stretches = [texts[start : start + size] for start in range(0, len(texts), size)]
         noun = "queries" if kind == "query" else "documents"
         with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress) as bar:
             if len(stretches) <= 1:

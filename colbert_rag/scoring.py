@@ -13,7 +13,7 @@ from torch import Tensor
 from colbert_rag.cache import DocumentCache
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim import maxsim
-from colbert_rag.pipeline import STRETCH, Pipeline
+from colbert_rag.pipeline import Pipeline
 from colbert_rag.tokenizer import Span
 from colbert_rag.windows import find_windows
 
@@ -90,8 +90,9 @@ class Scorer:
 
     def warm(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
         """Put the vectors of texts into the cache."""
-        for start in range(0, len(texts), STRETCH):
-            pieces, _ = self._pieces(texts[start : start + STRETCH])
+        size = self._pipeline.stretch
+        for start in range(0, len(texts), size):
+            pieces, _ = self._pieces(texts[start : start + size])
             self._documents(pieces, show_progress=show_progress)
 
     def _pieces(self, texts: Sequence[str]) -> tuple[list[str], list[list[Span]]]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from colbert_rag import ColBERT, TokenEmbeddings, pipeline, scoring
+from colbert_rag import ColBERT, TokenEmbeddings, scoring
 from colbert_rag import colbert as colbert_module
 from colbert_rag.errors import InvalidQueryError, MetadataError, ScoringError
 from tests.oracle import naive_maxsim
@@ -184,7 +184,7 @@ def test_warming_without_a_cache_is_refused(checkpoint: Callable[[str], Path]) -
 def test_windows_of_texts_join_in_order(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.encode_documents(TEXTS)
 
-    monkeypatch.setattr(pipeline, "STRETCH", 2)
+    monkeypatch.setattr(model._load(), "stretch", 2)
     found = model.encode_documents(TEXTS)
 
     assert found.offsets.tolist() == expected.offsets.tolist()
