@@ -120,6 +120,13 @@ def write(folder: Path, name: str, environment: dict[str, str], tables: Sequence
     _plot(folder / f"{name}.png", tables)
 
 
+def _short(title: str) -> str:
+    """What was done, and with which checkpoint."""
+    job, _, checkpoint = title.partition(":")
+    name = checkpoint.split(",")[0].strip()
+    return f"{job}: {name}" if name else job
+
+
 def _ratio(row: dict[str, object]) -> float:
     return float(str(row["ratio"]))
 
@@ -149,7 +156,7 @@ def _plot(path: Path, tables: Sequence[Table]) -> None:
     except ImportError:
         return
     bars = [
-        (f"{row['peer']}\n{table.title.split(':')[0]}", row["ratio"])
+        (f"{row['peer']}\n{_short(table.title)}", float(str(row["ratio"])))
         for table in reversed(tables)
         for row in reversed(table.rows)
         if not table.axis and row.get("ratio") is not None and row["peer"] != table.baseline
@@ -162,7 +169,9 @@ def _plot(path: Path, tables: Sequence[Table]) -> None:
     axes = list(figure.subplots(1, len(curves) + bool(bars), squeeze=False)[0])
     if bars:
         axis = axes.pop(0)
-        axis.barh([label for label, _ in bars], [ratio for _, ratio in bars])
+        # By place, because bars of one label would lie on each other.
+        axis.barh(range(len(bars)), [ratio for _, ratio in bars])
+        axis.set_yticks(range(len(bars)), [label for label, _ in bars])
         axis.axvline(1, color="black", linewidth=0.8)
         axis.set_xlabel("speed, as a multiple of the baseline's")
         axis.tick_params(axis="y", labelsize=7)
@@ -175,6 +184,9 @@ def _plot(path: Path, tables: Sequence[Table]) -> None:
                 "o-",
                 label=peer,
             )
+        points = sorted({int(str(row[table.axis])) for row in table.rows})
+        axis.set_xticks(points, [f"{point:,}" for point in points])
+        axis.set_xticks([], minor=True)
         axis.set(xlabel=table.axis, ylabel="seconds")
         axis.set_title(table.title.split(":")[0], fontsize=8)
         axis.legend(fontsize=7)
