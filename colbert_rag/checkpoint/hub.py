@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 
 from huggingface_hub import HfApi, snapshot_download
 
@@ -109,4 +110,5 @@ def needed_files(names: Iterable[str], *, allow_pickle: bool, name: str) -> list
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0][:200]
+    line = (str(error).strip().splitlines() or ["no details"])[0]
+    return shorten(line, 200, placeholder=" ...")
