@@ -36,9 +36,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--queries", type=int, default=150, help="quality: of each collection")
     parser.add_argument("--collections", default="", help="quality: comma-separated; default all")
     parser.add_argument(
-        "--whole", action="store_true", help="quality: rank all documents, not BM25's top 100"
-    )
-    parser.add_argument(
         "--out", type=Path, help="folder for the results; default benchmarks/results, quick: none"
     )
     options = parser.parse_args(argv)
@@ -64,7 +61,6 @@ def main(argv: Sequence[str]) -> int:
         options.quick,
         options.queries,
         tuple(filter(None, options.collections.split(","))),
-        options.whole,
     )
     environment = describe(options.threads)
     pin(options.threads)
@@ -74,8 +70,6 @@ def main(argv: Sequence[str]) -> int:
         # A machine that is given back after the run returns only what lies here.
         folders.append(Path(os.environ["OUT"]))
     name = "-".join(options.jobs) or "cpu"
-    if options.whole:
-        name += "-whole"
     tables: list[Table] = []
     for job in jobs:
         for table in importlib.import_module(f"benchmarks.{job}").run(plan):

@@ -21,7 +21,6 @@ class Plan:
         quick: Sizes that only show that everything runs; nothing to quote.
         queries: Queries of each collection, for quality.
         collections: Names of collections, for quality.
-        whole: Rank the whole corpus instead of BM25's top 100, for quality.
         checkpoint: The checkpoint of the jobs that are not about several.
     """
 
@@ -30,7 +29,6 @@ class Plan:
     quick: bool = False
     queries: int = 150
     collections: tuple[str, ...] = ()
-    whole: bool = False
     checkpoint: str = "minilm-small"
 
     def size(self, full: int, quick: int) -> int:
