@@ -37,9 +37,7 @@ def maxsim(query: Tensor, documents: TokenEmbeddings) -> Tensor:
     """
     if query.ndim != 2:
         raise ValueError(f"query has shape {tuple(query.shape)}, expected (query_rows, dim)")
-    return maxsim_many(
-        TokenEmbeddings(query, torch.tensor([0, len(query)], device="cpu")), documents
-    )[0]
+    return maxsim_many(TokenEmbeddings.from_list([query]), documents)[0]
 
 
 def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
