@@ -14,6 +14,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from colbert_rag.attention import Packing
 from colbert_rag.backbones import Backbone
+from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
@@ -21,6 +22,11 @@ from colbert_rag.tokenizer import TokenBatch
 BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 32768}
 """Tokens per forward pass. On a CPU, time per token is flat from 512 to 16,384 tokens and memory
 is not; a GPU needs enough rows to fill its matrix units."""
+
+TRIM_EVERY = 4
+"""Batches on a CPU after which freed memory goes back to the system. Its C library would keep it in
+pieces that the next batch, of another shape, does not fit. It costs about 1 % of a small model's
+time."""
 
 Progress = Callable[[int], object]
 
@@ -91,6 +97,7 @@ class Encoder:
         run = self._encode_packed if packs else self._encode_padded
         places = self._places(batch)
         waiting = deque(self._plan(order, lengths, packs=packs))
+        done = 0
         while waiting:
             texts = waiting.popleft()
             rows = self._run(run, batch, places, texts)
@@ -99,6 +106,9 @@ class Encoder:
                 waiting.extendleft((texts[half:], texts[:half]))
                 continue
             values[self._send(_ranges(offsets[texts], kept[texts]))] = rows
+            done += 1
+            if self.device.type == "cpu" and done % TRIM_EVERY == 0:
+                trim_heap()
             if progress is not None:
                 progress(len(texts))
         return TokenEmbeddings(values, torch.from_numpy(offsets))

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from tqdm import tqdm
 
-from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.encoder import Encoder, Progress
 from colbert_rag.tokenizer import Kind, TextTokenizer, TokenBatch
@@ -18,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 STRETCH = {"cpu": 512, "mps": 2048, "cuda": 4096}
 """Texts tokenised and sorted by length together, by device: enough to fill batches, little enough
-that the next stretch is ready in time, and that its freed memory does not add up."""
+that the next stretch is ready in time, and that joining them holds little twice."""
 
 
 class Pipeline:
@@ -64,8 +63,6 @@ class Pipeline:
                     if following is not None:
                         upcoming = ahead.submit(tokenize, following)
                     parts.append(self._run(batch, kind, bar.update))
-                    del batch
-                    trim_heap()
         return _join(parts)
 
     def _run(self, batch: TokenBatch, kind: Kind, progress: Progress) -> TokenEmbeddings:
