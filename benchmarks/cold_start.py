@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,15 @@ PROGRAMS = {
     ),
 }
 
+TRANSFORMERS = Program(
+    "transformers",
+    "import torch\nfrom transformers import AutoModel, AutoTokenizer",
+    "tokenizer = AutoTokenizer.from_pretrained(folder)\nmodel = AutoModel.from_pretrained(folder)",
+    "with torch.inference_mode():\n"
+    "    model(**tokenizer([query, *texts], padding=True, truncation=True, return_tensors='pt'))",
+)
+"""No peer, for it scores nothing: what every peer pays for torch, transformers and the weights."""
+
 CHILD = """
 import json, pathlib, resource, sys, time
 folder, query, path = sys.argv[1:]
@@ -107,10 +117,12 @@ def child(program: Program, job: str, folder: Path, query: str, texts: Path) -> 
     return found
 
 
-def runnable(folder: Path, query: str, texts: Path) -> tuple[dict[str, Program], list[str]]:
+def runnable(
+    programs: Mapping[str, Program], folder: Path, query: str, texts: Path
+) -> tuple[dict[str, Program], list[str]]:
     """Programs that run here; trying them fills the page cache. And why others do not."""
     found, skipped = {}, []
-    for name, program in PROGRAMS.items():
+    for name, program in programs.items():
         if installed(program.package) is None:
             skipped.append(f"Left out: {name}: not installed")
             continue
@@ -141,7 +153,9 @@ def run(plan: Plan) -> list[Table]:
     folder = checkpoints.build(plan.checkpoint)
     query = corpora.questions(1)[0]
     texts = write_texts(corpora.documents(1, checkpoints.open_tokenizer(folder)), "one")
-    programs, skipped = runnable(folder, query, texts)
+    programs, skipped = runnable(
+        {**PROGRAMS, "transformers alone": TRANSFORMERS}, folder, query, texts
+    )
     found: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
     jobs = {
         name: lambda name=name: found[name].append(
@@ -159,6 +173,8 @@ def run(plan: Plan) -> list[Table]:
             *skipped,
             "seconds: the whole process, Python's own start and exit included. The parts are "
             "medians of what the process measured of itself.",
+            "transformers alone: one forward pass of the backbone and no score, the least that "
+            "any peer built on it can cost.",
             f"Scores of {peers.LLAMA_INDEX} are not the checkpoint's, see rerank.",
         ],
     )

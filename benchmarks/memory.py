@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks import checkpoints, corpora
-from benchmarks.cold_start import child, label, runnable, write_texts
+from benchmarks.cold_start import PROGRAMS, child, label, runnable, write_texts
 from benchmarks.report import Plan, Table
 
 
@@ -15,7 +15,7 @@ def run(plan: Plan) -> Iterator[Table]:
     tokenizer = checkpoints.open_tokenizer(folder)
     query = corpora.questions(1)[0]
     few = write_texts(corpora.documents(1, tokenizer), "one")
-    programs, skipped = runnable(folder, query, few)
+    programs, skipped = runnable(PROGRAMS, folder, query, few)
     for job, count in (("rerank", plan.size(100, 4)), ("encode", plan.size(5000, 8))):
         texts = corpora.documents(count, tokenizer)
         path = write_texts(texts, job)
