@@ -13,7 +13,17 @@ from benchmarks.machine import available_cpus, describe, pin, restart_with
 from benchmarks.report import Plan, Table, write
 
 RESULTS = Path(__file__).parent / "results"
-CPU_JOBS = ("roofline", "encode", "maxsim", "rerank", "cold_start", "memory", "growth", "index")
+CPU_JOBS = (
+    "roofline",
+    "encode",
+    "maxsim",
+    "rerank",
+    "explain",
+    "cold_start",
+    "memory",
+    "growth",
+    "index",
+)
 OTHER_JOBS = ("quality", "gpu")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
@@ -33,8 +43,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="toy sizes: shows that all runs, nothing to quote"
     )
-    parser.add_argument("--queries", type=int, default=150, help="quality: of each collection")
+    parser.add_argument("--queries", type=int, help="quality: of each collection; default all")
     parser.add_argument("--collections", default="", help="quality: comma-separated; default all")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float16"),
+        default="auto",
+        help="quality: compared with float32; default the device's own",
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for the results; default benchmarks/results, quick: none"
     )
@@ -61,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         options.quick,
         options.queries,
         tuple(filter(None, options.collections.split(","))),
+        options.dtype,
     )
     environment = describe(options.threads)
     pin(options.threads)
@@ -69,7 +86,9 @@ def main(argv: Sequence[str]) -> int:
     if "gpu" in jobs and "OUT" in os.environ:
         # A machine that is given back after the run returns only what lies here.
         folders.append(Path(os.environ["OUT"]))
-    name = "-".join(options.jobs) or "cpu"
+    # A part of the collections, or another dtype, does not take the place of the whole.
+    parts = [*plan.collections, *([] if plan.dtype == "auto" else [plan.dtype])]
+    name = "-".join([*(options.jobs or ["cpu"]), *parts])
     tables: list[Table] = []
     for job in jobs:
         for table in importlib.import_module(f"benchmarks.{job}").run(plan):

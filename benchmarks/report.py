@@ -19,16 +19,18 @@ class Plan:
         threads: Threads of every library.
         repeats: Repetitions of every timed job.
         quick: Sizes that only show that everything runs; nothing to quote.
-        queries: Queries of each collection, for quality.
-        collections: Names of collections, for quality.
+        queries: Queries of each collection, for quality; None for all.
+        collections: Names of collections, for quality; none for all.
+        dtype: Compared with float32, for quality; "auto" is the default one of the device.
         checkpoint: The checkpoint of the jobs that are not about several.
     """
 
     threads: int
     repeats: int = 5
     quick: bool = False
-    queries: int = 150
+    queries: int | None = None
     collections: tuple[str, ...] = ()
+    dtype: str = "auto"
     checkpoint: str = "minilm-small"
 
     def size(self, full: int, quick: int) -> int:

@@ -15,6 +15,7 @@ from benchmarks import (
     cold_start,
     corpora,
     encode,
+    explain,
     gpu,
     growth,
     index,
@@ -217,6 +218,17 @@ def test_quality_says_what_the_default_dtype_changes(monkeypatch: pytest.MonkeyP
     )
 
 
+def test_a_part_of_the_collections_does_not_take_the_place_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, small: None, tmp_path: Path
+):
+    monkeypatch.setattr(quality, "resolve_dtype", lambda dtype, device: "float32")
+
+    main(["quality", "--collections", "small", "--dtype", "bfloat16", "--out", str(tmp_path)])
+
+    assert (tmp_path / "quality-small-bfloat16.md").exists()
+    assert not (tmp_path / "quality.md").exists()
+
+
 # Texts
 
 
@@ -386,6 +398,21 @@ def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):
     assert all(row["largest error"] < 1e-4 for row in scores.rows)
     assert [row["unit"] for row in roof.rows] == ["GFLOP/s", "GB/s", "GB/s"]
     assert 0 < share.rows[0]["of the roof"] < 1.5
+
+
+def test_explaining_is_measured_beside_scoring_and_ranking(tiny: Path, no_data: None):
+    *pairs, ranked = explain.run(TOY)
+
+    assert [row["peer"] for row in pairs[0].rows] == [
+        "score",
+        "explain",
+        "explain, and draw it in HTML",
+    ]
+    assert [len(table.rows) for table in pairs] == [3, 3]
+    assert [(row["peer"], row["ratio"] > 0) for row in ranked.rows] == [
+        ("rank", True),
+        ("explain the top 10 of it", True),
+    ]
 
 
 @pytest.mark.slow

@@ -1,0 +1,54 @@
+"""What an explanation costs beside the score that it explains."""
+
+from __future__ import annotations
+
+from benchmarks import checkpoints, corpora
+from benchmarks.report import Plan, Table
+from benchmarks.timing import interleave
+from colbert_rag import ColBERT
+from colbert_rag.ranking import Ranking
+
+
+def run(plan: Plan) -> list[Table]:
+    """Time a pair scored and explained, and the top of a ranking explained."""
+    folder = checkpoints.build(plan.checkpoint)
+    texts = corpora.documents(plan.size(100, 6), checkpoints.open_tokenizer(folder))
+    query, title = corpora.questions(1)[0], checkpoints.title(plan.checkpoint, folder)
+    forgetful = ColBERT.from_pretrained(folder, device="cpu", document_cache=None)
+    model = ColBERT.from_pretrained(folder, device="cpu")
+    middle = sorted(texts, key=len)[len(texts) // 2]
+    tables = [
+        _pair(f"Explain 1 pair, nothing known: {title}", forgetful, query, middle, plan.repeats),
+        _pair(f"Explain 1 pair, document known: {title}", model, query, middle, plan.repeats),
+    ]
+    ranking = model.rank(query, texts)
+    jobs = {
+        "rank": lambda: forgetful.rank(query, texts),
+        "explain the top 10 of it": lambda: _explain_top(ranking),
+    }
+    timings = interleave(jobs, repeats=plan.repeats)
+    table = Table("explain", f"Rank {len(texts)} and explain the top 10: {title}", baseline="rank")
+    for name, timing in timings.items():
+        table.timed(name, timing, timings["rank"].seconds, {})
+    table.notes.append("Explaining re-uses the vectors that ranked, so that nothing is encoded.")
+    return [*tables, table]
+
+
+def _pair(title: str, model: ColBERT, query: str, text: str, repeats: int) -> Table:
+    jobs = {
+        "score": lambda: model.score(query, [text]),
+        "explain": lambda: model.explain(query, text),
+        "explain, and draw it in HTML": lambda: model.explain(query, text)._repr_html_(),
+    }
+    for job in jobs.values():
+        job()
+    timings = interleave(jobs, repeats=repeats)
+    table = Table("explain", title, baseline="score")
+    for name, timing in timings.items():
+        table.timed(name, timing, timings["score"].seconds, {})
+    return table
+
+
+def _explain_top(ranking: Ranking) -> None:
+    for place in range(min(10, len(ranking))):
+        ranking.explain(place)
