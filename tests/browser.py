@@ -44,9 +44,18 @@ def frame(content: str, width: int, *, body: str = "<body>") -> str:
 
 
 def render(
-    page: str, folder: Path, *, script: str = "", dark: bool = False, size: str = "1700,1220"
+    page: str,
+    folder: Path,
+    *,
+    script: str = "",
+    dark: bool = False,
+    size: str = "1700,1220",
+    scale: int = 1,
 ) -> Rendering:
-    """Render a page, run a script in it once it has loaded, and take a screenshot."""
+    """Render a page, run a script in it once it has loaded, and take a screenshot.
+
+    `size` is that of the window in CSS pixels, of which each is `scale` pixels wide and high.
+    """
     assert CHROMIUM is not None
     source, picture = folder / "page.html", folder / "page.png"
     run = f"<script>onload = () => {{{script}}}</script>"
@@ -59,6 +68,7 @@ def render(
         f"--user-data-dir={folder / 'profile'}",
         f"--blink-settings=preferredColorScheme={0 if dark else 1}",
         f"--window-size={size}",
+        f"--force-device-scale-factor={scale}",
         f"--screenshot={picture}",
         source.as_uri(),
     ]

@@ -5,10 +5,12 @@ The screenshots are kept in the folder that pytest's `--basetemp` names, to be l
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
 
+from colbert_rag import ColBERT
 from colbert_rag.ranking import Ranking
 from tests.browser import CHROMIUM, Rendering, frame, render
 
@@ -17,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to take screenshots"),
 ]
 
+PICTURE = Path(__file__).parents[1] / "docs/images/explanation.png"
 VIEWS = ("explanation", "hostile explanation", "ranking", "hostile ranking")
 WIDTHS = (1200, 400)
 
@@ -119,6 +122,35 @@ def test_tapping_a_query_word_marks_its_matches_and_no_others(
     assert {belongs for belongs, _ in tapped} == {True, False}
     assert [shown for _, shown in tapped] == [belongs for belongs, _ in tapped]
     assert not any(released)
+
+
+def test_the_picture_in_the_readme_is_a_screenshot_of_this_view(tmp_path: Path) -> None:
+    model = ColBERT.from_pretrained("offline-minilm", device="cpu", dtype="float32")
+    view = model.explain(
+        "Can I return a damaged parcel?",
+        "You may send goods back within 30 days of delivery. If the package arrives broken, we "
+        "refund the full price and pay the postage. Gift cards cannot be exchanged.",
+    )._repr_html_()
+    # Drawn larger than in a notebook, whose pages set no margins of their own.
+    style = "body{margin:0;padding:8px}body>div{font-family:Inter,system-ui,sans-serif!important}"
+    page = f"<style>{style}</style>{view}"
+    script = """
+    const box = document.querySelector("body > div").getBoundingClientRect();
+    console.log("REPORT " + JSON.stringify([box.right, box.bottom]));
+    """
+
+    rendering = render(page, tmp_path, script=script, size="900,500", scale=2)
+
+    [[right, bottom]] = rendering.reports
+    assert right <= 900
+    assert bottom <= 500
+    assert pixels(rendering.screenshot) == pixels(PICTURE) == (1800, 1000)
+
+
+def pixels(png: Path) -> tuple[int, int]:
+    """Width and height, which stand in a PNG's first chunk (https://www.w3.org/TR/png/#11IHDR)."""
+    width, height = struct.unpack(">II", png.read_bytes()[16:24])
+    return width, height
 
 
 def brightness(colour: str) -> float:
