@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 import colbert_rag
+from colbert_rag import ColBERT
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
+from colbert_rag.reading import SourceDocument
 from colbert_rag.settings import DEFAULT_CHECKPOINT
 from tests.tiny import DROP, edit_json
 
@@ -121,6 +123,38 @@ def test_reading_in_windows_changes_nothing(
     for one, other in zip(records(whole), records(parts), strict=True):
         assert one | {"score": 0} == other | {"score": 0}
         assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+
+
+def test_a_long_document_is_scored_by_its_best_window_when_asked_to(
+    run, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    text = f"{'Venus is hot. ' * 60}Mars is known as the Red Planet. {'Saturn has rings. ' * 60}"
+    path = tmp_path / "long.jsonl"
+    path.write_text(json.dumps({"title": "The planets", "text": text}), encoding="utf-8")
+    reader = ColBERT.from_pretrained(
+        tiny_checkpoint, device="cpu", dtype="float32", long_documents="windows"
+    )
+    (expected,) = reader.rank(QUERY, [f"The planets {text}"])
+    asked = ("--long-documents", "windows")
+
+    _, out, _ = run(QUERY, path, "--json", "--score", "sum", *asked)
+    _, table, _ = run(QUERY, path, *asked)
+
+    (found,) = records(out)
+    start, stop = found["span"]
+    piece = text[start:stop]
+    before = len("The planets ")
+    assert found["score"] == pytest.approx(expected.score, abs=1e-4)
+    assert (start + before, stop + before) == expected.span
+    assert 0 < start < stop < len(text)
+    assert " ".join(piece.split())[:40] in " ".join(table.split())
+
+
+def test_the_title_is_no_part_of_the_text_that_a_span_points_into() -> None:
+    document = SourceDocument("a.jsonl", 1, "text", title="A title")
+
+    assert rerank.Place(1.0, 0, document, (0, 10)).span == (0, 2)
+    assert rerank.Place(1.0, 0, document).span is None
 
 
 @pytest.mark.parametrize(("top_k", "shown"), [("2", 2), ("99", 5), ("0", 5)])

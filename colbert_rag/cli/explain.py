@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from colbert_rag.cli.options import (
     FORMS,
     UsageError,
+    add_long_documents,
     add_model,
     add_reading,
     add_recipe,
@@ -91,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--rank", type=whole_number, default=1, metavar="N", help="explain the N-th best (1)"
     )
+    add_long_documents(results)
     form = results.add_mutually_exclusive_group()
     form.add_argument("--html", metavar="FILE", help="write a web page instead")
     form.add_argument("--json", action="store_true", help="write one JSON object instead")

@@ -18,7 +18,13 @@ from colbert_rag.reading import (
     SourceDocument,
     read_documents,
 )
-from colbert_rag.settings import DEFAULT_CHECKPOINT, DTYPES, OFFLINE_CHECKPOINT, Settings
+from colbert_rag.settings import (
+    DEFAULT_CHECKPOINT,
+    DTYPES,
+    LONG_DOCUMENTS,
+    OFFLINE_CHECKPOINT,
+    Settings,
+)
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
@@ -120,6 +126,16 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--title-field",
         metavar="NAME",
         help="where they have a title (default: title); '' for none",
+    )
+
+
+def add_long_documents(group: argparse._ArgumentGroup) -> None:
+    """Declare what becomes of documents that are longer than the model reads."""
+    group.add_argument(
+        "--long-documents",
+        choices=LONG_DOCUMENTS,
+        default="truncate",
+        help="cut a document at the document length, or score its best window (default: truncate)",
     )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from colbert_rag.cli.options import (
     FORMS,
+    add_long_documents,
     add_model,
     add_reading,
     add_recipe,
@@ -53,17 +54,31 @@ examples:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A document with its score, and its number in the order of reading."""
+    """A document with its score, and its number in the order of reading.
+
+    `window` is the part of its content that has this score, or None where all of it was read.
+    """
 
     score: float
     index: int
     document: SourceDocument
+    window: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
         """Where it was read, and its id."""
         named = "" if self.document.id is None else f" ({self.document.id})"
         return f"{self.document.place}{named}"
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Start and end, in characters of its text, of the part that has this score."""
+        if self.window is None:
+            return None
+        # The title that a text is ranked with is no part of the text.
+        before = len(self.document.content) - len(self.document.text)
+        start, stop = (max(position - before, 0) for position in self.window)
+        return start, stop
 
     @property
     def order(self) -> tuple[bool, float, int]:
@@ -90,6 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out what scores below",
     )
     results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
+    add_long_documents(results)
     add_reading(parser)
     add_model(parser)
     add_recipe(parser)
@@ -119,8 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
         say(f"{len(places)} of {seen:,} documents by {settings.checkpoint} in {seconds:.1f} s")
         say_table(
-            Row(place.score, place.name, place.document.title, place.document.text)
-            for place in places
+            Row(place.score, place.name, place.document.title, _shown(place)) for place in places
         )
     return 0
 
@@ -181,7 +196,13 @@ def _scored(
         query, [document.content for document in window], show_progress=shows_progress()
     )
     rows = ranking.query_rows if mean else 1
-    return [Place(at.score / rows, start + at.index, window[at.index]) for at in ranking]
+    return [Place(at.score / rows, start + at.index, window[at.index], at.span) for at in ranking]
+
+
+def _shown(place: Place) -> str:
+    """What a table shows the beginning of: the text, or the window that was best."""
+    start, stop = place.span or (0, None)
+    return f"{'... ' if start else ''}{place.document.text[start:stop]}"
 
 
 def _say_records(places: Iterable[Place]) -> None:
@@ -197,6 +218,7 @@ def _say_records(places: Iterable[Place]) -> None:
             "id": document.id,
             "title": document.title or None,
             "text": document.text,
+            "span": place.span,
             "metadata": document.metadata,
         }
         say_json(record)
