@@ -47,14 +47,15 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
     block's rows (4 MiB per thread at 128 dimensions). A longer document is scored in pieces.
 
     Args:
-        queries: `(query_rows, dim)`, ragged; cast to the documents' type first.
+        queries: `(query_rows, dim)`, ragged; cast to `product_dtype(documents.values)`.
         documents: `(rows, dim)`, ragged.
 
     Returns:
         `(queries, documents)`, float32.
     """
     values, starts = documents.values, documents.offsets
-    vectors = queries.values.to(values.device, values.dtype).to(product_dtype(values))
+    # Not by way of the documents' type: that would round a query which the products need not round.
+    vectors = queries.values.to(values.device, product_dtype(values))
     # The type is said, because the caller may have set another default.
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=values.device)
     query_starts = queries.offsets.tolist()
@@ -76,13 +77,14 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
 def product_dtype(values: Tensor) -> torch.dtype:
     """The float type in which similarities with `values` are computed.
 
-    It is that of `values`, but for half precision on a CPU without instructions for it: there
-    float32 is 4-5 times faster, and exact. float16 has none on any CPU torch knows how to use, so
-    it is only a way of storing.
+    It is that of `values`, but for half precision on a CPU. No CPU that torch knows how to use
+    multiplies float16, which is only a way of storing there; bfloat16 would round it. And without
+    instructions for bfloat16, float32 is 4-5 times faster, and exact.
     """
     if values.device.type != "cpu" or values.dtype not in (torch.float16, torch.bfloat16):
         return values.dtype
-    return torch.bfloat16 if computes_bfloat16("cpu") else torch.float32
+    native = values.dtype == torch.bfloat16 and computes_bfloat16("cpu")
+    return torch.bfloat16 if native else torch.float32
 
 
 def _groups(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
