@@ -53,18 +53,24 @@ class TokenEmbeddings:
             )
 
     @classmethod
+    def from_lengths(cls, values: Tensor, lengths: Sequence[int] | Tensor) -> TokenEmbeddings:
+        """Cut `values` into texts of these numbers of rows, `(texts,)`, one after another."""
+        return cls(values, _offsets(lengths))
+
+    @classmethod
     def from_list(cls, texts: Sequence[Tensor], *, dim: int | None = None) -> TokenEmbeddings:
         """Join one `(rows, dim)` tensor per text; `dim` is needed only for an empty list."""
         if not texts:
-            return cls(torch.zeros(0, dim or 0, dtype=torch.float32, device="cpu"), _offsets([]))
-        return cls(torch.cat(list(texts)), _offsets([len(text) for text in texts]))
+            none = torch.zeros(0, dim or 0, dtype=torch.float32, device="cpu")
+            return cls.from_lengths(none, [])
+        return cls.from_lengths(torch.cat(list(texts)), [len(text) for text in texts])
 
     @classmethod
     def cat(cls, parts: Iterable[TokenEmbeddings]) -> TokenEmbeddings:
         """Append the texts of all parts, in order; at least one part is needed."""
         parts = list(parts)
         lengths = torch.cat([part.lengths for part in parts])
-        return cls(torch.cat([part.values for part in parts]), _offsets(lengths))
+        return cls.from_lengths(torch.cat([part.values for part in parts]), lengths)
 
     @property
     def dim(self) -> int:

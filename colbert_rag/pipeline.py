@@ -82,13 +82,10 @@ class Pipeline:
 def _join(parts: list[TokenEmbeddings]) -> TokenEmbeddings:
     """Append all parts, releasing each as it is copied: `torch.cat` would hold everything twice."""
     lengths = torch.cat([part.lengths for part in parts])
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), lengths.cumsum(0)])
-    first = parts[0].values
-    values = first.new_empty(int(offsets[-1]), first.shape[1])
+    values = parts[0].values.new_empty(int(lengths.sum()), parts[0].dim)
     start = 0
-    del first
     while parts:
         rows = parts.pop(0).values
         values[start : start + len(rows)] = rows
         start += len(rows)
-    return TokenEmbeddings(values, offsets)
+    return TokenEmbeddings.from_lengths(values, lengths)

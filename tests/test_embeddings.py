@@ -49,6 +49,15 @@ def test_a_selection_holds_the_selected_texts(
     assert [text.tolist() for text in selected] == [TEXTS[index].tolist() for index in expected]
 
 
+@pytest.mark.parametrize(
+    "lengths", [[1, 0, 2, 1], torch.tensor([1, 0, 2, 1])], ids=["list", "tensor"]
+)
+def test_rows_are_cut_by_lengths(lengths: list[int] | torch.Tensor) -> None:
+    found = TokenEmbeddings.from_lengths(torch.cat(TEXTS), lengths)
+
+    assert [text.tolist() for text in found] == [text.tolist() for text in TEXTS]
+
+
 def test_one_text_is_a_view(embeddings: TokenEmbeddings) -> None:
     assert embeddings[-2].tolist() == TEXTS[2].tolist()
     assert embeddings[2].data_ptr() == embeddings.values[1:].data_ptr()

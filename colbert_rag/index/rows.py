@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sqlite3
 import zlib
@@ -96,8 +95,7 @@ class Rows:
         # Joined at once: a bytearray that grows keeps an eighth in reserve as long as it lives.
         values = np.frombuffer(bytearray().join(blobs), _FLOAT16).reshape(-1, self._dim)
         values = values.astype(np.float16, copy=False)
-        offsets = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int64)
-        return TokenEmbeddings(torch.from_numpy(values), offsets)
+        return TokenEmbeddings.from_lengths(torch.from_numpy(values), lengths)
 
     def documents(self, positions: Iterable[int]) -> dict[int, Document]:
         """Documents by position; positions that do not exist are left out."""
