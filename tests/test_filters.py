@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta, timezone
+from functools import reduce
 
 import pytest
 
@@ -69,6 +70,11 @@ def test_a_moment_may_be_spelled_in_several_ways(bound):
         pytest.param({"$not": []}, "expected a mapping", id="nothing to negate"),
         pytest.param({"$and": [{}]}, "expected a mapping", id="empty part"),
         pytest.param("year > 2020", "expected a mapping", id="a string"),
+        pytest.param(
+            reduce(lambda inner, _: {"$not": inner}, range(5_000), {"a": 1}),
+            "nested too deeply",
+            id="deep",
+        ),
     ],
 )
 def test_what_is_not_in_the_language_is_refused_with_help(filter, help):

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -409,6 +409,12 @@ def test_an_empty_text_is_a_document_like_any_other(index: Index):
         ),
         pytest.param(Document("a", "x", {1: 2}), TypeError, "key 1", id="key is a number"),
         pytest.param(Document("a", "\ud800"), ValueError, "surrogate", id="lone surrogate"),
+        pytest.param(
+            Document("a", "x", {"n": reduce(lambda inner, _: [inner], range(5_000), 1)}),
+            ValueError,
+            "nested too deeply",
+            id="deep",
+        ),
     ],
 )
 def test_what_cannot_be_stored_is_refused_at_the_border(

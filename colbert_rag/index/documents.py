@@ -152,6 +152,10 @@ def _plain_metadata(document: Document) -> dict[str, Json]:
         return {_key(key): _plain(value, str(key)) for key, value in document.metadata.items()}
     except (TypeError, ValueError) as error:
         raise type(error)(f"metadata of document {document.id!r}: {error}") from error
+    except RecursionError:
+        raise ValueError(
+            f"metadata of document {document.id!r} is nested too deeply, or holds itself"
+        ) from None
 
 
 def _key(key: object) -> str:

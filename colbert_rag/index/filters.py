@@ -48,7 +48,11 @@ def parse_filter(filter: Mapping[str, object] | None) -> Condition | None:
     """
     if filter is None or filter == {}:
         return None
-    return _parse(filter)
+    try:
+        return _parse(filter)
+    except RecursionError:
+        # Not chained: hundreds of equal frames would bury the message.
+        raise InvalidFilterError("the filter is nested too deeply, or holds itself") from None
 
 
 def _parse(filter: object) -> Condition:
