@@ -25,8 +25,8 @@ is not; a GPU needs enough rows to fill its matrix units."""
 
 TRIM_EVERY = 8
 """Batches on a CPU after which freed memory goes back to the system. Its C library would keep it in
-pieces that the next batch, of another shape, does not fit: 200 MiB in all. Half as many batches
-cost 2 % of a small model's time."""
+pieces that the next batch, of another shape, does not fit. Half as many batches cost 2 % of a small
+model's time."""
 
 Progress = Callable[[int], object]
 
@@ -141,6 +141,8 @@ class Encoder:
             used = cost
         if start < len(order):
             batches.append(order[start:])
+        # Largest first: what a batch needs then fits into the pieces that the one before it left.
+        batches.sort(key=lambda texts: int(lengths[texts].sum()), reverse=True)
         return batches
 
     def _run(

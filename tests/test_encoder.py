@@ -111,6 +111,17 @@ def test_batches_keep_to_their_budget(tiny_colbert: ColBERT, packs: bool) -> Non
     assert len(sizes) > 1
 
 
+def test_the_largest_batch_comes_first(tiny_colbert: ColBERT) -> None:
+    encoder, recorder = recorded(tiny_colbert, 100)
+    texts = [f"{'word ' * (at % 17)}end" for at in range(40)]
+
+    encoder.encode(tiny_colbert.tokenizer.documents(texts))
+
+    sizes = [columns for _, columns in recorder.shapes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 2
+
+
 def test_packing_computes_no_padding(tiny_colbert: ColBERT) -> None:
     encoder, recorder = recorded(tiny_colbert, 10_000)
     batch = tiny_colbert.tokenizer.documents(TEXTS)
