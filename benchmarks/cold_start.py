@@ -178,12 +178,13 @@ def run(plan: Plan) -> list[Table]:
             f"Scores of {peers.LLAMA_INDEX} are not the checkpoint's, see rerank.",
         ],
     )
+    not_compared = (peers.LLAMA_INDEX, "transformers alone")  # other scores, and none
     for name, timing in timings.items():
         parts = {key: _median(found[name], key) for key in found[name][0]}
         table.timed(
             label(name),
             timing,
-            None if baseline is None or name == peers.LLAMA_INDEX else baseline.seconds,
+            None if baseline is None or name in not_compared else baseline.seconds,
             {
                 "import": parts["import_seconds"],
                 "load": parts["load_seconds"],

@@ -27,7 +27,12 @@ def run(plan: Plan) -> list[Table]:
         "explain the top 10 of it": lambda: _explain_top(ranking),
     }
     timings = interleave(jobs, repeats=plan.repeats)
-    table = Table("explain", f"Rank {len(texts)} and explain the top 10: {title}", baseline="rank")
+    table = Table(
+        "explain",
+        f"Rank {len(texts)} and explain the top 10: {title}",
+        baseline="rank",
+        drawn=False,
+    )
     for name, timing in timings.items():
         table.timed(name, timing, timings["rank"].seconds, {})
     table.notes.append("Explaining re-uses the vectors that ranked, so that nothing is encoded.")
@@ -43,7 +48,7 @@ def _pair(title: str, model: ColBERT, query: str, text: str, repeats: int) -> Ta
     for job in jobs.values():
         job()
     timings = interleave(jobs, repeats=repeats)
-    table = Table("explain", title, baseline="score")
+    table = Table("explain", title, baseline="score", drawn=False)
     for name, timing in timings.items():
         table.timed(name, timing, timings["score"].seconds, {})
     return table

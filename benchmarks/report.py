@@ -49,6 +49,7 @@ class Table:
         notes: Sentences under the table.
         axis: Column to draw along, for growth curves.
         baseline: Whose seconds, divided by a row's own, are its `ratio`.
+        drawn: Whether its ratios are bars of the picture, which compares us with others.
     """
 
     job: str
@@ -57,6 +58,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
     axis: str = ""
     baseline: str = "sentence-transformers float32"
+    drawn: bool = True
 
     def timed(
         self, peer: str, timing: Timing, baseline: float | None, cells: Mapping[str, object]
@@ -155,11 +157,12 @@ def _plot(path: Path, tables: Sequence[Table]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
+    compared = [table for table in tables if table.drawn and not table.axis]
     bars = [
-        (f"{row['peer']}\n{_short(table.title)}", float(str(row["ratio"])))
-        for table in reversed(tables)
+        (f"{row['peer']}\n{_short(table.title)}", _ratio(row))
+        for table in reversed(compared)
         for row in reversed(table.rows)
-        if not table.axis and row.get("ratio") is not None and row["peer"] != table.baseline
+        if row.get("ratio") is not None and row["peer"] != table.baseline
     ]
     curves = [table for table in tables if table.axis]
     if not bars and not curves:
@@ -170,10 +173,12 @@ def _plot(path: Path, tables: Sequence[Table]) -> None:
     if bars:
         axis = axes.pop(0)
         # By place, because bars of one label would lie on each other.
-        axis.barh(range(len(bars)), [ratio for _, ratio in bars])
+        drawn = axis.barh(range(len(bars)), [ratio for _, ratio in bars])
+        axis.bar_label(drawn, [_number(ratio) for _, ratio in bars], padding=2, fontsize=7)
         axis.set_yticks(range(len(bars)), [label for label, _ in bars])
         axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_xlabel("speed, as a multiple of the baseline's")
+        baselines = dict.fromkeys(table.baseline for table in compared if table.rows)
+        axis.set_xlabel(f"speed, as a multiple of {' or '.join(baselines)}", fontsize=8)
         axis.tick_params(axis="y", labelsize=7)
     for axis, table in zip(axes, curves, strict=True):
         for peer in dict.fromkeys(row["peer"] for row in table.rows):
