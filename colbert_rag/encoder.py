@@ -25,8 +25,8 @@ is not; a GPU needs enough rows to fill its matrix units."""
 
 TRIM_EVERY = 8
 """Batches on a CPU after which freed memory goes back to the system. Its C library would keep it in
-pieces that the next batch, of another shape, does not fit. Half as many batches cost 2 % of a small
-model's time."""
+pieces that the next batch, of another shape, does not fit. Every fourth would cost a small model
+2 % of its time, every eighth nothing that can be measured (benchmarks/NOTES.md)."""
 
 Progress = Callable[[int], object]
 
