@@ -38,7 +38,7 @@ fix: $(VENV)/.dev ## Format, and mend what the linter can mend by itself
 	@$(BIN)/ruff check --fix .
 
 notebooks: $(VENV)/.dev ## Run every notebook and keep its new outputs
-	@$(BIN)/python -m tests.notebooks notebooks/*.ipynb
+	@$(BIN)/python -m tests.helpers.notebooks notebooks/*.ipynb
 
 docs: $(VENV)/.dev ## Build the documentation into build/docs; every warning is an error
 	@$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going \

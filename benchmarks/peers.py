@@ -83,7 +83,7 @@ def _colbert_rag(folder: Path, device: str, dtype: str) -> Opened:
 
     def remember(texts: list[str]) -> Callable[[str], list[float]]:
         cached = ColBERT.from_pretrained(folder, device=device, dtype=dtype)
-        cached.warm(texts)
+        cached.cache_documents(texts)
         return lambda query: cached.score(query, texts)
 
     return Opened(model.score, lambda texts: list(model.encode_documents(texts)), remember)

@@ -22,11 +22,11 @@ from colbert_rag.encoder import Encoder
 from colbert_rag.errors import InvalidQueryError, ScoringError
 from colbert_rag.explanation import Explainer, Explanation
 from colbert_rag.hosting import host
-from colbert_rag.pipeline import Pipeline
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
 from colbert_rag.scoring import Known, Scored, Scorer
 from colbert_rag.settings import DOCUMENT_CACHE_BYTES, Settings, whole_number
+from colbert_rag.text_encoder import TextEncoder
 from colbert_rag.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class ColBERT:
         self.settings = settings
         self._lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
-        self._pipeline: Pipeline | None = None
+        self._text_encoder: TextEncoder | None = None
         self._fingerprint: str | None = None
         limit = settings.document_cache
         self._cache = DocumentCache(limit) if limit else None
@@ -150,7 +150,7 @@ class ColBERT:
             long_documents=long_documents,
         )
         model = cls(resolved(settings))
-        model.warm_up()
+        model.load()
         return model
 
     @property
@@ -192,16 +192,16 @@ class ColBERT:
     @property
     def loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._pipeline is not None
+        return self._text_encoder is not None
 
-    def warm_up(self) -> None:
+    def load(self) -> None:
         """Load the weights now instead of at the first call."""
         self._load()
 
     def unload(self) -> None:
         """Give the memory of weights and cached vectors back; the next call loads again."""
         with self._lock:
-            self._pipeline = None
+            self._text_encoder = None
             if self._cache is not None:
                 self._cache.clear()
         if self.device.startswith("cuda"):
@@ -341,7 +341,7 @@ class ColBERT:
             query, text, vectors=vectors, tokenizer=self.tokenizer, window=scored.spans[0]
         )
 
-    def warm(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
+    def cache_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
         """Encode texts into the document cache ahead of the first query.
 
         Raises:
@@ -351,22 +351,22 @@ class ColBERT:
         texts = _listed(texts)
         if self._cache is None:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
-        self._scorer().warm(texts, show_progress=show_progress)
+        self._scorer().cache_documents(texts, show_progress=show_progress)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses and size of the document cache."""
         return CacheInfo(0, 0, 0, 0, 0) if self._cache is None else self._cache.info()
 
-    def _load(self) -> Pipeline:
-        pipeline = self._pipeline
-        if pipeline is not None:
-            return pipeline
+    def _load(self) -> TextEncoder:
+        text_encoder = self._text_encoder
+        if text_encoder is not None:
+            return text_encoder
         with self._lock:
-            if self._pipeline is None:
-                self._pipeline = self._load_now()
-            return self._pipeline
+            if self._text_encoder is None:
+                self._text_encoder = self._load_now()
+            return self._text_encoder
 
-    def _load_now(self) -> Pipeline:
+    def _load_now(self) -> TextEncoder:
         checkpoint, settings = self.checkpoint, self.settings
         model, projection = host(
             checkpoint, device=self.device, dtype=self.dtype, language=settings.language
@@ -379,7 +379,7 @@ class ColBERT:
             dim=checkpoint.dim,
             batch_tokens=settings.batch_tokens,
         )
-        return Pipeline(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
+        return TextEncoder(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
 
     def _score(
         self, query: str, texts: list[str], known: Known | None, *, show_progress: bool
@@ -435,7 +435,7 @@ def shared(settings: Settings) -> ColBERT:
 
     def build() -> ColBERT:
         model = ColBERT(settings)
-        model.warm_up()
+        model.load()
         return model
 
     return SHARED.get(settings, build)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from contextlib import suppress
 
 import torch
@@ -11,6 +12,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Processor features that multiply bfloat16 in hardware, on x86 and on ARM."""
+
+
+AUTO_DTYPE = "COLBERT_RAG_AUTO_DTYPE"
+"""Environment variable that says what `dtype="auto"` means, instead of what the device is best at:
+for processes that must agree to the last digit, and to test one machine's answers on another."""
 
 
 def resolve_device(device: str | None) -> str:
@@ -45,10 +51,22 @@ def resolve_device(device: str | None) -> str:
 
 
 def resolve_dtype(dtype: str, device: str) -> str:
-    """The float type to compute in; "auto" is the fastest one the device computes natively."""
+    """The float type to compute in; "auto" is the fastest one the device computes natively.
+
+    Raises:
+        ValueError: the environment variable `COLBERT_RAG_AUTO_DTYPE` names no float type.
+    """
     if dtype != "auto":
         return dtype
-    return "bfloat16" if computes_bfloat16(device) else "float32"
+    chosen = os.environ.get(AUTO_DTYPE)
+    if not chosen:
+        return "bfloat16" if computes_bfloat16(device) else "float32"
+    if chosen not in DTYPES:
+        raise ValueError(
+            f"the environment variable {AUTO_DTYPE} is {chosen!r}, expected one of "
+            f"{', '.join(DTYPES)}"
+        )
+    return chosen
 
 
 def computes_bfloat16(device: str) -> bool:

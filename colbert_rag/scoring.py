@@ -13,7 +13,7 @@ from torch import Tensor
 from colbert_rag.cache import DocumentCache
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim import maxsim
-from colbert_rag.pipeline import Pipeline
+from colbert_rag.text_encoder import TextEncoder
 from colbert_rag.tokenizer import Span
 from colbert_rag.windows import find_windows
 
@@ -45,15 +45,17 @@ class Scored:
 class Scorer:
     """MaxSim of a query with texts, encoding only what has not been encoded before."""
 
-    def __init__(self, pipeline: Pipeline, cache: DocumentCache | None, *, windows: bool) -> None:
+    def __init__(
+        self, text_encoder: TextEncoder, cache: DocumentCache | None, *, windows: bool
+    ) -> None:
         """Take a loaded model.
 
         Args:
-            pipeline: The model.
+            text_encoder: The model.
             cache: Where document vectors are kept, or None.
             windows: Whether long documents are scored window by window, instead of being cut.
         """
-        self._pipeline = pipeline
+        self._text_encoder = text_encoder
         self._cache = cache
         self._windows = windows
 
@@ -66,7 +68,7 @@ class Scorer:
         show_progress: bool = False,
     ) -> Scored:
         """Score one query with at least one text; what is not `known` is encoded."""
-        vectors = self._pipeline.queries([query])[0]
+        vectors = self._text_encoder.queries([query])[0]
         pieces, windows = self._pieces(texts)
         documents = self._documents(pieces, known=known, show_progress=show_progress)
         scores = maxsim(vectors, documents).tolist()
@@ -88,9 +90,9 @@ class Scorer:
             ],
         )
 
-    def warm(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
+    def cache_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
         """Put the vectors of texts into the cache."""
-        size = self._pipeline.stretch
+        size = self._text_encoder.stretch
         for start in range(0, len(texts), size):
             pieces, _ = self._pieces(texts[start : start + size])
             self._documents(pieces, show_progress=show_progress)
@@ -99,7 +101,7 @@ class Scorer:
         """What is encoded for some texts, and where each piece lies in its text."""
         if not self._windows:
             return list(texts), [[(0, len(text))] for text in texts]
-        windows = find_windows(self._pipeline.tokenizer, texts)
+        windows = find_windows(self._text_encoder.tokenizer, texts)
         pieces = [
             text[start:stop]
             for text, spans in zip(texts, windows, strict=True)
@@ -116,7 +118,7 @@ class Scorer:
         if known is not None:
             found |= self._recalled([text for text in unique if text not in found], known)
         missing = [text for text in unique if text not in found]
-        fresh = self._pipeline.documents(missing, show_progress=show_progress)
+        fresh = self._text_encoder.documents(missing, show_progress=show_progress)
         new = dict(zip(missing, fresh, strict=True))
         if self._cache is not None:
             self._cache.put(new)
@@ -129,7 +131,7 @@ class Scorer:
         """Vectors from outside, as the model would give them, and into the cache where exact."""
         if not texts:
             return {}
-        encoder = self._pipeline.encoder
+        encoder = self._text_encoder.encoder
         device, dtype = encoder.device, encoder.dtype
         stored = known(texts)
         for rows in stored.values():

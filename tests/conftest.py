@@ -12,7 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from colbert_rag import ColBERT
-    from tests.oracle import SentenceTransformersOracle
+    from tests.helpers.oracle import SentenceTransformersOracle
 
 # Imports that load torch stay inside the fixtures: some tests check that ours does not.
 
@@ -27,9 +27,9 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Build the tiny checkpoint of a name in `tests/variants.py`, once; do not write into it."""
-    from tests.tiny import build
-    from tests.variants import VARIANTS
+    """Build a tiny checkpoint of `tests/helpers/variants.py`, once; do not write into it."""
+    from tests.helpers.tiny import build
+    from tests.helpers.variants import VARIANTS
 
     root = tmp_path_factory.mktemp("checkpoints")
     return functools.cache(lambda name: build(VARIANTS[name], root / name))
@@ -48,7 +48,7 @@ def copy_of(checkpoint: Callable[[str], Path], tmp_path: Path) -> Callable[[str]
 @pytest.fixture(scope="session")
 def colbert(checkpoint: Callable[[str], Path]) -> Iterator[Callable[..., ColBERT]]:
     """Open a tiny checkpoint by name, exactly (float32), once per set of options."""
-    from tests.answers import open_exactly
+    from tests.helpers.answers import open_exactly
 
     @functools.cache
     def open_cached(name: str, **options: Any) -> ColBERT:
@@ -83,6 +83,6 @@ def sentence_transformers(
     checkpoint: Callable[[str], Path],
 ) -> Callable[[str], SentenceTransformersOracle]:
     """sentence-transformers 6.2 on a tiny checkpoint, by name."""
-    from tests.oracle import SentenceTransformersOracle
+    from tests.helpers.oracle import SentenceTransformersOracle
 
     return functools.cache(lambda name: SentenceTransformersOracle(checkpoint(name)))

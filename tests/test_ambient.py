@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from colbert_rag import ColBERT
-from tests.answers import open_exactly
+from tests.helpers.answers import open_exactly
 
 QUERY = "which planet has rings?"
 TEXTS = ["saturn has rings of ice", "", "venus is hot " * 90, "mars"]

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from colbert_rag import ColBERT
-from tests.answers import unlike
-from tests.texts import DOCUMENTS, QUERIES
+from tests.helpers.answers import unlike
+from tests.helpers.texts import DOCUMENTS, QUERIES
 
 NAMES = [
     "stanford-bert",

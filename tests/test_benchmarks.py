@@ -32,7 +32,7 @@ from benchmarks.rankers import Rankings, late_interaction, mean_pooled
 from benchmarks.report import Plan, Table, write
 from benchmarks.timing import Repetition, Timing, interleave
 from colbert_rag import TokenEmbeddings
-from colbert_rag.pipeline import Pipeline
+from colbert_rag.text_encoder import TextEncoder
 
 TOY = Plan(threads=1, repeats=1, quick=True, checkpoint="tiny")
 
@@ -168,13 +168,13 @@ SMALL_RANKINGS = Rankings(
 
 def test_late_interaction_reranks_and_retrieves_from_one_encoding(monkeypatch: pytest.MonkeyPatch):
     encoded: list[str] = []
-    documents = Pipeline.documents
+    documents = TextEncoder.documents
 
-    def watched(self: Pipeline, texts: list[str], **options: bool):
+    def watched(self: TextEncoder, texts: list[str], **options: bool):
         encoded.extend(texts)
         return documents(self, texts, **options)
 
-    monkeypatch.setattr(Pipeline, "documents", watched)
+    monkeypatch.setattr(TextEncoder, "documents", watched)
 
     assert late_interaction(SMALL, ["q1", "q2"], "float32") == SMALL_RANKINGS
     assert encoded == list(SMALL.documents.values())
@@ -395,8 +395,11 @@ def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):
     (scores,) = maxsim.run(TOY)
     roof, share = roofline.run(TOY)
 
-    assert all(row["largest error"] < 1e-4 for row in scores.rows)
-    assert [row["unit"] for row in roof.rows] == ["GFLOP/s", "GB/s", "GB/s"]
+    # Vectors in bfloat16 are themselves rounded; the product of float32 ones must not be.
+    exact = [row for row in scores.rows if "float32" in row["peer"]]
+    assert exact
+    assert all(row["largest error"] < 1e-4 for row in exact)
+    assert {row["unit"] for row in roof.rows} == {"GFLOP/s", "GB/s"}
     assert 0 < share.rows[0]["of the roof"] < 1.5
 
 

@@ -16,9 +16,9 @@ import pytest
 import colbert_rag
 from colbert_rag import ColBERT
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
-from colbert_rag.reading import SourceDocument
+from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.settings import DEFAULT_CHECKPOINT
-from tests.tiny import DROP, edit_json
+from tests.helpers.tiny import DROP, edit_json
 
 FACTS = [
     {"id": "venus", "text": "Venus is often called Earth's twin because of its size."},

@@ -15,7 +15,7 @@ from qdrant_client import QdrantClient
 from colbert_rag.cli import index as index_command
 from colbert_rag.cli import indexes, main
 from colbert_rag.index import LocalIndex, QdrantIndex
-from tests.qdrant_http import API_KEY, serve
+from tests.helpers.qdrant_http import API_KEY, serve
 from tests.test_cli import CONTENTS, FACTS, QUERY, loaded_by, records, refused
 
 Run = Callable[..., tuple[int, str, str]]

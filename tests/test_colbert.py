@@ -19,7 +19,7 @@ import torch
 from colbert_rag import ColBERT, TokenEmbeddings, scoring
 from colbert_rag import colbert as colbert_module
 from colbert_rag.errors import InvalidQueryError, MetadataError, ScoringError
-from tests.oracle import naive_maxsim
+from tests.helpers.oracle import naive_maxsim
 
 QUERY = "which planet is red"
 TEXTS = [
@@ -168,7 +168,7 @@ def test_the_cache_changes_no_score(model: ColBERT, checkpoint: Callable[[str], 
 
 
 def test_warming_encodes_ahead_of_the_first_query(model: ColBERT) -> None:
-    model.warm(TEXTS)
+    model.cache_documents(TEXTS)
     model.rank(QUERY, TEXTS)
 
     assert model.cache_info().hits == 4
@@ -178,7 +178,7 @@ def test_warming_without_a_cache_is_refused(checkpoint: Callable[[str], Path]) -
     bare = ColBERT.from_pretrained(checkpoint("stanford-bert"), device="cpu", document_cache=0)
 
     with pytest.raises(ValueError, match="nothing is kept"):
-        bare.warm(TEXTS)
+        bare.cache_documents(TEXTS)
 
 
 def test_windows_of_texts_join_in_order(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:

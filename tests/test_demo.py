@@ -16,7 +16,7 @@ import pytest
 
 from colbert_rag import ColBERT, ColBERTRagError, MissingExtraError, shared_colbert
 from colbert_rag.cli import main
-from colbert_rag.demo import (
+from colbert_rag.cli.docstrings import (
     FRAMEWORKS,
     LONGEST_PASSAGE,
     QUESTIONS,

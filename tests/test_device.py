@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from colbert_rag.device import computes_bfloat16, resolve_device, resolve_dtype
+from colbert_rag.device import AUTO_DTYPE, computes_bfloat16, resolve_device, resolve_dtype
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
@@ -20,6 +20,7 @@ def test_a_device_torch_does_not_know_is_refused() -> None:
 
 @pytest.mark.parametrize("feature", ["avx512_bf16", "amx_bf16", "bf16", "sve_bf16"])
 def test_a_processor_with_bfloat16_uses_it(monkeypatch: pytest.MonkeyPatch, feature: str) -> None:
+    monkeypatch.delenv(AUTO_DTYPE, raising=False)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {feature: True})
 
     assert resolve_dtype("auto", "cpu") == "bfloat16"
@@ -27,6 +28,7 @@ def test_a_processor_with_bfloat16_uses_it(monkeypatch: pytest.MonkeyPatch, feat
 
 def test_emulated_bfloat16_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     # AVX-512 without bf16: oneDNN emulates it, slower than float32 (measured 92 to 108 GFLOP/s).
+    monkeypatch.delenv(AUTO_DTYPE, raising=False)
     monkeypatch.setattr(
         torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": False}
     )
@@ -36,6 +38,25 @@ def test_emulated_bfloat16_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_chosen_type_is_kept() -> None:
     assert resolve_dtype("float16", "cpu") == "float16"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_environment_decides_what_auto_means(
+    monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    monkeypatch.setenv(AUTO_DTYPE, dtype)
+
+    assert resolve_dtype("auto", "cpu") == dtype
+    assert resolve_dtype("float16", "cpu") == "float16"
+
+
+def test_an_environment_that_names_no_float_type_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(AUTO_DTYPE, "bf16")
+
+    with pytest.raises(ValueError, match="COLBERT_RAG_AUTO_DTYPE is 'bf16', expected one of"):
+        resolve_dtype("auto", "cpu")
 
 
 def test_mps_computes_in_float32() -> None:

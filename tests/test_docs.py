@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import pytest
 
 from colbert_rag import errors
-from tests.pages import read_blocks, run_page
+from tests.helpers.pages import read_blocks, run_page
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "colbert_rag"

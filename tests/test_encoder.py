@@ -14,7 +14,7 @@ from colbert_rag import ColBERT
 from colbert_rag.encoder import Encoder
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
-from tests.texts import DOCUMENTS
+from tests.helpers.texts import DOCUMENTS
 
 PACKING = (
     "stanford-bert",

@@ -25,7 +25,7 @@ from colbert_rag.explanation.passage import best_passage
 from colbert_rag.explanation.words import words
 from colbert_rag.shared import shared_colbert
 from colbert_rag.tokenizer import TextTokenizer, TokenBatch
-from tests.texts import DOCUMENTS, LITERALS, OUTER_SPACES
+from tests.helpers.texts import DOCUMENTS, LITERALS, OUTER_SPACES
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 COLLECTIONS = ["scifact", "lfrqa", "cosqa", "squadshift-wiki"] + [

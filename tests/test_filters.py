@@ -9,7 +9,7 @@ import pytest
 
 from colbert_rag.errors import InvalidFilterError
 from colbert_rag.index.filters import parse_filter
-from tests.filter_cases import FILTERS, METADATA
+from tests.helpers.filter_cases import FILTERS, METADATA
 
 
 @pytest.mark.parametrize(("filter", "expected"), FILTERS.values(), ids=FILTERS)

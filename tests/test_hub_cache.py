@@ -12,7 +12,7 @@ import pytest
 
 from colbert_rag import ColBERT
 from colbert_rag.errors import HubUnreachableError
-from tests.answers import open_exactly
+from tests.helpers.answers import open_exactly
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -35,8 +35,8 @@ from colbert_rag.index import (
     QdrantIndex,
     copy_index,
 )
-from tests.filter_cases import FILTERS, METADATA
-from tests.index_fakes import WordEncoder, naive_maxsim, sentences
+from tests.helpers.filter_cases import FILTERS, METADATA
+from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 
 # Vectors are stored as float16; what is left are rounding errors of float32 sums.
 TOLERANCE = 1e-4

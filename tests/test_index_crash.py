@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from colbert_rag.index import Changes, LocalIndex
-from tests.index_fakes import WordEncoder
-from tests.index_processes import (
+from tests.helpers.index_fakes import WordEncoder
+from tests.helpers.index_processes import (
     BATCH,
     DOCUMENTS,
     TEXTS,

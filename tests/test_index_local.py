@@ -23,10 +23,10 @@ from colbert_rag.errors import (
     IndexCorruptError,
     IndexStorageError,
 )
-from colbert_rag.index import Changes, Document, LocalIndex, snapshot
-from colbert_rag.index.rows import Rows
-from colbert_rag.maxsim import torch_kernel
-from tests.index_fakes import WordEncoder, naive_maxsim, sentences
+from colbert_rag.index import Changes, Document, LocalIndex
+from colbert_rag.index.local import snapshot
+from colbert_rag.index.local.rows import Rows
+from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 
 
 @pytest.fixture
@@ -261,12 +261,8 @@ def test_blocks_do_not_change_what_is_found(path: Path, monkeypatch: pytest.Monk
     assert len(index._snapshot._blocks) > 10
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_scores_are_exact_also_on_a_cpu_that_multiplies_bfloat16(
-    path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
-):
+def test_scores_are_exact_for_the_stored_vectors(path: Path):
     fill(path)
-    monkeypatch.setattr(torch_kernel, "computes_bfloat16", lambda device: native)
     index = LocalIndex(path, WordEncoder())
 
     hits = index.search("red storm on mars", 60)

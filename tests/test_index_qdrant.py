@@ -23,10 +23,10 @@ from colbert_rag.errors import (
 )
 from colbert_rag.index import Changes, Document, LocalIndex, QdrantIndex, copy_index
 from colbert_rag.index.qdrant import collection
-from tests.edge import EdgeOracle
-from tests.filter_cases import FILTERS, METADATA
-from tests.index_fakes import WordEncoder, sentences
-from tests.qdrant_http import API_KEY, Server, serve
+from tests.helpers.edge import EdgeOracle
+from tests.helpers.filter_cases import FILTERS, METADATA
+from tests.helpers.index_fakes import WordEncoder, sentences
+from tests.helpers.qdrant_http import API_KEY, Server, serve
 
 # qdrant-edge-py 0.9 hands a boolean on to its engine as 0 or 1, so it cannot judge those filters.
 WITHOUT_BOOLEANS = {

@@ -30,7 +30,7 @@ from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from colbert_rag import ColBERT, clear_cache
 from colbert_rag.langchain import ColBERTRerank
-from tests.rerankers import LengthRanker, RerankerSuite
+from tests.helpers.rerankers import LengthRanker, RerankerSuite
 
 TEXTS = ["bb", "dddd", "a", "ccc"]
 
@@ -69,7 +69,7 @@ class TestBehaviourAsync(TestBehaviour):
 
 @pytest.fixture
 def rerank() -> ColBERTRerank:
-    return ColBERTRerank(encoder=LengthRanker(), top_n=2, score="sum")
+    return ColBERTRerank(colbert=LengthRanker(), top_n=2, score="sum")
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_an_old_score_is_replaced(rerank: ColBERTRerank) -> None:
 
 
 def test_the_key_of_the_score_can_be_chosen() -> None:
-    rerank = ColBERTRerank(encoder=LengthRanker(), score="sum", score_key="colbert")
+    rerank = ColBERTRerank(colbert=LengthRanker(), score="sum", score_key="colbert")
 
     (result,) = rerank.compress_documents([Document("a")], "q")
 
@@ -127,7 +127,7 @@ def test_results_survive_a_langgraph_checkpoint(rerank: ColBERTRerank) -> None:
 
 
 def test_an_explanation_is_one_plain_value_of_the_metadata(tiny_colbert: ColBERT) -> None:
-    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True, top_n=None, score="sum")
+    rerank = ColBERTRerank(colbert=tiny_colbert, explain=True, top_n=None, score="sum")
     documents = [Document("mars is red", metadata={"source": "book"}), Document("")]
 
     first, last = rerank.compress_documents(documents, "red planet")
@@ -144,7 +144,7 @@ def test_an_explanation_is_one_plain_value_of_the_metadata(tiny_colbert: ColBERT
 
 def test_an_explanation_survives_a_langgraph_checkpoint(tiny_colbert: ColBERT) -> None:
     serializer = JsonPlusSerializer()
-    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True)
+    rerank = ColBERTRerank(colbert=tiny_colbert, explain=True)
 
     results = rerank.compress_documents([Document("mars is red")], "red planet")
 
@@ -152,7 +152,7 @@ def test_an_explanation_survives_a_langgraph_checkpoint(tiny_colbert: ColBERT) -
 
 
 def test_a_retriever_of_a_reranker_explains_too(tiny_colbert: ColBERT, base: BaseRetriever) -> None:
-    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True, top_n=1)
+    rerank = ColBERTRerank(colbert=tiny_colbert, explain=True, top_n=1)
 
     (result,) = rerank.as_retriever(base).invoke("q")
 
@@ -314,7 +314,7 @@ def test_configuring_the_model_changes_the_model(
 def test_configuring_the_model_of_a_given_encoder_is_refused(
     tiny_colbert: ColBERT, base: BaseRetriever
 ) -> None:
-    rerank = ColBERTRerank(encoder=tiny_colbert)
+    rerank = ColBERTRerank(colbert=tiny_colbert)
     retriever = rerank.as_retriever(base).configurable_fields(model=ConfigurableField("model"))
 
     with pytest.raises(ValueError, match="leave one of the two out"):
@@ -329,7 +329,7 @@ def test_a_subclass_keeps_its_ways_behind_a_retriever(base: BaseRetriever) -> No
             results = super().compress_documents(documents, query, callbacks)
             return [Document(result.page_content + self.mark) for result in results]
 
-    rerank = Shouting(encoder=LengthRanker(), top_n=1, mark="?")
+    rerank = Shouting(colbert=LengthRanker(), top_n=1, mark="?")
 
     assert contents(rerank.as_retriever(base).invoke("q")) == ["dddd?"]
 
@@ -528,7 +528,7 @@ async def test_an_async_call_runs_in_a_worker_thread_with_the_callers_context(
             return super().rank(query, texts, **options)
 
     variable.set("from the caller")
-    await ColBERTRerank(encoder=Noting()).acompress_documents(documents, "q")
+    await ColBERTRerank(colbert=Noting()).acompress_documents(documents, "q")
 
     ((value, thread),) = seen
     assert value == "from the caller"

@@ -41,7 +41,7 @@ from colbert_rag.errors import IndexCorruptError, InvalidFilterError
 from colbert_rag.index import Index
 from colbert_rag.langchain import ColBERTRerank, ColBERTRetriever
 from colbert_rag.llama_index import ColBERTRetriever as LlamaIndexRetriever
-from tests.rerankers import LengthRanker
+from tests.helpers.rerankers import LengthRanker
 
 DOCUMENTS = [
     Document("Refunds are paid within 14 days.", id="refunds", metadata={"page": 3, "to": ["eu"]}),
@@ -69,13 +69,13 @@ def index(request: pytest.FixtureRequest, minilm: ColBERT, tmp_path: Path) -> It
 
 @pytest.fixture
 def retriever(index: Index, minilm: ColBERT) -> ColBERTRetriever:
-    return ColBERTRetriever.from_documents(DOCUMENTS, index=index, encoder=minilm)
+    return ColBERTRetriever.from_documents(DOCUMENTS, index=index, colbert=minilm)
 
 
 @pytest.fixture
 def path(minilm: ColBERT, tmp_path: Path) -> Path:
     """An index in a file, closed."""
-    ColBERTRetriever.from_documents(DOCUMENTS, path=tmp_path / "kept.sqlite", encoder=minilm)
+    ColBERTRetriever.from_documents(DOCUMENTS, path=tmp_path / "kept.sqlite", colbert=minilm)
     return tmp_path / "kept.sqlite"
 
 
@@ -154,9 +154,9 @@ def test_ids_and_metadata_come_back_as_they_were(retriever: ColBERTRetriever) ->
 def test_values_of_metadata_keep_their_types(index: Index, minilm: ColBERT) -> None:
     metadata = {"whole": 1, "real": 1.0, "yes": True, "no": None, "in": {"a": [1, "b", {"c": 2.5}]}}
 
-    ColBERTRetriever.from_documents([Document("a", metadata=metadata)], index=index, encoder=minilm)
+    ColBERTRetriever.from_documents([Document("a", metadata=metadata)], index=index, colbert=minilm)
 
-    (found,) = ColBERTRetriever(index=index, encoder=minilm).invoke("a")
+    (found,) = ColBERTRetriever(index=index, colbert=minilm).invoke("a")
     del found.metadata["relevance_score"]
     assert json.dumps(found.metadata) == json.dumps(metadata)
 
@@ -164,7 +164,7 @@ def test_values_of_metadata_keep_their_types(index: Index, minilm: ColBERT) -> N
 def test_inputs_stay_as_they_are(index: Index, minilm: ColBERT) -> None:
     documents = copy.deepcopy(DOCUMENTS)
 
-    retriever = ColBERTRetriever.from_documents(documents, index=index, encoder=minilm)
+    retriever = ColBERTRetriever.from_documents(documents, index=index, colbert=minilm)
     for found in retriever.invoke(MONEY):
         found.metadata["page"] = "spoiled"
 
@@ -258,7 +258,7 @@ async def test_an_async_call_leaves_the_event_loop_free(
 
 def test_from_texts_takes_metadata_and_ids(index: Index, minilm: ColBERT) -> None:
     retriever = ColBERTRetriever.from_texts(
-        ["mars", "venus"], [{"n": 1}, {"n": 2}], ids=["m", "v"], index=index, encoder=minilm, k=1
+        ["mars", "venus"], [{"n": 1}, {"n": 2}], ids=["m", "v"], index=index, colbert=minilm, k=1
     )
 
     (found,) = retriever.invoke("mars")
@@ -267,7 +267,7 @@ def test_from_texts_takes_metadata_and_ids(index: Index, minilm: ColBERT) -> Non
 
 
 def test_from_texts_needs_texts_only(minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever.from_texts(["mars", "venus"], encoder=minilm)
+    retriever = ColBERTRetriever.from_texts(["mars", "venus"], colbert=minilm)
 
     assert [document.page_content for document in retriever.invoke("mars", k=1)] == ["mars"]
 
@@ -277,14 +277,14 @@ def test_metadata_of_another_number_of_texts_is_refused(
     minilm: ColBERT, metadatas: list[dict[str, Any]]
 ) -> None:
     with pytest.raises(ValueError, match="argument 2 is"):
-        ColBERTRetriever.from_texts(["mars", "venus"], metadatas, encoder=minilm)
+        ColBERTRetriever.from_texts(["mars", "venus"], metadatas, colbert=minilm)
 
 
 def test_a_document_without_an_id_gets_one_from_text_and_metadata(
     index: Index, minilm: ColBERT
 ) -> None:
     blank = [Document("left blank", metadata={"page": page}) for page in (1, 2)]
-    retriever = ColBERTRetriever(index=index, encoder=minilm)
+    retriever = ColBERTRetriever(index=index, colbert=minilm)
 
     first = retriever.add_documents(blank)
     second = retriever.add_documents(blank)
@@ -303,14 +303,14 @@ def test_a_known_id_is_replaced(retriever: ColBERTRetriever) -> None:
 
 
 def test_given_ids_go_before_those_of_the_documents(index: Index, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=index, encoder=minilm)
+    retriever = ColBERTRetriever(index=index, colbert=minilm)
 
     assert retriever.add_documents(DOCUMENTS[:2], ids=["a", "b"]) == ["a", "b"]
     assert sorted(ids(retriever.invoke(MONEY))) == ["a", "b"]
 
 
 def test_documents_may_come_from_a_generator(index: Index, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever.from_documents(iter(DOCUMENTS), index=index, encoder=minilm)
+    retriever = ColBERTRetriever.from_documents(iter(DOCUMENTS), index=index, colbert=minilm)
 
     assert index.count() == len(DOCUMENTS)
     assert retriever.add_documents(iter(DOCUMENTS)) == ids(DOCUMENTS)
@@ -325,7 +325,7 @@ def test_metadata_that_is_not_json_is_named(index: Index, minilm: ColBERT) -> No
     odd = Document("a", metadata={"when": time})
 
     with pytest.raises(TypeError, match="'when' is a module; store a JSON value"):
-        ColBERTRetriever.from_documents([odd], index=index, encoder=minilm)
+        ColBERTRetriever.from_documents([odd], index=index, colbert=minilm)
 
 
 def test_what_is_no_document_is_refused(retriever: ColBERTRetriever) -> None:
@@ -335,7 +335,7 @@ def test_what_is_no_document_is_refused(retriever: ColBERTRetriever) -> None:
 
 def test_blank_pages_can_be_stored(index: Index, minilm: ColBERT) -> None:
     retriever = ColBERTRetriever.from_documents(
-        [*DOCUMENTS, Document("", id="blank")], index=index, encoder=minilm
+        [*DOCUMENTS, Document("", id="blank")], index=index, colbert=minilm
     )
 
     assert len(retriever.invoke(MONEY, k=9)) == 5
@@ -367,7 +367,7 @@ def test_open_refuses_another_kind_of_file(tmp_path: Path) -> None:
 def test_from_documents_adds_to_a_file_that_exists(path: Path, minilm: ColBERT) -> None:
     more = [*DOCUMENTS, Document("Cats sleep all day.", id="cats")]
 
-    retriever = ColBERTRetriever.from_documents(more, path=path, encoder=minilm)
+    retriever = ColBERTRetriever.from_documents(more, path=path, colbert=minilm)
 
     assert ids(retriever.invoke("cats", k=1)) == ["cats"]
     with LocalIndex(path) as index:
@@ -385,7 +385,7 @@ def test_an_index_in_memory_cannot_be_named() -> None:
 
 
 def test_a_file_that_is_gone_is_an_error(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm)
+    retriever = ColBERTRetriever(index=path, colbert=minilm)
     path.unlink()
 
     with pytest.raises(FileNotFoundError, match="there is no index at"):
@@ -394,7 +394,7 @@ def test_a_file_that_is_gone_is_an_error(path: Path, minilm: ColBERT) -> None:
 
 def test_a_retriever_needs_an_encoder_with_vectors(path: Path) -> None:
     with pytest.raises(TypeError, match="encoder is LengthRanker, expected a ColBERT"):
-        ColBERTRetriever(index=path, encoder=LengthRanker()).invoke(MONEY)
+        ColBERTRetriever(index=path, colbert=LengthRanker()).invoke(MONEY)
 
 
 def test_constructing_a_retriever_loads_no_model(path: Path, monkeypatch: Any) -> None:
@@ -418,7 +418,7 @@ def test_fields_can_be_configured_per_call(retriever: ColBERTRetriever) -> None:
 
 
 def test_configuring_fields_shares_model_and_open_file(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm)
+    retriever = ColBERTRetriever(index=path, colbert=minilm)
     retriever.invoke(MONEY)
     flexible = retriever.configurable_fields(k=ConfigurableField("k"))
 
@@ -461,7 +461,7 @@ def test_a_deep_copy_shares_model_and_index(retriever: ColBERTRetriever, minilm:
 
 
 def test_a_pickle_is_small_and_opens_the_same_file(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm, k=2)
+    retriever = ColBERTRetriever(index=path, colbert=minilm, k=2)
     before = retriever.invoke(MONEY)
 
     pickled = pickle.dumps(retriever)
@@ -472,14 +472,14 @@ def test_a_pickle_is_small_and_opens_the_same_file(path: Path, minilm: ColBERT) 
 
 
 def test_an_index_outside_a_file_cannot_be_pickled(minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever.from_texts(["mars"], encoder=minilm)
+    retriever = ColBERTRetriever.from_texts(["mars"], colbert=minilm)
 
     with pytest.raises(TypeError, match=r"LocalIndex\(':memory:'.* cannot be pickled"):
         pickle.dumps(retriever)
 
 
 def test_json_keeps_every_choice(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm, k=2, filter={"page": {"$gt": 3}})
+    retriever = ColBERTRetriever(index=path, colbert=minilm, k=2, filter={"page": {"$gt": 3}})
 
     restored = ColBERTRetriever.model_validate_json(retriever.model_dump_json())
 
@@ -502,7 +502,7 @@ def test_every_field_is_described() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_forked_process_opens_the_file_for_itself(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm)
+    retriever = ColBERTRetriever(index=path, colbert=minilm)
     open_here = retriever._open_index(minilm)
     reader, writer = os.pipe()
 
@@ -537,7 +537,7 @@ def test_in_an_lcel_chain(retriever: ColBERTRetriever) -> None:
 
 
 async def test_in_an_ensemble(retriever: ColBERTRetriever) -> None:
-    other = ColBERTRetriever.from_texts(["Refunds need a receipt."], encoder=retriever.encoder)
+    other = ColBERTRetriever.from_texts(["Refunds need a receipt."], colbert=retriever.encoder)
     ensemble = EnsembleRetriever(retrievers=[retriever, other], weights=[0.5, 0.5])
 
     found = ensemble.invoke(MONEY)
@@ -550,8 +550,8 @@ async def test_in_an_ensemble(retriever: ColBERTRetriever) -> None:
 
 
 def test_as_the_base_of_a_reranker_with_its_index_as_memory(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm)
-    rerank = ColBERTRerank(index=path, encoder=minilm, top_n=1)
+    retriever = ColBERTRetriever(index=path, colbert=minilm)
+    rerank = ColBERTRerank(index=path, colbert=minilm, top_n=1)
 
     (found,) = rerank.as_retriever(retriever).invoke(MONEY, k=3)
 
@@ -578,7 +578,7 @@ async def test_in_batches_and_threads(retriever: ColBERTRetriever) -> None:
 
 
 def test_writing_and_searching_at_once_lose_nothing(path: Path, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever(index=path, encoder=minilm, k=100)
+    retriever = ColBERTRetriever(index=path, colbert=minilm, k=100)
 
     def add(number: int) -> None:
         retriever.add_documents([Document(f"note {number}", id=f"note {number}")])
@@ -605,9 +605,9 @@ def test_an_index_that_llama_index_made_can_be_searched(path: Path, minilm: ColB
     from llama_index.core.schema import TextNode
 
     node = TextNode(text="Cats sleep all day.", id_="cats", metadata={"page": 9})
-    LlamaIndexRetriever.from_defaults([node], path=path, encoder=minilm)
+    LlamaIndexRetriever.from_defaults([node], path=path, colbert=minilm)
 
-    (found,) = ColBERTRetriever(index=path, encoder=minilm).invoke("cats", k=1)
+    (found,) = ColBERTRetriever(index=path, colbert=minilm).invoke("cats", k=1)
 
     assert found.id == "cats"
     assert {*found.metadata} == {"page", "relevance_score"}

@@ -33,10 +33,10 @@ from llama_index.core.workflow import Context, StartEvent, StopEvent, Workflow, 
 from pydantic import Field
 
 from colbert_rag import ColBERT, InvalidQueryError
-from colbert_rag.component import Reranking
+from colbert_rag.adapter import Reranking
 from colbert_rag.errors import ScoringError
 from colbert_rag.llama_index import ColBERTRerank, ColbertRerank
-from tests.rerankers import LengthRanker, RerankerSuite
+from tests.helpers.rerankers import LengthRanker, RerankerSuite
 
 TEXTS = ["bb", "dddd", "a", "ccc"]
 
@@ -82,7 +82,7 @@ class TestBehaviourKeepingTheRetrievalScore(TestBehaviour):
 
 @pytest.fixture
 def rerank() -> ColBERTRerank:
-    return ColBERTRerank(encoder=LengthRanker(), top_n=2, score="sum")
+    return ColBERTRerank(colbert=LengthRanker(), top_n=2, score="sum")
 
 
 @pytest.fixture
@@ -177,14 +177,14 @@ def test_the_metadata_mode_chooses_what_is_ranked(mode: MetadataMode, expected: 
     metadata = {"seen": "s", "hidden": "h"}
     node = TextNode(text="text", metadata=metadata, excluded_embed_metadata_keys=["hidden"])
 
-    rerank = ColBERTRerank(encoder=ranker, metadata_mode=mode)
+    rerank = ColBERTRerank(colbert=ranker, metadata_mode=mode)
     rerank.postprocess_nodes([NodeWithScore(node=node)], query_str="q")
 
     assert ranker.asked == [[expected]]
 
 
 def test_the_retrieval_score_is_kept_out_of_every_text(nodes: list[NodeWithScore]) -> None:
-    rerank = ColBERTRerank(encoder=LengthRanker(), keep_retrieval_score=True, top_n=1)
+    rerank = ColBERTRerank(colbert=LengthRanker(), keep_retrieval_score=True, top_n=1)
 
     (result,) = rerank.postprocess_nodes(nodes, query_str="q")
 
@@ -200,7 +200,7 @@ def test_the_retrieval_score_is_kept_out_of_every_text(nodes: list[NodeWithScore
 def test_reranking_twice_keeps_the_latest_score_and_excludes_it_once(
     nodes: list[NodeWithScore],
 ) -> None:
-    rerank = ColBERTRerank(encoder=LengthRanker(), keep_retrieval_score=True, score="sum", top_n=1)
+    rerank = ColBERTRerank(colbert=LengthRanker(), keep_retrieval_score=True, score="sum", top_n=1)
 
     first = rerank.postprocess_nodes(nodes, query_str="q")
     (second,) = rerank.postprocess_nodes(first, query_str="q")
@@ -213,7 +213,7 @@ def test_reranking_twice_keeps_the_latest_score_and_excludes_it_once(
 def test_an_explanation_is_one_plain_value_that_no_model_reads(
     tiny_colbert: ColBERT, nodes: list[NodeWithScore]
 ) -> None:
-    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True, top_n=1, score="sum")
+    rerank = ColBERTRerank(colbert=tiny_colbert, explain=True, top_n=1, score="sum")
 
     (result,) = rerank.postprocess_nodes(nodes, query_str="red planet")
 
@@ -232,7 +232,7 @@ def test_an_explanation_is_one_plain_value_that_no_model_reads(
 def test_an_explanation_of_an_earlier_query_is_replaced(
     tiny_colbert: ColBERT, nodes: list[NodeWithScore]
 ) -> None:
-    rerank = ColBERTRerank(encoder=tiny_colbert, explain=True)
+    rerank = ColBERTRerank(colbert=tiny_colbert, explain=True)
 
     first = rerank.postprocess_nodes(nodes, query_str="red planet")
     (second, *_) = rerank.postprocess_nodes(first, query_str="rings")
@@ -250,7 +250,7 @@ def test_the_class_name_is_ours() -> None:
 
 
 def test_to_json_and_back(tiny_colbert: ColBERT) -> None:
-    rerank = ColBERTRerank(encoder=tiny_colbert, metadata_mode="none", keep_retrieval_score=True)
+    rerank = ColBERTRerank(colbert=tiny_colbert, metadata_mode="none", keep_retrieval_score=True)
 
     restored = ColBERTRerank.from_json(rerank.to_json())
 
@@ -418,7 +418,7 @@ async def test_an_async_call_runs_in_a_worker_thread(nodes: list[NodeWithScore])
             seen.append(threading.current_thread())
             return super().rank(query, texts, **options)
 
-    await ColBERTRerank(encoder=Noting()).apostprocess_nodes(nodes, query_str="q")
+    await ColBERTRerank(colbert=Noting()).apostprocess_nodes(nodes, query_str="q")
 
     assert seen != [threading.main_thread()]
 
@@ -450,7 +450,7 @@ async def test_in_an_async_query_engine(rerank: ColBERTRerank, index: VectorStor
 
 
 def test_a_query_engine_leaves_its_store_as_it_was(index: VectorStoreIndex) -> None:
-    rerank = ColBERTRerank(encoder=LengthRanker(), keep_retrieval_score=True)
+    rerank = ColBERTRerank(colbert=LengthRanker(), keep_retrieval_score=True)
     engine = index.as_query_engine(llm=MockLLM(), similarity_top_k=4, node_postprocessors=[rerank])
 
     first = engine.query("q").source_nodes
@@ -479,7 +479,7 @@ def test_in_the_step_of_a_workflow(rerank: ColBERTRerank, nodes: list[NodeWithSc
 def test_two_engines_share_the_model_of_their_rerankers(
     tiny_colbert: ColBERT, index: VectorStoreIndex
 ) -> None:
-    rerankers = [ColBERTRerank(encoder=tiny_colbert), ColBERTRerank(encoder=tiny_colbert, top_n=1)]
+    rerankers = [ColBERTRerank(colbert=tiny_colbert), ColBERTRerank(colbert=tiny_colbert, top_n=1)]
 
     engines = [
         index.as_query_engine(llm=MockLLM(), node_postprocessors=[rerank]) for rerank in rerankers
@@ -515,7 +515,7 @@ def test_the_old_name_keeps_the_old_defaults() -> None:
 
 
 def test_the_old_name_can_be_stored(tiny_colbert: ColBERT) -> None:
-    rerank = ColbertRerank(encoder=tiny_colbert, top_n=1)
+    rerank = ColbertRerank(colbert=tiny_colbert, top_n=1)
 
     restored = ColbertRerank.from_json(rerank.to_json())
 

@@ -110,12 +110,12 @@ def index(request: pytest.FixtureRequest, minilm: ColBERT, tmp_path: Path) -> It
 
 @pytest.fixture
 def retriever(index: Index, minilm: ColBERT) -> ColBERTRetriever:
-    return ColBERTRetriever.from_defaults(nodes(), index=index, encoder=minilm, similarity_top_k=9)
+    return ColBERTRetriever.from_defaults(nodes(), index=index, colbert=minilm, similarity_top_k=9)
 
 
 @pytest.fixture
 def in_file(minilm: ColBERT, tmp_path: Path) -> ColBERTRetriever:
-    return ColBERTRetriever.from_defaults(nodes(), path=tmp_path / "kept.sqlite", encoder=minilm)
+    return ColBERTRetriever.from_defaults(nodes(), path=tmp_path / "kept.sqlite", colbert=minilm)
 
 
 def ids(found: Sequence[NodeWithScore]) -> list[str]:
@@ -142,7 +142,7 @@ def test_the_nodes_of_a_splitter_come_back_with_their_neighbours(
     chunks = SentenceSplitter(chunk_size=60, chunk_overlap=0)([Document(text=text)])
 
     retriever = ColBERTRetriever.from_defaults(
-        chunks, index=index, encoder=minilm, similarity_top_k=len(chunks)
+        chunks, index=index, colbert=minilm, similarity_top_k=len(chunks)
     )
 
     found = {at.node.node_id: at.node for at in retriever.retrieve("number 7")}
@@ -164,7 +164,7 @@ def test_the_best_come_first_with_their_mean_similarity(
 
 
 def test_the_sum_can_be_had_instead(index: Index, minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever.from_defaults(nodes(), index=index, encoder=minilm, score="sum")
+    retriever = ColBERTRetriever.from_defaults(nodes(), index=index, colbert=minilm, score="sum")
 
     (best, *_) = retriever.retrieve(MONEY)
 
@@ -182,7 +182,7 @@ def test_the_metadata_mode_chooses_what_is_encoded(
     node = TextNode(text="text", metadata={"seen": "s"})
 
     retriever = ColBERTRetriever.from_defaults(
-        [node], index=index, encoder=minilm, metadata_mode=mode
+        [node], index=index, colbert=minilm, metadata_mode=mode
     )
 
     assert [document.text for document in index] == [expected]
@@ -192,7 +192,7 @@ def test_the_metadata_mode_chooses_what_is_encoded(
 def test_inputs_stay_as_they_are(index: Index, minilm: ColBERT) -> None:
     given = nodes()
 
-    ColBERTRetriever.from_defaults(given, index=index, encoder=minilm).retrieve(MONEY)
+    ColBERTRetriever.from_defaults(given, index=index, colbert=minilm).retrieve(MONEY)
 
     assert given == nodes()
 
@@ -200,7 +200,7 @@ def test_inputs_stay_as_they_are(index: Index, minilm: ColBERT) -> None:
 def test_an_embedding_is_not_kept(index: Index, minilm: ColBERT) -> None:
     node = TextNode(text="mars", embedding=[0.5] * 8)
 
-    retriever = ColBERTRetriever.from_defaults([node], index=index, encoder=minilm)
+    retriever = ColBERTRetriever.from_defaults([node], index=index, colbert=minilm)
 
     assert retriever.retrieve("mars")[0].node.embedding is None
     assert node.embedding == [0.5] * 8
@@ -209,7 +209,7 @@ def test_an_embedding_is_not_kept(index: Index, minilm: ColBERT) -> None:
 def test_documents_of_other_tools_come_back_as_text_nodes(index: Index, minilm: ColBERT) -> None:
     index.add([{"id": "m", "text": "mars", "metadata": {"n": 1, "in": [{"a": 2}]}}])
 
-    (found,) = ColBERTRetriever(index, encoder=minilm).retrieve("mars")
+    (found,) = ColBERTRetriever(index, colbert=minilm).retrieve("mars")
 
     assert found.node == TextNode(id_="m", text="mars", metadata={"n": 1, "in": [{"a": 2}]})
 
@@ -227,14 +227,14 @@ def test_metadata_that_is_not_json_is_named(index: Index, minilm: ColBERT) -> No
     node = TextNode(text="mars", metadata={"when": {1}})
 
     with pytest.raises(TypeError, match="'when' is a set; store a JSON value"):
-        ColBERTRetriever.from_defaults([node], index=index, encoder=minilm)
+        ColBERTRetriever.from_defaults([node], index=index, colbert=minilm)
 
 
 def test_our_own_key_is_refused(index: Index, minilm: ColBERT) -> None:
     node = TextNode(text="mars", metadata={"_llama_index_node": "mine"})
 
     with pytest.raises(ValueError, match="uses the key '_llama_index_node': rename it"):
-        ColBERTRetriever.from_defaults([node], index=index, encoder=minilm)
+        ColBERTRetriever.from_defaults([node], index=index, colbert=minilm)
 
 
 def test_what_is_no_node_is_refused(retriever: ColBERTRetriever) -> None:
@@ -306,7 +306,7 @@ def articles(request: pytest.FixtureRequest, minilm: ColBERT) -> Iterator[ColBER
         TextNode(text=f"article {at}", id_=str(at), metadata=metadata)
         for at, metadata in enumerate(ARTICLES)
     ]
-    yield ColBERTRetriever.from_defaults(given, index=index, encoder=minilm, similarity_top_k=9)
+    yield ColBERTRetriever.from_defaults(given, index=index, colbert=minilm, similarity_top_k=9)
     client.close()
 
 
@@ -417,7 +417,7 @@ def test_a_known_id_is_replaced(retriever: ColBERTRetriever, index: Index) -> No
 
 
 def test_without_an_index_nodes_are_kept_in_memory(minilm: ColBERT) -> None:
-    retriever = ColBERTRetriever.from_defaults(encoder=minilm)
+    retriever = ColBERTRetriever.from_defaults(colbert=minilm)
 
     assert retriever.retrieve(MONEY) == []
     retriever.insert_nodes(nodes())
@@ -431,7 +431,7 @@ def test_persisted_nodes_come_back_with_filter_and_options(
     retriever.similarity_top_k = 5
 
     retriever.persist(tmp_path / "a" / "b")
-    opened = ColBERTRetriever.from_persist_dir(tmp_path / "a" / "b", encoder=minilm)
+    opened = ColBERTRetriever.from_persist_dir(tmp_path / "a" / "b", colbert=minilm)
 
     assert opened.similarity_top_k == 5
     assert opened.filters == retriever.filters
@@ -457,21 +457,21 @@ def test_persisting_again_encodes_nothing_and_drops_what_is_gone(
     retriever.persist(tmp_path / "kept")
     retriever.delete_nodes(["cat"])
     retriever.insert_nodes([TextNode(text="Dogs bark.", id_="dogs")])
-    monkeypatch.setattr("colbert_rag.pipeline.Pipeline.documents", None)
+    monkeypatch.setattr("colbert_rag.text_encoder.TextEncoder.documents", None)
 
     retriever.persist(tmp_path / "kept")
 
-    opened = ColBERTRetriever.from_persist_dir(tmp_path / "kept", encoder=minilm)
+    opened = ColBERTRetriever.from_persist_dir(tmp_path / "kept", colbert=minilm)
     assert sorted(ids(opened.retrieve(MONEY))) == sorted(ids(retriever.retrieve(MONEY)))
 
 
 def test_an_index_that_is_there_already_is_left_alone(minilm: ColBERT, tmp_path: Path) -> None:
     retriever = ColBERTRetriever.from_defaults(
-        nodes(), path=tmp_path / "colbert.sqlite", encoder=minilm
+        nodes(), path=tmp_path / "colbert.sqlite", colbert=minilm
     )
     retriever.persist(tmp_path)
 
-    opened = ColBERTRetriever.from_persist_dir(tmp_path, encoder=minilm)
+    opened = ColBERTRetriever.from_persist_dir(tmp_path, colbert=minilm)
 
     assert ids(opened.retrieve(MONEY)) == ids(retriever.retrieve(MONEY))
 
@@ -521,11 +521,11 @@ def test_a_deep_copy_shares_model_and_index(retriever: ColBERTRetriever, minilm:
 
 def test_warm_up_and_unload_reach_the_model(tiny_checkpoint: Path) -> None:
     model = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="float32")
-    retriever = ColBERTRetriever.from_defaults([TextNode(text="mars")], encoder=model)
+    retriever = ColBERTRetriever.from_defaults([TextNode(text="mars")], colbert=model)
 
     retriever.unload()
     assert not model.loaded
-    retriever.warm_up()
+    retriever.load()
     assert model.loaded
 
 
@@ -536,7 +536,7 @@ def test_in_a_query_engine_with_a_reranker(retriever: ColBERTRetriever, minilm: 
     engine = RetrieverQueryEngine.from_args(
         retriever,
         llm=MockLLM(),
-        node_postprocessors=[ColBERTRerank(encoder=minilm, top_n=2)],
+        node_postprocessors=[ColBERTRerank(colbert=minilm, top_n=2)],
     )
 
     response = engine.query(MONEY)
@@ -555,7 +555,7 @@ async def test_in_an_async_query_engine(retriever: ColBERTRetriever) -> None:
 
 
 def test_in_a_fusion_of_retrievers(retriever: ColBERTRetriever, minilm: ColBERT) -> None:
-    other = ColBERTRetriever.from_defaults([TextNode(text="Receipts", id_="r")], encoder=minilm)
+    other = ColBERTRetriever.from_defaults([TextNode(text="Receipts", id_="r")], colbert=minilm)
     fusion = QueryFusionRetriever(
         [retriever, other], llm=MockLLM(), num_queries=1, use_async=False, similarity_top_k=9
     )
@@ -567,8 +567,8 @@ def test_an_index_node_leads_to_its_object(index: Index, minilm: ColBERT) -> Non
     team = TextNode(text="Ada, Grace, Barbara", id_="team")
     pointing = IndexNode(text="Who works in support?", index_id="support", obj=team)
 
-    retriever = ColBERTRetriever.from_defaults([pointing], index=index, encoder=minilm)
-    again = ColBERTRetriever(index, encoder=minilm, objects=[pointing])
+    retriever = ColBERTRetriever.from_defaults([pointing], index=index, colbert=minilm)
+    again = ColBERTRetriever(index, colbert=minilm, objects=[pointing])
 
     assert ids(retriever.retrieve("support team")) == ["team"]
     assert ids(again.retrieve("support team")) == ["team"]
@@ -626,8 +626,8 @@ def test_many_threads_get_the_answers_of_one(retriever: ColBERTRetriever) -> Non
 
 
 def test_an_index_that_langchain_made_can_be_searched(minilm: ColBERT, tmp_path: Path) -> None:
-    LangChainRetriever.from_texts(["mars"], [{"n": 1}], path=tmp_path / "i.sqlite", encoder=minilm)
+    LangChainRetriever.from_texts(["mars"], [{"n": 1}], path=tmp_path / "i.sqlite", colbert=minilm)
 
-    (found,) = ColBERTRetriever(tmp_path / "i.sqlite", encoder=minilm).retrieve("mars")
+    (found,) = ColBERTRetriever(tmp_path / "i.sqlite", colbert=minilm).retrieve("mars")
 
     assert (found.node.get_content(), found.node.metadata) == ("mars", {"n": 1})

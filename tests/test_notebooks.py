@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from nbformat import NotebookNode
 
-from tests.notebooks import METADATA, execute, read
+from tests.helpers.notebooks import METADATA, execute, read
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 PATHS = sorted(FOLDER.glob("*.ipynb"))

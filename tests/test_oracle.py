@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.answers import ask_oracle, unlike, unlike_scores
-from tests.oracle import SentenceTransformersOracle, best_sum, naive_maxsim, plain_oracle
-from tests.texts import DOCUMENTS, QUERIES
-from tests.variants import VARIANTS
+from tests.helpers.answers import ask_oracle, unlike, unlike_scores
+from tests.helpers.oracle import SentenceTransformersOracle, best_sum, naive_maxsim, plain_oracle
+from tests.helpers.texts import DOCUMENTS, QUERIES
+from tests.helpers.variants import VARIANTS
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from colbert_rag import ColBERT
-from tests.answers import ask_colbert, ask_oracle, open_exactly, unlike, unlike_scores
-from tests.oracle import (
+from tests.helpers.answers import ask_colbert, ask_oracle, open_exactly, unlike, unlike_scores
+from tests.helpers.oracle import (
     SentenceTransformersOracle,
     entry_skiplist,
     load_tokenizer,
     plain_oracle,
     stanford_oracle,
 )
-from tests.texts import DOCUMENTS, QUERIES
-from tests.tiny import edit_json, read_json, write_json
-from tests.variants import VARIANTS
+from tests.helpers.texts import DOCUMENTS, QUERIES
+from tests.helpers.tiny import edit_json, read_json, write_json
+from tests.helpers.variants import VARIANTS
 
 
 @pytest.mark.parametrize(

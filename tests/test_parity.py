@@ -1,8 +1,8 @@
 """Every format and backbone gives the tokens, vectors and scores of its reference.
 
-The references are `tests/oracle.py`. Where sentence-transformers differs from the library that
-trained a format, `tests/test_reference_faults.py` says how and why; here it is asked only what it
-answers rightly.
+The references are `tests/helpers/oracle.py`. Where sentence-transformers differs from the library
+that trained a format, `tests/test_reference_faults.py` says how and why; here it is asked only what
+it answers rightly.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from colbert_rag import ColBERT
-from tests.answers import Answers, ask_colbert, ask_oracle, unlike, unlike_scores
-from tests.families import FAMILIES
-from tests.oracle import (
+from tests.helpers.answers import Answers, ask_colbert, ask_oracle, unlike, unlike_scores
+from tests.helpers.families import FAMILIES
+from tests.helpers.oracle import (
     Oracle,
     PlainOracle,
     Recipe,
@@ -25,8 +25,8 @@ from tests.oracle import (
     plain_body,
     plain_oracle,
 )
-from tests.texts import DOCUMENTS, LITERALS, OUTER_SPACES, QUERIES
-from tests.variants import VARIANTS
+from tests.helpers.texts import DOCUMENTS, LITERALS, OUTER_SPACES, QUERIES
+from tests.helpers.variants import VARIANTS
 
 ALL_QUERIES = {**QUERIES, **OUTER_SPACES, **LITERALS}
 ALL_DOCUMENTS = {**DOCUMENTS, **OUTER_SPACES, **LITERALS}

@@ -1,7 +1,7 @@
 """jina-colbert-v2's layout gives the answers of its published architecture.
 
 Its own code is remote, so the reference is that architecture in plain torch, on the published
-tensors (`tests/jina_oracle.py`). The tiny weights are large and the longest document has
+tensors (`tests/helpers/jina_oracle.py`). The tiny weights are large and the longest document has
 300 tokens, because a small model barely sees its rotary base: with fresh weights and 12 tokens the
 difference between 10000 and 20000 is 3e-6.
 """
@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from colbert_rag import ColBERT
-from tests.answers import ask_colbert, ask_oracle, distance, unlike, unlike_scores
-from tests.jina_oracle import jina_body, jina_oracle
-from tests.oracle import SentenceTransformersOracle, load_tensors, load_tokenizer, score
-from tests.texts import DOCUMENTS, LITERALS, QUERIES
-from tests.tiny import DROP, edit_json
+from tests.helpers.answers import ask_colbert, ask_oracle, distance, unlike, unlike_scores
+from tests.helpers.jina_oracle import jina_body, jina_oracle
+from tests.helpers.oracle import SentenceTransformersOracle, load_tensors, load_tokenizer, score
+from tests.helpers.texts import DOCUMENTS, LITERALS, QUERIES
+from tests.helpers.tiny import DROP, edit_json
 
 LONG = " ".join(DOCUMENTS["one hundred and twenty words"].split() * 3)
 TEXTS = {**DOCUMENTS, **LITERALS, "three hundred tokens": LONG}

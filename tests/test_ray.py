@@ -81,7 +81,7 @@ def test_an_index_takes_the_rows_without_encoding(
     rows = encode(batch(ROWS))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("colbert_rag.pipeline.Pipeline.documents", None)
+        patch.setattr("colbert_rag.text_encoder.TextEncoder.documents", None)
         changes = write_encoded(index, [rows])
 
     assert changes == Changes(added=4)

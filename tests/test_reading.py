@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from colbert_rag.errors import ColBERTRagError
-from colbert_rag.reading import (
+from colbert_rag.cli.reading import (
     FORMATS,
     SUFFIXES,
     ReadingError,
@@ -18,6 +17,7 @@ from colbert_rag.reading import (
     SourceDocument,
     read_documents,
 )
+from colbert_rag.errors import ColBERTRagError
 
 GUIDE = """\
 ---

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import read_blocks, run_page
+from tests.helpers.pages import read_blocks, run_page
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -1,8 +1,8 @@
 """Where sentence-transformers 6.2 departs from the library that trained a checkpoint.
 
 Each test shows what sentence-transformers answers, what the training library answers (a plain
-reference of `tests/oracle.py`), and that ours is the second. `sentence-transformers` is right on
-everything else, which `tests/test_parity.py` holds us to.
+reference of `tests/helpers/oracle.py`), and that ours is the second. `sentence-transformers` is
+right on everything else, which `tests/test_parity.py` holds us to.
 """
 
 from __future__ import annotations
@@ -16,11 +16,18 @@ import pytest
 
 from colbert_rag import ColBERT
 from colbert_rag.errors import MarkerError, UnsupportedModuleError
-from tests.answers import ask_colbert, ask_oracle, named_tokens, open_exactly, unlike, unlike_scores
-from tests.oracle import SentenceTransformersOracle, load_tokenizer, plain_oracle, score
-from tests.texts import DOCUMENTS, OUTER_SPACES, QUERIES
-from tests.tiny import DROP, Spec, build, edit_json, edit_tensors, write_json
-from tests.variants import VARIANTS
+from tests.helpers.answers import (
+    ask_colbert,
+    ask_oracle,
+    named_tokens,
+    open_exactly,
+    unlike,
+    unlike_scores,
+)
+from tests.helpers.oracle import SentenceTransformersOracle, load_tokenizer, plain_oracle, score
+from tests.helpers.texts import DOCUMENTS, OUTER_SPACES, QUERIES
+from tests.helpers.tiny import DROP, Spec, build, edit_json, edit_tensors, write_json
+from tests.helpers.variants import VARIANTS
 
 QUERY = QUERIES["plain question"]
 TEXTS = [DOCUMENTS["another planet"], DOCUMENTS["one word"], DOCUMENTS["empty"]]

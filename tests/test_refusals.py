@@ -23,8 +23,8 @@ from colbert_rag.errors import (
     UnsupportedBackboneError,
     UnsupportedModuleError,
 )
-from tests.answers import open_exactly
-from tests.tiny import (
+from tests.helpers.answers import open_exactly
+from tests.helpers.tiny import (
     DROP,
     Head,
     Spec,
@@ -36,7 +36,7 @@ from tests.tiny import (
     without,
     write_json,
 )
-from tests.variants import VARIANTS
+from tests.helpers.variants import VARIANTS
 
 Copy = Callable[[str], Path]
 WEIGHTS = "model.safetensors"

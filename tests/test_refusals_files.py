@@ -22,8 +22,8 @@ from colbert_rag.errors import (
     PickleWeightsError,
     UnsafePathError,
 )
-from tests.answers import open_exactly
-from tests.tiny import (
+from tests.helpers.answers import open_exactly
+from tests.helpers.tiny import (
     edit_json,
     read_json,
     without,

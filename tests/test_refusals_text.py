@@ -14,8 +14,8 @@ from colbert_rag.errors import (
     MetadataError,
     TokenizerError,
 )
-from tests.answers import open_exactly
-from tests.tiny import (
+from tests.helpers.answers import open_exactly
+from tests.helpers.tiny import (
     edit_json,
     edit_tensors,
     read_json,

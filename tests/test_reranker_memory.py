@@ -16,12 +16,12 @@ from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from qdrant_client import QdrantClient
 
 from colbert_rag import ColBERT, IndexMismatchError, LocalIndex, QdrantIndex, clear_cache
-from colbert_rag.component import Reranking
+from colbert_rag.adapter import Reranking
 from colbert_rag.index import Index
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
-from colbert_rag.pipeline import Pipeline
-from tests.rerankers import LengthRanker
+from colbert_rag.text_encoder import TextEncoder
+from tests.helpers.rerankers import LengthRanker
 
 STORED = ["mars is a red planet", "venus is hot", "saturn has rings"]
 NEW = ["jupiter is large", "the moon is near"]
@@ -41,13 +41,13 @@ def model(colbert: Callable[..., ColBERT]) -> ColBERT:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every document that is encoded while the test runs, once asked for."""
     texts: list[str] = []
-    encode = Pipeline.documents
+    encode = TextEncoder.documents
 
-    def noting(self: Pipeline, some: Any, **options: Any) -> Any:
+    def noting(self: TextEncoder, some: Any, **options: Any) -> Any:
         texts.extend(some)
         return encode(self, some, **options)
 
-    monkeypatch.setattr(Pipeline, "documents", noting)
+    monkeypatch.setattr(TextEncoder, "documents", noting)
     return texts
 
 
@@ -82,19 +82,19 @@ def rerank(reranker: Reranking, texts: list[str] | None = None) -> dict[str, flo
 def test_what_the_index_holds_is_not_encoded(
     model: ColBERT, stored: Index | Path, encoded: list[str]
 ) -> None:
-    reranker = Reranking(encoder=model, index=stored, top_n=None)
+    reranker = Reranking(colbert=model, index=stored, top_n=None)
     encoded.clear()
 
     scores = rerank(reranker)
 
     assert encoded == NEW
-    assert scores == pytest.approx(rerank(Reranking(encoder=model, top_n=None)), abs=ROUNDED)
+    assert scores == pytest.approx(rerank(Reranking(colbert=model, top_n=None)), abs=ROUNDED)
 
 
 def test_stored_documents_score_as_a_search_of_the_index_scores_them(
     model: ColBERT, path: Path
 ) -> None:
-    reranker = Reranking(encoder=model, index=path, top_n=None, score="sum")
+    reranker = Reranking(colbert=model, index=path, top_n=None, score="sum")
     with LocalIndex(path, model) as index:
         hits = index.search(QUERY)
 
@@ -107,13 +107,13 @@ def test_stored_documents_score_as_a_search_of_the_index_scores_them(
 def test_a_text_must_be_the_same_to_the_letter(
     model: ColBERT, path: Path, encoded: list[str]
 ) -> None:
-    rerank(Reranking(encoder=model, index=path), ["Venus is hot", "venus is hot "])
+    rerank(Reranking(colbert=model, index=path), ["Venus is hot", "venus is hot "])
 
     assert encoded == ["Venus is hot", "venus is hot "]
 
 
 def test_nothing_is_added_to_the_index(model: ColBERT, path: Path) -> None:
-    rerank(Reranking(encoder=model, index=path))
+    rerank(Reranking(colbert=model, index=path))
 
     with LocalIndex(path) as index:
         assert [document.text for document in index] == STORED
@@ -122,7 +122,7 @@ def test_nothing_is_added_to_the_index(model: ColBERT, path: Path) -> None:
 def test_a_document_that_joins_the_index_is_known_from_then_on(
     model: ColBERT, path: Path, encoded: list[str]
 ) -> None:
-    reranker = Reranking(encoder=model, index=path)
+    reranker = Reranking(colbert=model, index=path)
     rerank(reranker)
     with LocalIndex(path, model) as index:
         index.add(NEW)
@@ -154,7 +154,7 @@ def test_a_node_is_known_by_the_text_that_is_ranked(
         index.add([node.get_content(MetadataMode.EMBED)])
     encoded.clear()
 
-    reranker = LlamaIndexRerank(encoder=model, index=tmp_path / "nodes.sqlite")
+    reranker = LlamaIndexRerank(colbert=model, index=tmp_path / "nodes.sqlite")
     reranker.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
 
     assert encoded == []
@@ -166,7 +166,7 @@ def test_a_node_is_known_by_the_text_that_is_ranked(
 def test_an_explanation_re_uses_the_stored_vectors(
     model: ColBERT, path: Path, encoded: list[str]
 ) -> None:
-    reranker = Reranking(encoder=model, index=path, explain=True, score="sum")
+    reranker = Reranking(colbert=model, index=path, explain=True, score="sum")
 
     (place, *_) = reranker._rerank(QUERY, STORED, [None] * 3)
 
@@ -184,7 +184,7 @@ def test_rounded_vectors_stay_out_of_the_cache_of_an_exact_model(
     exact = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="float32")
     expected = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="float32")
 
-    rerank(Reranking(encoder=exact, index=path))
+    rerank(Reranking(colbert=exact, index=path))
 
     assert exact.score(QUERY, STORED) == expected.score(QUERY, STORED)
 
@@ -211,7 +211,7 @@ def test_the_cache_of_a_half_precision_model_is_filled_from_the_index(
 
 def test_a_text_in_the_cache_is_not_asked_of_the_index(tiny_checkpoint: Path) -> None:
     model = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="float32")
-    model.warm(STORED)
+    model.cache_documents(STORED)
 
     def unused(texts: Any) -> Any:
         raise AssertionError(texts)
@@ -267,7 +267,7 @@ def test_the_windows_of_a_long_document_are_encoded_and_short_ones_are_known(
     encoded.clear()
 
     scores = rerank(
-        Reranking(encoder=windowed, index=tmp_path / "long.sqlite", top_n=None), [*STORED, long]
+        Reranking(colbert=windowed, index=tmp_path / "long.sqlite", top_n=None), [*STORED, long]
     )
 
     assert set(scores) == {*STORED, long}
@@ -304,7 +304,7 @@ def test_an_index_of_another_model_is_refused(
     index = LocalIndex(path) if opened else path
 
     with pytest.raises(IndexMismatchError, match=r"was made by .*stanford-bert"):
-        rerank(Reranking(encoder=other, index=index))
+        rerank(Reranking(colbert=other, index=index))
 
 
 def test_an_index_of_merged_tokens_is_refused(model: ColBERT) -> None:
@@ -312,26 +312,26 @@ def test_an_index_of_merged_tokens_is_refused(model: ColBERT) -> None:
         index.add(STORED)
 
         with pytest.raises(ValueError, match=r"token_pooling=2\.0, so its scores"):
-            rerank(Reranking(encoder=model, index=index))
+            rerank(Reranking(colbert=model, index=index))
 
 
 def test_a_missing_file_is_an_error_and_is_not_made(model: ColBERT, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no index at .*missing\.sqlite"):
-        rerank(Reranking(encoder=model, index=tmp_path / "missing.sqlite"))
+        rerank(Reranking(colbert=model, index=tmp_path / "missing.sqlite"))
 
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_memory_needs_an_encoder_with_vectors(path: Path) -> None:
     with pytest.raises(TypeError, match="encoder is LengthRanker, expected a ColBERT"):
-        rerank(Reranking(encoder=LengthRanker(), index=path))
+        rerank(Reranking(colbert=LengthRanker(), index=path))
 
 
 # Copies
 
 
 def test_a_copy_shares_the_open_file(model: ColBERT, path: Path) -> None:
-    first, second = Reranking(encoder=model, index=path), Reranking(encoder=model, index=path)
+    first, second = Reranking(colbert=model, index=path), Reranking(colbert=model, index=path)
     rerank(first)
 
     assert first._open_index(model) is second._open_index(model)
@@ -340,7 +340,7 @@ def test_a_copy_shares_the_open_file(model: ColBERT, path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [LangChainRerank, LlamaIndexRerank])
 def test_pickle_and_json_keep_the_path(kind: Any, model: ColBERT, path: Path) -> None:
-    reranker = kind(encoder=model, index=path)
+    reranker = kind(colbert=model, index=path)
     rerank(reranker)  # so that it holds an open file
 
     assert pickle.loads(pickle.dumps(reranker)).index == str(path)
@@ -353,7 +353,7 @@ def test_an_open_index_is_stored_by_its_path_or_not_at_all(
     kind: Any, model: ColBERT, path: Path
 ) -> None:
     with LocalIndex(path) as file, LocalIndex(":memory:", model) as memory:
-        in_file, in_memory = kind(index=file), kind(encoder=model, index=memory)
+        in_file, in_memory = kind(index=file), kind(colbert=model, index=memory)
 
         assert json.loads(in_file.model_dump_json())["index"] == str(path)
         assert json.loads(in_memory.model_dump_json())["index"] is None
@@ -363,7 +363,7 @@ def test_an_open_index_is_stored_by_its_path_or_not_at_all(
 
 
 def test_a_file_that_was_replaced_is_opened_anew(model: ColBERT, path: Path) -> None:
-    reranker = Reranking(encoder=model, index=path)
+    reranker = Reranking(colbert=model, index=path)
     before = reranker._open_index(model)
     path.rename(path.with_name("old.sqlite"))
     with LocalIndex(path, model) as index:
@@ -374,7 +374,7 @@ def test_a_file_that_was_replaced_is_opened_anew(model: ColBERT, path: Path) -> 
 
 
 def test_unload_lets_the_file_go(model: ColBERT, path: Path) -> None:
-    reranker = Reranking(encoder=model, index=path)
+    reranker = Reranking(colbert=model, index=path)
     rerank(reranker)
     beside = [path.with_name(path.name + end) for end in ("-wal", "-shm")]
     assert any(file.exists() for file in beside)
@@ -386,7 +386,7 @@ def test_unload_lets_the_file_go(model: ColBERT, path: Path) -> None:
 
 
 def test_many_threads_share_one_memory(model: ColBERT, path: Path, encoded: list[str]) -> None:
-    rerankers = [Reranking(encoder=model, index=path, top_n=None) for _ in range(8)]
+    rerankers = [Reranking(colbert=model, index=path, top_n=None) for _ in range(8)]
     expected = rerank(rerankers[0], STORED)
 
     with ThreadPoolExecutor(8) as threads:

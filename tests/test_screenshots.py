@@ -12,7 +12,7 @@ import pytest
 
 from colbert_rag import ColBERT
 from colbert_rag.ranking import Ranking
-from tests.browser import CHROMIUM, Rendering, frame, render
+from tests.helpers.browser import CHROMIUM, Rendering, frame, render
 
 pytestmark = [
     pytest.mark.slow,

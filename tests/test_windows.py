@@ -12,7 +12,7 @@ import pytest
 
 from colbert_rag import ColBERT
 from colbert_rag.windows import find_windows
-from tests.oracle import naive_maxsim
+from tests.helpers.oracle import naive_maxsim
 
 WORDS = "venus jupiter saturn is a planet known for its rings and storms,".split()
 LONG = " ".join(itertools.islice(itertools.cycle(WORDS), 400))

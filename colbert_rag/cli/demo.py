@@ -18,8 +18,8 @@ from colbert_rag.errors import MissingExtraError
 from colbert_rag.settings import OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:
+    from colbert_rag.cli.docstrings import Comparison, Passage
     from colbert_rag.colbert import ColBERT
-    from colbert_rag.demo import Comparison, Passage
 
 SHOWN = 3
 """Passages shown on each side."""
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     model = open_model(settings)
     loaded = time.perf_counter() - start
 
-    from colbert_rag.demo import QUESTIONS, KeywordSearch, compare, standard_library
+    from colbert_rag.cli.docstrings import QUESTIONS, KeywordSearch, compare, standard_library
 
     start = time.perf_counter()
     passages = standard_library(limit=arguments.limit, show_progress=shows_progress())
@@ -132,7 +132,7 @@ def _say_columns(left: Sequence[str], right: Sequence[str], column: int) -> None
 
 
 def _say_frameworks(model: ColBERT, comparison: Comparison) -> None:
-    from colbert_rag.demo import FRAMEWORKS
+    from colbert_rag.cli.docstrings import FRAMEWORKS
 
     say()
     say("-" * width())

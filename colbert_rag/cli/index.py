@@ -24,8 +24,8 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import note, say, shows_progress
+from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.errors import ColBERTRagError, IndexStorageError, ReadingError
-from colbert_rag.reading import SourceDocument
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:

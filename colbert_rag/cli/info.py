@@ -80,8 +80,8 @@ def _holdings(place: Where) -> _Holdings:
 
 def _file_holdings(path: str, info: IndexInfo) -> _Holdings:
     """Counted from the catalogue, without reading any vector."""
-    from colbert_rag.index.rows import Rows
-    from colbert_rag.index.storage import Database
+    from colbert_rag.index.local.database import Database
+    from colbert_rag.index.local.rows import Rows
 
     database = Database(path, read_only=True, create=False, busy_timeout=5.0)
     try:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, BinaryIO
 
 from colbert_rag.cli.output import note, shows_progress
-from colbert_rag.reading import (
+from colbert_rag.cli.reading import (
     FORMATS,
     SPLITS,
     STDIN,

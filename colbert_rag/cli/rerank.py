@@ -25,7 +25,7 @@ from colbert_rag.cli.options import (
     whole_number,
 )
 from colbert_rag.cli.output import Row, note, say, say_json, say_table, shows_progress
-from colbert_rag.reading import SourceDocument
+from colbert_rag.cli.reading import SourceDocument
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT

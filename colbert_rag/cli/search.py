@@ -22,9 +22,9 @@ from colbert_rag.cli.options import (
     whole_number,
 )
 from colbert_rag.cli.output import Row, say, say_json, say_table
+from colbert_rag.cli.reading import STDIN
 from colbert_rag.display import one_line
 from colbert_rag.errors import InvalidFilterError
-from colbert_rag.reading import STDIN
 
 if TYPE_CHECKING:
     from colbert_rag.index import Hit

@@ -16,7 +16,7 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from colbert_rag.component import EXPLANATION_KEY, Placed, Reranking, check_query
+from colbert_rag.adapter import EXPLANATION_KEY, Placed, Reranking, check_query
 
 RerankInput = Mapping[str, Any] | tuple[Sequence[Document], str]
 """What `as_runnable` takes: a mapping with `documents` and a query, or the two as a pair."""
@@ -33,7 +33,7 @@ class _Inputs(TypedDict):
 class ColBERTRerank(Reranking, BaseDocumentCompressor):
     """Order retrieved documents by late interaction, and keep the best.
 
-    The model opens at the first query, or in `warm_up()`, and is shared with every component that
+    The model opens at the first query, or in `load()`, and is shared with every component that
     names the same one. Scores go to `metadata["relevance_score"]`. They order documents; they are
     not probabilities.
 

@@ -19,7 +19,7 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field, field_validator
 
-from colbert_rag.component import NODE_KEY, Retrieving, in_memory, read_info
+from colbert_rag.adapter import NODE_KEY, Retrieving, in_memory, read_info
 from colbert_rag.index import Document as StoredDocument
 from colbert_rag.index import Hit
 from colbert_rag.index.documents import as_document, metadata_json
@@ -30,7 +30,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     """Find documents in an index by late interaction.
 
     Make one with `from_documents` or `from_texts`, open it again with `open`, or give any `index`.
-    The model opens at the first query, or in `warm_up()`, and is shared with every component that
+    The model opens at the first query, or in `load()`, and is shared with every component that
     names the same one. Scores go to `metadata["relevance_score"]`.
 
     A document comes back as a plain `Document`, with the id and metadata it was stored with.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TextNode
 
-from colbert_rag.component import NODE_KEY
+from colbert_rag.adapter import NODE_KEY
 from colbert_rag.index import Document
 
 

@@ -13,7 +13,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
-from colbert_rag.component import EXPLANATION_KEY, PathText, Placed, Reranking, check_query
+from colbert_rag.adapter import EXPLANATION_KEY, PathText, Placed, Reranking, check_query
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 
@@ -23,7 +23,7 @@ _dispatcher = get_dispatcher(__name__)
 class ColBERTRerank(Reranking, BaseNodePostprocessor):
     """Order retrieved nodes by late interaction, and keep the best.
 
-    The model opens at the first query, or in `warm_up()`, and is shared with every component that
+    The model opens at the first query, or in `load()`, and is shared with every component that
     names the same one. Scores order nodes; they are not probabilities.
 
     What `explain` and `keep_retrieval_score` put into the metadata is excluded from every text that

@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import MetadataFilters
 
-from colbert_rag.component import Retrieving, in_memory, read_info
+from colbert_rag.adapter import Retrieving, in_memory, read_info
 from colbert_rag.index import Document, Index
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
@@ -34,7 +34,7 @@ class ColBERTRetriever(BaseRetriever):
     """Find nodes in an index by late interaction.
 
     Make one with `from_defaults`, keep it with `persist`, open it again with `from_persist_dir`, or
-    give any `index`. The model opens at the first query, or in `warm_up()`, and is shared with
+    give any `index`. The model opens at the first query, or in `load()`, and is shared with
     every component that names the same one.
 
     A node comes back as it was stored: class, id, metadata, excluded keys and relationships.
@@ -180,9 +180,9 @@ class ColBERTRetriever(BaseRetriever):
             kept["filters"] = MetadataFilters.model_validate(kept["filters"])
         return cls(folder / INDEX_FILE, **{**kept, **options})
 
-    def warm_up(self) -> None:
+    def load(self) -> None:
         """Load the weights now instead of at the first query."""
-        self._retrieving.warm_up()
+        self._retrieving.load()
 
     def unload(self) -> None:
         """Give back the memory of the weights, which all components that share them lose."""

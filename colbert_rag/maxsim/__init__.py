@@ -24,8 +24,8 @@ def maxsim(query: Tensor, documents: TokenEmbeddings) -> Tensor:
 
     Args:
         query: Unit-length vectors, `(query_rows, dim)`, on any device and in any float type.
-        documents: Unit-length vectors of the tokens that count, ragged, `(rows, dim)`. Their device
-            and dtype are those of the products.
+        documents: Unit-length vectors of the tokens that count, ragged, `(rows, dim)`. Scores are
+            computed on their device, in float32 whatever float type they are stored in.
 
     Returns:
         `(documents,)`, float32, on the documents' device; higher is better, at most `query_rows`.
@@ -68,7 +68,9 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
         )
     # Inside a caller's autocast, float32 vectors would be multiplied in half precision.
     with torch.autocast(documents.device.type, enabled=False):
-        if _has_fused_kernel(documents.device, documents.dtype):
+        # The kernel multiplies in one type, and in bfloat16 a float32 query would lose digits.
+        keeps_query = documents.dtype in (queries.dtype, torch.float16)
+        if keeps_query and _has_fused_kernel(documents.device, documents.dtype):
             from colbert_rag.maxsim.triton_kernel import maxsim_many as fused_maxsim_many
 
             return fused_maxsim_many(queries, documents)

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from colbert_rag.component.model import check_query
-from colbert_rag.component.shared_index import SharedIndex
+from colbert_rag.adapter.model import check_query
+from colbert_rag.adapter.shared_index import SharedIndex
 from colbert_rag.errors import ScoringError
 from colbert_rag.ranking import Ranking
 
@@ -108,7 +108,7 @@ class Reranking(SharedIndex):
         """
         if self.index is None:
             return self.ranker.rank(query, texts, show_progress=self.show_progress)
-        colbert = self._colbert
+        colbert = self._model
         index = self._open_index(colbert)
         if index.info.token_pooling is not None:
             raise ValueError(

@@ -20,7 +20,7 @@ STRETCH = {"cpu": 512, "mps": 2048, "cuda": 4096}
 that the next stretch is ready in time, and that joining them holds little twice."""
 
 
-class Pipeline:
+class TextEncoder:
     """Tokenizer and encoder of one model: what takes memory, and goes with `unload()`."""
 
     def __init__(self, tokenizer: TextTokenizer, encoder: Encoder) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Json
-from colbert_rag.index.rows import Rows
-from colbert_rag.index.storage import Database
+from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.rows import Rows
 
 logger = logging.getLogger(__name__)
 

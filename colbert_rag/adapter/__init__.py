@@ -4,10 +4,10 @@
 a component does with them, whatever the framework.
 """
 
-from colbert_rag.component.model import PathText, Ranker, SharedModel, check_query
-from colbert_rag.component.reranking import EXPLANATION_KEY, Placed, Reranking
-from colbert_rag.component.retrieving import NODE_KEY, Retrieving, in_memory
-from colbert_rag.component.shared_index import SharedIndex, read_info
+from colbert_rag.adapter.model import PathText, Ranker, SharedModel, check_query
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Placed, Reranking
+from colbert_rag.adapter.retrieving import NODE_KEY, Retrieving, in_memory
+from colbert_rag.adapter.shared_index import SharedIndex, read_info
 
 __all__ = [
     "EXPLANATION_KEY",

@@ -1,9 +1,9 @@
 """Real ColBERT checkpoints of about 60 KiB, written in the layouts that are published.
 
 A `Spec` says what to build; every trap a published checkpoint sets is a field of it, and the table
-of named specs is `tests/variants.py`. Weights are larger than a fresh initialisation would make
-them: with a standard deviation of 0.02 all token vectors nearly coincide and a wrong position, mask
-or rotary base would hide below any tolerance.
+of named specs is `tests/helpers/variants.py`. Weights are larger than a fresh initialisation would
+make them: with a standard deviation of 0.02 all token vectors nearly coincide and a wrong position,
+mask or rotary base would hide below any tolerance.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
-from tests.families import FAMILIES, HIDDEN
-from tests.tiny_tokenizers import TOKENIZERS, TinyTokenizer
+from tests.helpers.families import FAMILIES, HIDDEN
+from tests.helpers.tiny_tokenizers import TOKENIZERS, TinyTokenizer
 
 DROP = object()  # as a value in a mapping of changes: remove this key
 NO_FILE: Mapping[str, Any] = {}  # as the settings of a spec: write no such file

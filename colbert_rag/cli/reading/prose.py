@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from colbert_rag.reading.document import ReadingOptions, SourceDocument
+from colbert_rag.cli.reading.document import ReadingOptions, SourceDocument
 
 Lines = Iterator[tuple[int, str]]
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.oracle import Body, PlainOracle, load_tensors, load_tokenizer, stanford_oracle
+from tests.helpers.oracle import Body, PlainOracle, load_tensors, load_tokenizer, stanford_oracle
 
 
 def jina_oracle(folder: Path, *, base: float = 10000.0, **changes: Any) -> PlainOracle:

@@ -11,12 +11,12 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import StoredIndex
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, check_ids
-from colbert_rag.index.local_store import LocalStore
+from colbert_rag.index.local.database import MEMORY, Database
+from colbert_rag.index.local.rows import Rows
+from colbert_rag.index.local.selection import best_positions
+from colbert_rag.index.local.snapshot import Snapshot
+from colbert_rag.index.local.store import LocalStore
 from colbert_rag.index.protocol import Encoder, IndexInfo, resolve_info
-from colbert_rag.index.rows import Rows
-from colbert_rag.index.selection import best_positions
-from colbert_rag.index.snapshot import Snapshot
-from colbert_rag.index.storage import MEMORY, Database
 from colbert_rag.settings import whole_number
 
 MEMORY_BUDGET = 4 * 2**30

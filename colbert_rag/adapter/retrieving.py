@@ -9,9 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from colbert_rag.adapter.model import SharedModel, check_query
+from colbert_rag.adapter.shared_index import MEMORY, SharedIndex, path_of
 from colbert_rag.colbert import ColBERT
-from colbert_rag.component.model import SharedModel, check_query
-from colbert_rag.component.shared_index import MEMORY, SharedIndex, path_of
 from colbert_rag.index import Document, Hit, Index, LocalIndex, copy_index
 
 NODE_KEY = "_llama_index_node"
@@ -51,7 +51,7 @@ class Retrieving(SharedIndex):
         check_query(query)
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        colbert = self._colbert
+        colbert = self._model
         index = self._open_index(colbert)
         queries = colbert.encode_queries([query])
         hits = index.search_embeddings(queries, k, filter)[0]
@@ -69,7 +69,7 @@ class Retrieving(SharedIndex):
                 ids.append(document.id)
                 yield document
 
-        index = self._open_index(self._colbert, create=True)
+        index = self._open_index(self._model, create=True)
         index.add(noted(), show_progress=show_progress)
         return ids
 
@@ -122,5 +122,5 @@ def in_memory(fields: Mapping[str, Any]) -> LocalIndex:
     named = {name: fields[name] for name in SharedModel.model_fields if name in fields}
     model = SharedModel(**named).ranker
     if not isinstance(model, ColBERT):
-        raise TypeError(f"encoder is {type(model).__name__}, expected a ColBERT")
+        raise TypeError(f"colbert is {type(model).__name__}, expected a ColBERT")
     return LocalIndex(MEMORY, model)

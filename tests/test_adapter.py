@@ -19,13 +19,13 @@ from tokenizers import Tokenizer
 
 import colbert_rag.colbert
 from colbert_rag import ColBERT, clear_cache, shared_colbert
-from colbert_rag.component import Ranker, Reranking, SharedModel
+from colbert_rag.adapter import Ranker, Reranking, SharedModel
 from colbert_rag.explanation import Explanation
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
-from colbert_rag.pipeline import Pipeline
 from colbert_rag.settings import Settings
-from tests.rerankers import LengthRanker
+from colbert_rag.text_encoder import TextEncoder
+from tests.helpers.rerankers import LengthRanker
 
 EXACT = {"device": "cpu", "dtype": "float32"}
 
@@ -100,14 +100,14 @@ def test_an_impossible_value_is_refused_later_too() -> None:
 
 
 def test_the_given_encoder_is_the_one_used(tiny_colbert: ColBERT) -> None:
-    assert SharedModel(encoder=tiny_colbert).ranker is tiny_colbert
+    assert SharedModel(colbert=tiny_colbert).ranker is tiny_colbert
 
 
 def test_anything_that_ranks_will_do_as_an_encoder() -> None:
     ranker = LengthRanker()
 
-    component = SharedModel(encoder=ranker)
-    component.warm_up()
+    component = SharedModel(colbert=ranker)
+    component.load()
     component.unload()
 
     assert isinstance(ranker, Ranker)
@@ -117,7 +117,7 @@ def test_anything_that_ranks_will_do_as_an_encoder() -> None:
 def test_a_given_encoder_fills_the_fields_that_name_it(tiny_colbert: ColBERT) -> None:
     settings = tiny_colbert.settings
 
-    component = SharedModel(encoder=tiny_colbert)
+    component = SharedModel(colbert=tiny_colbert)
 
     assert component.model == settings.checkpoint
     assert (component.device, component.dtype) == ("cpu", "float32")
@@ -138,11 +138,11 @@ def test_a_field_that_contradicts_the_encoder_is_refused(
     option: str, value: object, tiny_colbert: ColBERT
 ) -> None:
     with pytest.raises(ValidationError, match=f"{option} is .* leave one of the two out"):
-        SharedModel(encoder=tiny_colbert, **{option: value})
+        SharedModel(colbert=tiny_colbert, **{option: value})
 
 
 def test_a_model_assigned_next_to_an_encoder_is_refused(tiny_colbert: ColBERT) -> None:
-    component = SharedModel(encoder=tiny_colbert)
+    component = SharedModel(colbert=tiny_colbert)
 
     with pytest.raises(ValidationError, match="leave one of the two out"):
         component.model = "somebody/else"
@@ -155,13 +155,13 @@ def test_other_spellings_of_the_same_choice_agree_with_the_encoder(
 ) -> None:
     spelling = tiny_checkpoint / ".." / tiny_checkpoint.name
 
-    component = SharedModel(encoder=tiny_colbert, model=spelling, device=None, dtype="auto")
+    component = SharedModel(colbert=tiny_colbert, model=spelling, device=None, dtype="auto")
 
     assert component.ranker is tiny_colbert
 
 
 def test_the_encoder_is_neither_dumped_nor_shown(tiny_colbert: ColBERT) -> None:
-    component = SharedModel(encoder=tiny_colbert)
+    component = SharedModel(colbert=tiny_colbert)
 
     assert "encoder" not in component.model_dump()
     assert "encoder" not in repr(component)
@@ -180,7 +180,7 @@ def test_the_resolved_model_is_not_kept(tiny_checkpoint: Path, copy_of: Callable
 def test_warm_up_loads_the_model_that_will_be_used(loads: list[str], tiny_checkpoint: Path) -> None:
     component = Reranking(model=tiny_checkpoint, **EXACT)
 
-    component.warm_up()
+    component.load()
     component._rerank("mars", ["venus"], [None])
 
     assert len(loads) == 1
@@ -212,7 +212,7 @@ def test_unload_without_a_loaded_model_loads_nothing(
 def test_unload_reaches_a_given_encoder(tiny_checkpoint: Path) -> None:
     encoder = ColBERT.from_pretrained(tiny_checkpoint, **EXACT)
 
-    SharedModel(encoder=encoder).unload()
+    SharedModel(colbert=encoder).unload()
 
     assert not encoder.loaded
 
@@ -244,7 +244,7 @@ def test_all_components_of_a_model_load_it_once_from_any_thread_and_spelling(
 def test_threads_with_queries_and_documents_of_many_lengths_get_the_same_scores(
     tiny_colbert: ColBERT,
 ) -> None:
-    reranker = Reranking(encoder=tiny_colbert, top_n=None)
+    reranker = Reranking(colbert=tiny_colbert, top_n=None)
     queries = ["mars " * (1 + number % 7) for number in range(40)]
     texts = ["venus " * length for length in (1, 40, 90, 3)]
 
@@ -278,9 +278,9 @@ def test_an_explanation_comes_with_each_result_and_encodes_nothing_again(
 ) -> None:
     model = colbert("stanford-bert", document_cache=None)
     encodings, explanations = [], []
-    encode, explain = Pipeline.documents, Explanation.of
+    encode, explain = TextEncoder.documents, Explanation.of
 
-    def noting(self: Pipeline, texts: list[str], **options: bool) -> object:
+    def noting(self: TextEncoder, texts: list[str], **options: bool) -> object:
         encodings.append(texts)
         return encode(self, texts, **options)
 
@@ -288,11 +288,11 @@ def test_an_explanation_comes_with_each_result_and_encodes_nothing_again(
         explanations.append(text)
         return explain(query, text, **options)
 
-    monkeypatch.setattr(Pipeline, "documents", noting)
+    monkeypatch.setattr(TextEncoder, "documents", noting)
     monkeypatch.setattr(Explanation, "of", counting)
     texts = ["mars is red", "", "venus", "saturn has rings"]
 
-    places = Reranking(encoder=model, explain=True, score="sum", top_n=2)._rerank(
+    places = Reranking(colbert=model, explain=True, score="sum", top_n=2)._rerank(
         "red planet", texts, [None] * 4
     )
 
@@ -305,7 +305,7 @@ def test_an_explanation_comes_with_each_result_and_encodes_nothing_again(
 
 
 def test_a_text_that_was_not_scored_has_no_explanation(tiny_colbert: ColBERT) -> None:
-    reranker = Reranking(encoder=tiny_colbert, explain=True)
+    reranker = Reranking(colbert=tiny_colbert, explain=True)
 
     places = reranker._rerank("red planet", ["mars", None, " "], [None] * 3)
 

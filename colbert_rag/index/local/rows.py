@@ -14,8 +14,8 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Known, metadata_json, text_digest
-from colbert_rag.index.sqlite_errors import corrupt
-from colbert_rag.index.storage import Database
+from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.errors import corrupt
 
 # SQLite takes 32,766 parameters a statement; far fewer keep its parser quick.
 _PARAMETERS = 500

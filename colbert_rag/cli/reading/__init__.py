@@ -5,10 +5,10 @@ than memory. What cannot be read is an error that names file and line; nothing i
 blank lines.
 """
 
+from colbert_rag.cli.reading.document import ReadingOptions, SourceDocument
+from colbert_rag.cli.reading.files import FORMATS, STDIN, SUFFIXES, read_documents
+from colbert_rag.cli.reading.prose import SPLITS
 from colbert_rag.errors import ReadingError
-from colbert_rag.reading.document import ReadingOptions, SourceDocument
-from colbert_rag.reading.files import FORMATS, STDIN, SUFFIXES, read_documents
-from colbert_rag.reading.prose import SPLITS
 
 __all__ = [
     "FORMATS",

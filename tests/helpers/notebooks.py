@@ -1,7 +1,7 @@
 """Runs notebooks as a reader would: in a fresh kernel, in an empty folder, without a model hub.
 
-`python -m tests.notebooks FILE ...` runs notebooks and keeps their new outputs, leaving out what
-differs from one run or machine to the next. `make notebooks` calls it.
+`python -m tests.helpers.notebooks FILE ...` runs notebooks and keeps their new outputs, leaving out
+what differs from one run or machine to the next. `make notebooks` calls it.
 """
 
 from __future__ import annotations

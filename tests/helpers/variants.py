@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.tiny import DROP, NO_FILE, Head, Spec
+from tests.helpers.tiny import DROP, NO_FILE, Head, Spec
 
 PYLATE = ("[Q] ", "[D] ")
 GELU = "torch.nn.modules.activation.GELU"

@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from colbert_rag import ColBERT, InvalidQueryError, Ranking
-from colbert_rag.component import Reranking
+from colbert_rag.adapter import Reranking
 from colbert_rag.errors import ScoringError
 
 
@@ -96,7 +96,7 @@ class RerankerSuite(ABC):
     def test_nothing_to_rank_gives_nothing_and_asks_no_model(self) -> None:
         ranker = LengthRanker()
 
-        assert self.rerank([], encoder=ranker) == []
+        assert self.rerank([], colbert=ranker) == []
         assert ranker.asked == []
 
     @pytest.mark.parametrize("texts", [["a"], []], ids=["with texts", "without texts"])
@@ -112,7 +112,7 @@ class RerankerSuite(ABC):
     ) -> None:
         ranker = LengthRanker()
 
-        (*_, last) = self.rerank([text, "a"], score=score, encoder=ranker)
+        (*_, last) = self.rerank([text, "a"], score=score, colbert=ranker)
 
         assert last[1] == lowest
         assert ranker.asked == [["a"]]
@@ -120,7 +120,7 @@ class RerankerSuite(ABC):
     def test_without_any_text_no_model_is_asked_for_a_mean(self) -> None:
         ranker = LengthRanker()
 
-        results = self.rerank(["", " "], score="mean", encoder=ranker)
+        results = self.rerank(["", " "], score="mean", colbert=ranker)
 
         assert results == [("", -1.0), (" ", -1.0)]
         assert ranker.asked == []
@@ -153,7 +153,7 @@ class RerankerSuite(ABC):
     def test_a_score_that_is_not_finite_comes_last_and_is_made_finite(self, score: float) -> None:
         ranker = LengthRanker({"lost": score})
 
-        results = self.rerank(["lost", "a", ""], encoder=ranker)
+        results = self.rerank(["lost", "a", ""], colbert=ranker)
 
         assert results == [("a", 1.0), ("lost", -4.0), ("", -4.0)]
 
@@ -161,7 +161,7 @@ class RerankerSuite(ABC):
         ranker = LengthRanker({"b": math.inf, "c": math.inf})
 
         with caplog.at_level(logging.WARNING, logger="colbert_rag"):
-            self.rerank(["a", "b", "c"], encoder=ranker)
+            self.rerank(["a", "b", "c"], colbert=ranker)
 
         assert [record.message for record in caplog.records] == [
             "texts with an infinite score are ranked last"
@@ -171,7 +171,7 @@ class RerankerSuite(ABC):
         ranker = LengthRanker({"a": math.nan, "b": math.inf})
 
         with pytest.raises(ScoringError, match="try dtype='float32'"):
-            self.rerank(["a", "b", ""], encoder=ranker)
+            self.rerank(["a", "b", ""], colbert=ranker)
 
     def test_a_score_equal_to_the_threshold_passes(self) -> None:
         results = self.rerank(["a", "bb", "ccc"], score_threshold=2.0)
@@ -197,7 +197,7 @@ class RerankerSuite(ABC):
             self.reranker(score_threshold=threshold)
 
     def test_inputs_stay_as_they_are_and_a_second_call_answers_the_same(self) -> None:
-        reranker = self.reranker(encoder=LengthRanker(), top_n=None)
+        reranker = self.reranker(colbert=LengthRanker(), top_n=None)
         items = self.items(["a", "", "ccc", "bb"])
         before = copy.deepcopy(items)
 
@@ -209,7 +209,7 @@ class RerankerSuite(ABC):
         assert not {id(item) for item in items} & {id(item) for item in first}
 
     def test_results_can_be_written_as_json(self) -> None:
-        reranker = self.reranker(encoder=LengthRanker())
+        reranker = self.reranker(colbert=LengthRanker())
 
         results = self.run(reranker, self.items(["a", "", "bb"]), "q")
 
@@ -219,8 +219,8 @@ class RerankerSuite(ABC):
         texts = ["mars is red", "saturn", "jupiter and its storms and rings", "venus"]
         query = "red planet"
 
-        together = self.rerank(texts, query=query, encoder=tiny_colbert, top_n=None)
-        alone = [self.rerank([text], query=query, encoder=tiny_colbert)[0] for text in texts]
+        together = self.rerank(texts, query=query, colbert=tiny_colbert, top_n=None)
+        alone = [self.rerank([text], query=query, colbert=tiny_colbert)[0] for text in texts]
 
         assert dict(together) == pytest.approx(dict(alone), abs=1e-5)
         assert dict(together) == pytest.approx(
@@ -230,16 +230,16 @@ class RerankerSuite(ABC):
     def test_an_overlong_query_is_cut(self, tiny_colbert: ColBERT) -> None:
         query = "planet " * 500
 
-        assert len(self.rerank(["mars", "venus"], query=query, encoder=tiny_colbert)) == 2
+        assert len(self.rerank(["mars", "venus"], query=query, colbert=tiny_colbert)) == 2
 
     def test_a_deep_copy_uses_the_same_model(self, tiny_colbert: ColBERT) -> None:
-        reranker = self.reranker(encoder=tiny_colbert)
+        reranker = self.reranker(colbert=tiny_colbert)
 
         assert copy.deepcopy(reranker).ranker is tiny_colbert
         assert reranker.model_copy(deep=True).ranker is tiny_colbert
 
     def test_a_pickle_is_small_and_uses_the_same_model(self, tiny_colbert: ColBERT) -> None:
-        pickled = pickle.dumps(self.reranker(encoder=tiny_colbert, top_n=7))
+        pickled = pickle.dumps(self.reranker(colbert=tiny_colbert, top_n=7))
 
         restored = pickle.loads(pickled)
 
@@ -248,7 +248,7 @@ class RerankerSuite(ABC):
         assert restored.ranker is tiny_colbert
 
     def test_json_keeps_every_choice_and_opens_an_equal_model(self, tiny_colbert: ColBERT) -> None:
-        reranker = self.reranker(encoder=tiny_colbert, top_n=7, score="sum", dedupe=True)
+        reranker = self.reranker(colbert=tiny_colbert, top_n=7, score="sum", dedupe=True)
 
         restored = type(reranker).model_validate_json(self.stored(reranker))
 

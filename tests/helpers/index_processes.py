@@ -20,7 +20,7 @@ import torch
 
 from colbert_rag.errors import IndexStorageError
 from colbert_rag.index import Document, LocalIndex
-from tests.index_fakes import WordEncoder, sentences
+from tests.helpers.index_fakes import WordEncoder, sentences
 
 BATCH = 8
 TEXTS = sentences(600)

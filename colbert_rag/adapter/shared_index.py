@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import BeforeValidator, PlainSerializer, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from colbert_rag.adapter.model import SharedModel, path_as_text
 from colbert_rag.colbert import ColBERT
-from colbert_rag.component.model import SharedModel, path_as_text
 from colbert_rag.index import Index, IndexInfo, LocalIndex
 
 MEMORY = ":memory:"
@@ -69,7 +69,7 @@ class SharedIndex(SharedModel):
 
         Whether the rest fits is seen when the model is there: a model may have moved, or changed.
         """
-        if not isinstance(data, dict) or data.get("encoder") is not None:
+        if not isinstance(data, dict) or data.get("colbert") is not None:
             return data
         index = path_as_text(data.get("index"))
         info = read_info(index) if isinstance(index, str) else getattr(index, "info", None)
@@ -86,16 +86,16 @@ class SharedIndex(SharedModel):
         self._held.index = None
 
     @property
-    def _colbert(self) -> ColBERT:
+    def _model(self) -> ColBERT:
         """The model, which must be able to do more than rank.
 
         Raises:
-            TypeError: the given encoder is of another kind.
+            TypeError: the given model is of another kind.
         """
         if isinstance(ranker := self.ranker, ColBERT):
             return ranker
         raise TypeError(
-            f"encoder is {type(ranker).__name__}, expected a ColBERT: an index holds its vectors"
+            f"colbert is {type(ranker).__name__}, expected a ColBERT: an index holds its vectors"
         )
 
     def _open_index(self, colbert: ColBERT, *, create: bool = False) -> Index:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.documents import Document, Known, text_digest
+from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.protocol import IndexInfo
-from colbert_rag.index.rows import Rows
-from colbert_rag.index.storage import Database
 
 
 class LocalStore:

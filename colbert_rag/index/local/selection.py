@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index.snapshot import Block
+from colbert_rag.index.local.snapshot import Block
 from colbert_rag.maxsim import maxsim_many
 
 # Scores held at once, in float32: bounds memory where documents are short and queries many.

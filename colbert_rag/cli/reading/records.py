@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 
+from colbert_rag.cli.reading.document import ReadingOptions, SourceDocument
 from colbert_rag.errors import ReadingError
-from colbert_rag.reading.document import ReadingOptions, SourceDocument
 
 TEXT_FIELDS = ("text", "content", "contents", "page_content", "body", "passage", "document")
 ID_FIELDS = ("id", "_id", "doc_id", "docid", "pid")

@@ -97,26 +97,26 @@ class SharedModel(BaseModel):
     """Bytes of document vectors kept for later calls; None or 0 for none."""
     long_documents: Literal["truncate", "windows"] = "truncate"
     """Score a text that is longer by its beginning, or by the best of overlapping `"windows"`."""
-    encoder: SkipJsonSchema[Ranker | None] = Field(default=None, exclude=True, repr=False)
+    colbert: SkipJsonSchema[Ranker | None] = Field(default=None, exclude=True, repr=False)
     """A ready model, instead of a named one."""
 
     @model_validator(mode="before")
     @classmethod
-    def _follow_encoder(cls, data: object) -> object:
-        """Name the encoder in the public fields, so that what is stored of them opens it again.
+    def _follow_colbert(cls, data: object) -> object:
+        """Name the given model in the public fields, so that what is stored of them opens it again.
 
         Raises:
-            ValueError: a field was chosen that says something else than the encoder.
+            ValueError: a field was chosen that says something else than the given model.
         """
-        if not isinstance(data, dict) or not isinstance(encoder := data.get("encoder"), ColBERT):
+        if not isinstance(data, dict) or not isinstance(colbert := data.get("colbert"), ColBERT):
             return data
-        own = _fields(encoder.settings)
+        own = _fields(colbert.settings)
         chosen = {name: data[name] for name in own if name in data and _decides(name, data[name])}
         wanted = _fields(resolved(_settings(own | chosen)))
         for name in chosen:
             if wanted[name] != own[name]:
                 raise ValueError(
-                    f"{name} is {wanted[name]!r}, but the given encoder was opened with "
+                    f"{name} is {wanted[name]!r}, but the given model was opened with "
                     f"{own[name]!r}: leave one of the two out, or make them equal"
                 )
         return data | own
@@ -128,28 +128,28 @@ class SharedModel(BaseModel):
 
     @property
     def ranker(self) -> Ranker:
-        """The given encoder, else the process's instance of the named model, loaded if need be.
+        """The given model, else the process's instance of the named model, loaded if need be.
 
         Looked up on each call and kept nowhere: frameworks rebuild a component from all its fields,
         and an instance kept in one would outlive a change of `model`.
         """
-        if self.encoder is not None:
-            return self.encoder
+        if self.colbert is not None:
+            return self.colbert
         return shared_colbert(self.model, **{name: getattr(self, name) for name in OPTIONS})
 
-    def warm_up(self) -> None:
+    def load(self) -> None:
         """Load the weights now instead of at the first query."""
         if isinstance(ranker := self.ranker, ColBERT):
-            ranker.warm_up()
+            ranker.load()
 
     def unload(self) -> None:
         """Give back the memory of the weights, which all components that share them lose.
 
         The next query loads them again.
         """
-        if isinstance(self.encoder, ColBERT):
-            self.encoder.unload()
-        elif self.encoder is None:
+        if isinstance(self.colbert, ColBERT):
+            self.colbert.unload()
+        elif self.colbert is None:
             settings = resolved(self._settings())
             # Not `self.ranker`, which would load what is to be unloaded.
             SHARED.get(settings, lambda: ColBERT(settings)).unload()
@@ -158,7 +158,7 @@ class SharedModel(BaseModel):
         return _settings(self.__dict__)
 
 
-OPTIONS = tuple(name for name in SharedModel.model_fields if name not in ("model", "encoder"))
+OPTIONS = tuple(name for name in SharedModel.model_fields if name not in ("model", "colbert"))
 """The fields that are called like an option of `ColBERT.from_pretrained`."""
 
 

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 from tokenizers import BertWordPieceTokenizer, Tokenizer
 from torch import Tensor
 
-from tests.families import FAMILIES
-from tests.tiny import Spec
+from tests.helpers.families import FAMILIES
+from tests.helpers.tiny import Spec
 
 # Reports of what was loaded, and bars; what matters of them is asserted in the tests.
 transformers.logging.set_verbosity_error()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tests.oracle import Oracle, Tokens, best_sum
+from tests.helpers.oracle import Oracle, Tokens, best_sum
 
 if TYPE_CHECKING:
     from pathlib import Path

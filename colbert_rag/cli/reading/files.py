@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from colbert_rag.errors import ReadingError
-from colbert_rag.reading.document import Reader, ReadingOptions, SourceDocument
-from colbert_rag.reading.prose import read_markdown, read_text
-from colbert_rag.reading.records import (
+from colbert_rag.cli.reading.document import Reader, ReadingOptions, SourceDocument
+from colbert_rag.cli.reading.prose import read_markdown, read_text
+from colbert_rag.cli.reading.records import (
     TEXT_FIELDS,
     delimiter_of,
     find_field,
@@ -21,6 +20,7 @@ from colbert_rag.reading.records import (
     read_json,
     read_jsonl,
 )
+from colbert_rag.errors import ReadingError
 
 STDIN = "-"
 """The path that stands for standard input."""
