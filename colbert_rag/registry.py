@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Hashable
+import weakref
+from collections.abc import Callable, Hashable, MutableMapping
 from typing import Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
@@ -17,9 +18,14 @@ class Registry(Generic[Key, Value]):
     `functools.lru_cache` is not enough: it lets several threads build the same value at once.
     """
 
-    def __init__(self) -> None:
-        """Start empty."""
-        self._values: dict[Key, Value] = {}
+    def __init__(self, *, weak: bool = False) -> None:
+        """Start empty.
+
+        Args:
+            weak: Forget a value when nobody else holds it any more.
+        """
+        self._weak = weak
+        self._values = self._empty()
         self._locks: dict[Key, threading.Lock] = {}
         self._guard = threading.Lock()
         # An accelerator context does not survive a fork, and a lock held by another thread at that
@@ -33,13 +39,14 @@ class Registry(Generic[Key, Value]):
         A failed build is not remembered: the next caller tries again.
         """
         with self._guard:
-            if key in self._values:
-                return self._values[key]
+            # Not "if key in": a weak value may go between the question and the look.
+            if (value := self._values.get(key)) is not None:
+                return value
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:
             with self._guard:
-                if key in self._values:
-                    return self._values[key]
+                if (value := self._values.get(key)) is not None:
+                    return value
             value = build()
             with self._guard:
                 self._values[key] = value
@@ -52,7 +59,10 @@ class Registry(Generic[Key, Value]):
             self._values.clear()
             return values
 
+    def _empty(self) -> MutableMapping[Key, Value]:
+        return weakref.WeakValueDictionary() if self._weak else {}
+
     def _forget(self) -> None:
-        self._values = {}
+        self._values = self._empty()
         self._locks = {}
         self._guard = threading.Lock()

@@ -19,10 +19,11 @@ from tokenizers import Tokenizer
 
 import colbert_rag.colbert
 from colbert_rag import ColBERT, clear_cache, shared_colbert
-from colbert_rag.adapter import Ranker, Reranking, SharedModel
+from colbert_rag.adapter import Reranking, SharedModel
 from colbert_rag.explanation import Explanation
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
+from colbert_rag.model import Ranker
 from colbert_rag.settings import Settings
 from colbert_rag.text_encoder import TextEncoder
 from tests.helpers.rerankers import LengthRanker
@@ -53,14 +54,14 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_option_of_a_model_but_the_secret_one_is_a_field() -> None:
     options = {*Settings.__slots__} - {"checkpoint", "token"}
 
-    assert {*SharedModel.model_fields} == options | {"model", "encoder"}
+    assert {*SharedModel.model_fields} == options | {"model", "colbert"}
 
 
 def test_every_public_field_is_described() -> None:
     properties = Reranking.model_json_schema()["properties"]
 
     assert [name for name, schema in properties.items() if not schema.get("description")] == []
-    assert "encoder" not in properties
+    assert "colbert" not in properties
 
 
 def test_constructing_a_component_loads_nothing(loads: list[str], tiny_checkpoint: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_path_becomes_text() -> None:
         pytest.param("dtype", "float8", "expected one of auto, float32", id="unknown dtype"),
         pytest.param("query_length", 1, "expected at least 4", id="no room for a query"),
         pytest.param("batch_tokens", 0, "expected at least 1", id="empty batches"),
-        pytest.param("encoder", "colbert", "instance of Ranker", id="not a model"),
+        pytest.param("colbert", "a name", "instance of Ranker", id="not a model"),
     ],
 )
 def test_an_impossible_option_is_refused_at_once(option: str, value: object, advice: str) -> None:
@@ -163,8 +164,8 @@ def test_other_spellings_of_the_same_choice_agree_with_the_encoder(
 def test_the_encoder_is_neither_dumped_nor_shown(tiny_colbert: ColBERT) -> None:
     component = SharedModel(colbert=tiny_colbert)
 
-    assert "encoder" not in component.model_dump()
-    assert "encoder" not in repr(component)
+    assert "colbert" not in component.model_dump()
+    assert "colbert" not in repr(component)
 
 
 def test_the_resolved_model_is_not_kept(tiny_checkpoint: Path, copy_of: Callable) -> None:
@@ -173,7 +174,7 @@ def test_the_resolved_model_is_not_kept(tiny_checkpoint: Path, copy_of: Callable
 
     component.model = copy_of("stanford-bert")
 
-    assert component.encoder is None
+    assert component.colbert is None
     assert component.ranker is not first
 
 
@@ -210,11 +211,11 @@ def test_unload_without_a_loaded_model_loads_nothing(
 
 
 def test_unload_reaches_a_given_encoder(tiny_checkpoint: Path) -> None:
-    encoder = ColBERT.from_pretrained(tiny_checkpoint, **EXACT)
+    colbert = ColBERT.from_pretrained(tiny_checkpoint, **EXACT)
 
-    SharedModel(colbert=encoder).unload()
+    SharedModel(colbert=colbert).unload()
 
-    assert not encoder.loaded
+    assert not colbert.loaded
 
 
 def test_all_components_of_a_model_load_it_once_from_any_thread_and_spelling(

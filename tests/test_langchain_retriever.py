@@ -105,7 +105,7 @@ class StandardTests(RetrieversIntegrationTests):
 class TestLocalIndexStandard(StandardTests):
     @pytest.fixture(autouse=True)
     def _fill(self, path: Path, minilm: ColBERT) -> None:
-        self.made = {"index": path, "encoder": minilm}
+        self.made = {"index": path, "colbert": minilm}
 
 
 class TestQdrantIndexStandard(StandardTests):
@@ -113,7 +113,7 @@ class TestQdrantIndexStandard(StandardTests):
     def _fill(self, minilm: ColBERT) -> Iterator[None]:
         client = QdrantClient(":memory:")
         index = QdrantIndex(client, "handbook", minilm)
-        self.made = {"index": index, "encoder": minilm}
+        self.made = {"index": index, "colbert": minilm}
         ColBERTRetriever(**self.made).add_documents(DOCUMENTS)
         yield
         client.close()
@@ -393,7 +393,7 @@ def test_a_file_that_is_gone_is_an_error(path: Path, minilm: ColBERT) -> None:
 
 
 def test_a_retriever_needs_an_encoder_with_vectors(path: Path) -> None:
-    with pytest.raises(TypeError, match="encoder is LengthRanker, expected a ColBERT"):
+    with pytest.raises(TypeError, match="colbert is LengthRanker, expected a ColBERT"):
         ColBERTRetriever(index=path, colbert=LengthRanker()).invoke(MONEY)
 
 
@@ -537,7 +537,7 @@ def test_in_an_lcel_chain(retriever: ColBERTRetriever) -> None:
 
 
 async def test_in_an_ensemble(retriever: ColBERTRetriever) -> None:
-    other = ColBERTRetriever.from_texts(["Refunds need a receipt."], colbert=retriever.encoder)
+    other = ColBERTRetriever.from_texts(["Refunds need a receipt."], colbert=retriever.colbert)
     ensemble = EnsembleRetriever(retrievers=[retriever, other], weights=[0.5, 0.5])
 
     found = ensemble.invoke(MONEY)

@@ -364,7 +364,7 @@ def test_without_top_n_the_event_counts_all_nodes(
 def test_a_failure_is_one_start_and_one_end(
     rerank: ColBERTRerank, nodes: list[NodeWithScore], events: list[Any], callbacks: Callbacks
 ) -> None:
-    rerank.encoder = LengthRanker({f"title: {text}\n\n{text}": float("nan") for text in TEXTS})
+    rerank.colbert = LengthRanker({f"title: {text}\n\n{text}": float("nan") for text in TEXTS})
 
     with pytest.raises(ScoringError):
         rerank.postprocess_nodes(nodes, query_str="q")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -62,3 +64,20 @@ def test_clearing_gives_back_what_was_held() -> None:
 
     assert registry.clear() == ["old"]
     assert registry.get("a", lambda: "new") == "new"
+
+
+def test_a_weak_registry_forgets_what_nobody_holds() -> None:
+    registry: Registry[str, object] = Registry(weak=True)
+
+    class Value:
+        pass
+
+    held = registry.get("a", Value)
+    assert registry.get("a", Value) is held
+
+    alive = weakref.ref(held)
+    del held
+    gc.collect()
+
+    assert alive() is None
+    assert registry.get("a", Value) is not None

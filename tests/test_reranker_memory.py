@@ -134,7 +134,7 @@ def test_a_document_that_joins_the_index_is_known_from_then_on(
 
 
 def test_both_frameworks_have_the_memory(model: ColBERT, path: Path, encoded: list[str]) -> None:
-    options: dict[str, Any] = {"encoder": model, "index": path, "top_n": 1}
+    options: dict[str, Any] = {"colbert": model, "index": path, "top_n": 1}
     documents = [Document(text) for text in STORED]
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in STORED]
 
@@ -323,7 +323,7 @@ def test_a_missing_file_is_an_error_and_is_not_made(model: ColBERT, tmp_path: Pa
 
 
 def test_a_memory_needs_an_encoder_with_vectors(path: Path) -> None:
-    with pytest.raises(TypeError, match="encoder is LengthRanker, expected a ColBERT"):
+    with pytest.raises(TypeError, match="colbert is LengthRanker, expected a ColBERT"):
         rerank(Reranking(colbert=LengthRanker(), index=path))
 
 

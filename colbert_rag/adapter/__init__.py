@@ -4,7 +4,7 @@
 a component does with them, whatever the framework.
 """
 
-from colbert_rag.adapter.model import PathText, Ranker, SharedModel, check_query
+from colbert_rag.adapter.model import PathText, SharedModel, check_query
 from colbert_rag.adapter.reranking import EXPLANATION_KEY, Placed, Reranking
 from colbert_rag.adapter.retrieving import NODE_KEY, Retrieving, in_memory
 from colbert_rag.adapter.shared_index import SharedIndex, read_info
@@ -14,7 +14,6 @@ __all__ = [
     "NODE_KEY",
     "PathText",
     "Placed",
-    "Ranker",
     "Reranking",
     "Retrieving",
     "SharedIndex",

@@ -7,33 +7,17 @@ model in plain values, and asks the process for the shared instance on each call
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Protocol, Self, runtime_checkable
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from colbert_rag.colbert import SHARED, ColBERT, resolved
 from colbert_rag.errors import InvalidQueryError
-from colbert_rag.ranking import Ranking
+from colbert_rag.model import Ranker
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings
 from colbert_rag.shared import shared_colbert
-
-
-@runtime_checkable
-class Ranker(Protocol):
-    """What a reranker needs of a model; `ColBERT` is one."""
-
-    def rank(
-        self,
-        query: str,
-        texts: Sequence[str],
-        *,
-        top_k: int | None = None,
-        show_progress: bool = False,
-    ) -> Ranking:
-        """Order the texts by their score for the query, best first."""
-        ...
 
 
 def path_as_text(value: object) -> object:

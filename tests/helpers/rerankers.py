@@ -64,7 +64,7 @@ class RerankerSuite(ABC):
 
     def rerank(self, texts: Sequence[Any], *, query: str = "q", **options: Any) -> list[Any]:
         ids = options.pop("ids", None)
-        reranker = self.reranker(**{"encoder": LengthRanker(), "score": "sum", **options})
+        reranker = self.reranker(**{"colbert": LengthRanker(), "score": "sum", **options})
         return [self.read(item) for item in self.run(reranker, self.items(texts, ids), query)]
 
     def test_each_text_comes_back_with_its_own_score_best_first(self) -> None:
@@ -253,7 +253,7 @@ class RerankerSuite(ABC):
         restored = type(reranker).model_validate_json(self.stored(reranker))
 
         assert restored.model_dump() == reranker.model_dump()
-        assert restored.encoder is None
+        assert restored.colbert is None
         assert isinstance(restored.ranker, ColBERT)
         assert restored.ranker.settings == tiny_colbert.settings
 

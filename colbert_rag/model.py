@@ -1,0 +1,67 @@
+"""What the rest of the package needs of a model: the seam at which another kind can dock.
+
+`ColBERT` is such a model, in this process. One behind a server can be another: nothing here asks
+for weights, a tokenizer or a local folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.ranking import Ranking
+from colbert_rag.settings import Settings
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """What a reranker needs."""
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        show_progress: bool = False,
+    ) -> Ranking:
+        """Order the texts by their score for the query, best first."""
+        ...
+
+
+@runtime_checkable
+class Model(Ranker, Protocol):
+    """What an index and its retriever need."""
+
+    @property
+    def settings(self) -> Settings:
+        """How the model was asked for: an index records the checkpoint and the recipe."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Width of a token vector."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where its vectors are, and searches compute."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for models whose vectors may be mixed."""
+        ...
+
+    def encode_queries(
+        self, texts: Sequence[str], *, show_progress: bool = False
+    ) -> TokenEmbeddings:
+        """Token vectors of queries."""
+        ...
+
+    def encode_documents(
+        self, texts: Sequence[str], *, show_progress: bool = False
+    ) -> TokenEmbeddings:
+        """Token vectors of documents."""
+        ...
