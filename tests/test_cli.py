@@ -384,7 +384,7 @@ def test_inspect_gives_the_same_as_json(
     status = main(["inspect", str(tiny_checkpoint), "--json"])
 
     (found,) = records(capsys.readouterr().out)
-    model = tiny_colbert._load()
+    model = tiny_colbert._loaded().text_encoder
     assert status == 0
     assert (found["opens"], found["refused"]) == (True, [])
     assert found["dim"] == tiny_colbert.dim
@@ -415,7 +415,7 @@ def test_inspect_describes_every_layer_of_the_projection(
 
     (found,) = records(capsys.readouterr().out)
     layers = [(at["in"], at["out"], at["residual"], at["bias"]) for at in found["projection"]]
-    encoder = colbert(name)._load().encoder
+    encoder = colbert(name)._loaded().text_encoder.encoder
     modules = (encoder._model, encoder._projection)
     assert layers == projection
     assert found["parameters"] == sum(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
+from colbert_rag import shared_colbert
 from colbert_rag.cli import index as index_command
 from colbert_rag.cli import indexes, main
 from colbert_rag.index import LocalIndex, QdrantIndex
@@ -268,16 +269,19 @@ def test_a_missing_file_is_said_before_the_model_is_looked_for(facts: Path, run:
 # search
 
 
-def test_search_finds_what_the_library_ranks(made: str, run: Run, tiny_colbert) -> None:
-    expected = tiny_colbert.rank(QUERY, CONTENTS)
+@pytest.mark.both_dtypes
+def test_search_finds_what_the_library_ranks(facts: Path, run: Run, tiny_checkpoint: Path) -> None:
+    expected = shared_colbert(tiny_checkpoint, device="cpu").rank(QUERY, CONTENTS)
+    on_cpu = ("-m", tiny_checkpoint, "--device", "cpu")
+    assert run("index", facts, "--to", "facts.sqlite", *on_cpu)[0] == 0
 
-    status, out, err = run("search", QUERY, made, "--json", "--score", "sum")
+    status, out, err = run("search", QUERY, "facts.sqlite", "--json", "--score", "sum", *on_cpu)
 
     found = records(out)
     assert (status, err) == (0, "")
     assert [at["text"] for at in found] == [CONTENTS[at.index] for at in expected]
     # Stored vectors are float16.
-    assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=0.02)
+    assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=2e-3)
     assert [at["rank"] for at in found] == [1, 2, 3, 4, 5]
     assert {at["query"] for at in found} == {QUERY}
 

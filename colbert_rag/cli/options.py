@@ -244,7 +244,8 @@ def open_model(settings: Settings) -> ColBERT:
     if shows_progress():
         note(f"Loading {settings.checkpoint} ...")
     # Imported here because torch takes a second to import, and `--help` needs none of it.
-    from colbert_rag.colbert import resolved, shared
+    from colbert_rag.colbert import shared
+    from colbert_rag.device import resolved
 
     try:
         complete = resolved(settings)
