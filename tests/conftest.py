@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from colbert_rag import ColBERT
     from tests.helpers.oracle import SentenceTransformersOracle
 
+# Imports that load torch stay inside the functions: some tests check that ours does not.
+
 FLOAT_TYPES = ("float32", "bfloat16")
 """What `dtype="auto"` means on one machine or another. Where bfloat16 is not native it is emulated,
 which is slow, and gives the same numbers."""
@@ -34,7 +36,11 @@ def auto_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return dtype
 
 
-# Imports that load torch stay inside the fixtures: some tests check that ours does not.
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests ran on: which numbers they saw depends on it."""
+    from tests.helpers.machine import machine
+
+    terminalreporter.write_line(machine())
 
 
 @pytest.fixture(scope="session", autouse=True)
