@@ -17,7 +17,7 @@ from colbert_rag.cli import index as index_command
 from colbert_rag.cli import indexes, main
 from colbert_rag.index import LocalIndex, QdrantIndex
 from tests.helpers.qdrant_http import API_KEY, serve
-from tests.test_cli import CONTENTS, FACTS, QUERY, loaded_by, records, refused
+from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, loaded_by, records, refused
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -93,7 +93,7 @@ def test_index_stores_what_is_read_with_where_it_was_read(make: Run, facts: Path
     with LocalIndex("x.sqlite") as index:
         documents = {document.text: document for document in index}
     mars = documents["Mars Mars is known as the Red Planet."]
-    assert (status, err, changed(out)) == (0, "", (5, 0, 0))
+    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
     assert out.splitlines()[1].startswith("x.sqlite holds 5 documents by ")
     assert list(documents) == CONTENTS
     assert mars.id == "mars"
@@ -451,7 +451,7 @@ def test_a_server_is_filled_and_searched_like_a_file(
     there = run("search", QUERY, url, "--json", "--filter", '{"line": {"$gt": 1}}')
     here = run("search", QUERY, made, "--json", "--filter", '{"line": {"$gt": 1}}')
 
-    assert (status, err, changed(out)) == (0, "", (5, 0, 0))
+    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
     assert [at["id"] for at in records(there[1])] == [at["id"] for at in records(here[1])]
     assert [at["score"] for at in records(there[1])] == pytest.approx(
         [at["score"] for at in records(here[1])], abs=1e-3
@@ -563,3 +563,16 @@ def test_verify_is_for_files(facts: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert status == 2
     assert "--verify is for files" in err
+
+
+def test_an_index_in_the_place_of_the_query_is_noticed(made: str, run: Run, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["search", made, "red planet"])
+
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"colbert-rag search 'red planet' {made}" in err
+
+
+def test_a_query_that_looks_like_an_index_is_no_mistake(made: str, run: Run) -> None:
+    assert run("search", "http://mars/planet", made, "--device", "cpu")[0] == 0

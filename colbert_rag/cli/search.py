@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import add_server, known_info, where
+from colbert_rag.cli.indexes import add_server, is_index, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_finding,
     add_followed_model,
     add_score,
     checked_query,
+    count_argument,
     open_model,
     settings_of,
-    whole_number,
 )
 from colbert_rag.cli.output import Row, say, say_json, say_table
 from colbert_rag.cli.reading import STDIN
@@ -57,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", help="file, or http://HOST:PORT/COLLECTION")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "-k", "--top-k", type=whole_number, default=10, metavar="N", help="how many; 0 for all (10)"
+        "-k",
+        "--top-k",
+        type=count_argument,
+        default=10,
+        metavar="N",
+        help="how many; 0 for all (10)",
     )
     results.add_argument("--filter", metavar="JSON", help="which documents may be found")
     add_score(results)
@@ -69,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best."""
+    _check_order(arguments.query, arguments.index)
     place = where(arguments, arguments.index)
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
@@ -94,6 +101,18 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"Query: {one_line(query)}")
         say_table(_row(hit, count) for hit in hits)
     return 0
+
+
+def _check_order(query: str, index: str) -> None:
+    """Notice an index in the place of the query.
+
+    Raises:
+        UsageError: the two are swapped.
+    """
+    swapped = is_index(query) or query.startswith(("http://", "https://"))
+    if swapped and not is_index(index) and "://" not in index:
+        command = f"colbert-rag search {shlex.quote(index)} {shlex.quote(query)}"
+        raise UsageError(f"{query} is an index, and stands where the query belongs: {command}")
 
 
 def _queries(named: str) -> list[str]:

@@ -7,7 +7,7 @@
 * `<!-- not run: REASON -->` right above a block leaves it out.
 
 What is printed is compared word by word: numbers to the last digit that is shown, bars not at all,
-and `...` stands for any words. A page that shows digits states the float type they were computed in.
+and `...` stands for any words. A page that shows digits states their float type.
 """
 
 from __future__ import annotations
