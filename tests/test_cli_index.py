@@ -511,7 +511,10 @@ def test_a_key_goes_over_the_wire(made: str, run: Run, monkeypatch: pytest.Monke
         monkeypatch.delenv("QDRANT_API_KEY")
         missing = run("info", f"{http.url}/c")
 
-    hint = "Set QDRANT_API_KEY, or name a variable with --api-key-env\n"
+    hint = (
+        "Pass api_key to QdrantClient; on the command line, set QDRANT_API_KEY or name a variable "
+        "with --api-key-env\n"
+    )
     assert (status, err, changed(out)) == (0, "", (5, 0, 0))
     assert refusal == (1, "", f"error: {http.url}: the API key was refused. {hint}")
     assert missing == (1, "", f"error: {http.url}: it asks for an API key. {hint}")

@@ -27,6 +27,7 @@ from colbert_rag.index.qdrant.collection import (
     read_collection,
     vectors_of,
 )
+from colbert_rag.index.qdrant.errors import translated
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
@@ -41,7 +42,8 @@ class QdrantIndex(Index):
     which is no metric, it takes long to build and finds the wrong documents. A search therefore
     reads every document that passes the filter, unless `prefetch` narrows them first.
 
-    Errors of the connection are those of qdrant-client. The client stays the caller's to close.
+    Every method may raise an `IndexStorageError`: the server does not answer, refuses the API key,
+    or says something else, which is quoted. The client stays the caller's to close.
     """
 
     def __init__(
@@ -77,12 +79,13 @@ class QdrantIndex(Index):
         Raises:
             IndexCorruptError: the collection was not made by this package.
             IndexMismatchError: it was made by another model or recipe.
-            IndexStorageError: the server is too old to remember a model.
+            IndexStorageError: the server is too old to remember a model, or does not do its work.
             ValueError: nothing says which model a new collection is for, or `prefetch` does not
                 fit the collection.
         """
         if prefetch is not None and prefetch < 1:
             raise ValueError(f"prefetch is {prefetch}, expected at least 1, or None")
+        client = translated(client)
         if not client.collection_exists(collection):
             info = resolve_info(None, colbert, like, token_pooling, f"collection {collection!r}")
             create_collection(client, collection, info, prefetch, shard_number, replication_factor)
