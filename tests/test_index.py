@@ -706,3 +706,115 @@ def test_a_copy_between_different_models_is_refused(library: Index):
 
     with pytest.raises(IndexMismatchError, match="the target of the copy"):
         copy_index(library, other)
+
+
+# Removing by metadata, and following sources
+
+
+def texts_of(index: Index) -> set[str]:
+    return {document.text for document in index}
+
+
+def test_documents_are_deleted_by_their_metadata(index: Index) -> None:
+    index.add([Document(f"d{n}", f"mars {n}", {"n": n, "even": n % 2 == 0}) for n in range(10)])
+
+    removed = index.delete(filter={"n": {"$lt": 6}, "even": True})
+
+    assert removed == 3
+    assert {document.id for document in index} == {f"d{n}" for n in (1, 3, 5, 6, 7, 8, 9)}
+    assert index.delete(filter={"n": 99}) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ([], {}, ValueError, "either ids or a filter"),
+        ([["a"]], {"filter": {"n": 1}}, ValueError, "either ids or a filter"),
+        ([], {"filter": {}}, InvalidFilterError, "would delete every document"),
+        ([{"n": 1}], {}, TypeError, "pass it as filter="),
+        ([], {"filter": {"n": {"$near": 1}}}, InvalidFilterError, "expected one of"),
+    ],
+)
+def test_a_deletion_that_is_not_clear_removes_nothing(
+    index: Index, arguments: list[Any], options: Any, error: type[Exception], message: str
+) -> None:
+    index.add([Document("a", "mars", {"n": 1})])
+
+    with pytest.raises(error, match=message):
+        index.delete(*arguments, **options)
+
+    assert index.count() == 1
+
+
+def page(name: str, text: str, source: str) -> Document:
+    return Document(name, text, {"source": source})
+
+
+def test_a_sync_adds_updates_and_removes_within_its_sources(
+    index: Index, model: WordEncoder
+) -> None:
+    index.sync([page("1", "mars", "a"), page("2", "venus", "a"), page("3", "moon", "b")])
+
+    changes = index.sync([page("1", "mars", "a"), page("4", "saturn", "a")])
+
+    assert changes == Changes(added=1, updated=0, unchanged=1, removed=1)
+    assert texts_of(index) == {"mars", "saturn", "moon"}
+    assert index.sync([page("1", "mars", "a"), page("4", "saturn", "a")]) == Changes(unchanged=2)
+
+
+def test_a_source_that_holds_nothing_any_more_is_emptied_when_it_is_named(index: Index) -> None:
+    index.sync([page("1", "mars", "a"), page("3", "moon", "b")])
+
+    assert index.sync([]) == Changes()
+    assert index.sync([], sources=["a"]) == Changes(removed=1)
+
+    assert texts_of(index) == {"moon"}
+
+
+def test_a_sync_that_fails_half_way_removes_nothing(index: Index) -> None:
+    index.sync([page("1", "mars", "a"), page("2", "venus", "a")])
+
+    def failing() -> Iterator[Document]:
+        yield page("1", "mars", "a")
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        index.sync(failing())
+
+    assert texts_of(index) == {"mars", "venus"}
+
+
+def test_a_document_without_a_source_stops_a_sync(index: Index) -> None:
+    index.sync([page("1", "mars", "a"), page("2", "venus", "a")])
+
+    with pytest.raises(ValueError, match="'x' has None as its 'source', expected text"):
+        index.sync([page("1", "mars", "a"), Document("x", "moon")])
+    with pytest.raises(ValueError, match="expected a key without a dot"):
+        index.sync([], source_key="a.b")
+
+    assert {"mars", "venus"} <= texts_of(index)
+
+
+def test_how_much_is_held_is_told_without_reading_it(index: Index, model: WordEncoder) -> None:
+    index.add(["mars is red", "venus"])
+
+    stats = index.stats()
+
+    rows = sum(len(rows) for rows in index.embeddings([document.id for document in index]))
+    assert stats.documents == 2
+    assert stats.tokens in (rows, None)
+    index.verify()
+
+
+def test_a_hit_knows_its_mean(index: Index, model: WordEncoder) -> None:
+    index.add(["mars is red", "venus is hot"])
+
+    hits = index.search("red mars storm")
+
+    (query,) = model.encode_queries(["red mars storm"])
+    assert [hit.mean for hit in hits] == pytest.approx([hit.score / len(query) for hit in hits])
+
+
+def test_a_document_without_an_id_is_called_by_its_beginning(index: Index) -> None:
+    with pytest.raises(TypeError, match="the document that begins 'mars is the red planet"):
+        index.add([{"text": "mars is the red planet, " * 9, "metadata": {"seen": object()}}])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import TracebackType
 from typing import Self
 
@@ -213,13 +214,14 @@ class Index(ABC):
         if (ids is None) == (filter is None):
             raise ValueError("delete takes either ids or a filter")
         if ids is not None:
-            return self._delete(check_ids(ids))
+            listed = check_ids(ids)
+            with self._writing():
+                return self._delete(listed)
         condition = parse_filter(filter)
         if condition is None:
             raise InvalidFilterError("the filter is empty, and would delete every document")
-        return self._delete(
-            [document.id for document in self if condition.matches(document.metadata)]
-        )
+        with self._writing():  # held from the look to the removal, or a document could change
+            return self._delete(self._ids_where(condition))
 
     def sync(
         self,
@@ -244,14 +246,18 @@ class Index(ABC):
             show_progress: Draw a bar.
 
         Raises:
-            ValueError: a document has no source; nothing is removed then.
+            ValueError: a document has no source; nothing is removed then. Or `source_key` holds a
+                dot, which leads into a nested mapping.
         """
         seen = SeenSources(source_key, sources)
-        changes = self.add(
-            seen.watch(documents), batch_size=batch_size, show_progress=show_progress
-        )
-        gone = [document.id for document in self if seen.lacks(document)]
-        return changes + Changes(removed=self._delete(gone) if gone else 0)
+        given = seen.watch(documents)
+        changes = Changes()
+        if (first := next(given, None)) is not None:  # with none, no model is needed
+            given = chain([first], given)
+            changes = self.add(given, batch_size=batch_size, show_progress=show_progress)
+        with self._writing():
+            gone = [name for name in self._ids_where(seen.sources) if name not in seen.ids]
+            return changes + Changes(removed=self._delete(gone) if gone else 0)
 
     def embeddings_for(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Stored vectors of those of the texts that the index holds; float16, on the CPU.
@@ -332,6 +338,10 @@ class Index(ABC):
         self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
     ) -> None:
         """Put documents in place of any with the same ids, and set the metadata of `edited`."""
+
+    @abstractmethod
+    def _ids_where(self, condition: Condition) -> list[str]:
+        """The ids of the documents whose metadata passes."""
 
     @abstractmethod
     def _delete(self, ids: Sequence[str]) -> int:

@@ -126,7 +126,7 @@ def as_document(item: DocumentLike) -> Document:
             f"found {type(item).__name__}, expected a Document, a text, or a mapping with 'text'"
         )
     if not isinstance(item.text, str):
-        raise TypeError(f"{_called(item)} has a text of type {type(item.text).__name__}")
+        raise TypeError(f"{called(item)} has a text of type {type(item.text).__name__}")
     if not isinstance(item.id, str):
         raise TypeError(f"id {item.id!r} is a {type(item.id).__name__}, expected str")
     try:
@@ -135,7 +135,7 @@ def as_document(item: DocumentLike) -> Document:
         (document.id + metadata_json(document.metadata)).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{_called(item)} holds a lone surrogate ({error}), which is not valid Unicode"
+            f"{called(item)} holds a lone surrogate ({error}), which is not valid Unicode"
         ) from error
     return document
 
@@ -161,20 +161,20 @@ def _from_mapping(item: Mapping[str, Json]) -> Document:
 def _plain_metadata(document: Document) -> dict[str, Json]:
     if not isinstance(document.metadata, Mapping):
         raise TypeError(
-            f"{_called(document)} has metadata of type {type(document.metadata).__name__}, "
+            f"{called(document)} has metadata of type {type(document.metadata).__name__}, "
             "expected a mapping"
         )
     try:
         return {_key(key): _plain(value, str(key)) for key, value in document.metadata.items()}
     except (TypeError, ValueError) as error:
-        raise type(error)(f"metadata of {_called(document)}: {error}") from error
+        raise type(error)(f"metadata of {called(document)}: {error}") from error
     except RecursionError:
         raise ValueError(
-            f"metadata of {_called(document)} is nested too deeply, or holds itself"
+            f"metadata of {called(document)} is nested too deeply, or holds itself"
         ) from None
 
 
-def _called(document: Document) -> str:
+def called(document: Document) -> str:
     """A document in a message: by its id, or by how it begins where it has none yet."""
     if document.id:
         return f"document {document.id!r}"
@@ -236,6 +236,8 @@ def check_ids(ids: Iterable[str]) -> list[str]:
     """
     if isinstance(ids, str):
         raise TypeError(f"ids is the one string {ids!r}, expected several: [{ids!r}]")
+    if isinstance(ids, Mapping):
+        raise TypeError(f"ids is the mapping {ids!r}; to remove by metadata, pass it as filter=")
     listed = list(ids)
     for name in listed:
         if not isinstance(name, str):

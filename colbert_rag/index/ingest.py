@@ -9,12 +9,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index.conditions import Condition, OneOf
 from colbert_rag.index.documents import (
     Changes,
     Document,
     DocumentLike,
     Stored,
     as_document,
+    called,
     metadata_json,
     text_digest,
 )
@@ -127,15 +129,31 @@ def _all_finite(halves: Tensor) -> bool:
 
 
 class SeenSources:
-    """Notes which documents went by and where they are from, so as to tell what has vanished."""
+    """Notes which documents went by and where they are from, so as to tell what has vanished.
+
+    Attributes:
+        ids: Of the documents that went by.
+    """
 
     def __init__(self, key: str, sources: Iterable[str]) -> None:
-        """Read sources under the metadata `key`; `sources` count as seen from the start."""
+        """Read sources under the metadata `key`; `sources` count as seen from the start.
+
+        Raises:
+            TypeError: one string instead of several.
+            ValueError: the key leads into a nested mapping.
+        """
         if isinstance(sources, str):
             raise TypeError(f"sources is one string, expected several: [{sources!r}]")
+        if "." in key:
+            raise ValueError(f"source_key is {key!r}, expected a key without a dot")
+        self.ids: set[str] = set()
         self._key = key
         self._sources = set(sources)
-        self._ids: set[str] = set()
+
+    @property
+    def sources(self) -> Condition:
+        """Lets pass what is from one of the sources seen so far."""
+        return OneOf.of((self._key,), sorted(self._sources))
 
     def watch(self, documents: Iterable[DocumentLike]) -> Iterator[Document]:
         """The same documents.
@@ -150,14 +168,9 @@ class SeenSources:
             source = document.metadata.get(self._key)
             if not isinstance(source, str):
                 raise ValueError(
-                    f"document {document.id!r} has {source!r} as its {self._key!r}, expected text: "
+                    f"{called(document)} has {source!r} as its {self._key!r}, expected text: "
                     "without a source nobody can say what has vanished from it"
                 )
-            self._ids.add(document.id)
+            self.ids.add(document.id)
             self._sources.add(source)
             yield document
-
-    def lacks(self, document: Document) -> bool:
-        """Whether a document is from a source that was seen, and did not go by itself."""
-        source = document.metadata.get(self._key)
-        return isinstance(source, str) and source in self._sources and document.id not in self._ids

@@ -225,8 +225,13 @@ class LocalIndex(Index):
             self._rows.set_metadata(edited)
 
     def _delete(self, ids: Sequence[str]) -> int:
-        with self._writing(), self._database.writing():
+        with self._database.writing():
             return self._rows.remove(ids)
+
+    def _ids_where(self, condition: Condition) -> list[str]:
+        with self._database.reading():
+            found = self._rows.ids_and_metadata()
+        return [name for name, metadata in found if condition.matches(metadata)]
 
     def _vectors(self, positions: Sequence[int]) -> TokenEmbeddings:
         """Vectors in the order of `positions`, which may repeat."""

@@ -71,6 +71,11 @@ class Rows:
             for position, text in self._connection.execute(query, (after,))
         }
 
+    def ids_and_metadata(self) -> list[tuple[str, Mapping[str, Json]]]:
+        """Id and metadata of every document, without reading its text."""
+        found = self._connection.execute("SELECT id, metadata, position FROM documents")
+        return [(name, self._parsed(text, position)) for name, text, position in found]
+
     def vectors(self, positions: Tensor) -> TokenEmbeddings:
         """Vectors of some positions, which must rise; float16, on the CPU.
 

@@ -189,6 +189,10 @@ class QdrantIndex(Index):
     ) -> None:
         self._points.write(documents, vectors, edited)
 
+    def _ids_where(self, condition: Condition) -> list[str]:
+        passing = models.Filter.model_validate({"must": [to_qdrant(condition)]})
+        return [id_of(record) for record in self._points.scroll(passing, payload=["id"])]
+
     def _delete(self, ids: Sequence[str]) -> int:
         held = [record.id for record in self._points.fetch(set(ids), payload=["id"])]
         if held:
