@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.ranking import Ranking
+from colbert_rag.scoring import KnownVectors
 from colbert_rag.settings import Settings
 
 
@@ -32,7 +33,19 @@ class Ranker(Protocol):
 
 @runtime_checkable
 class Model(Ranker, Protocol):
-    """What an index and its retriever need."""
+    """What an index and its retriever need, and a reranker that takes vectors from an index."""
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        known: KnownVectors | None = None,
+        show_progress: bool = False,
+    ) -> Ranking:
+        """Order the texts as a `Ranker` does; `known` finds vectors that need not be made again."""
+        ...
 
     @property
     def settings(self) -> Settings:

@@ -270,7 +270,7 @@ def test_a_query_without_words_is_refused(retriever: ColBERTRetriever, query: st
 
 
 def test_a_missing_query_is_refused(retriever: ColBERTRetriever) -> None:
-    with pytest.raises(TypeError, match="query is NoneType, expected a string"):
+    with pytest.raises(InvalidQueryError, match="query is NoneType, expected a string"):
         retriever.retrieve(QueryBundle(None))
 
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from colbert_rag.adapter.model import SharedModel, check_query
-from colbert_rag.adapter.shared_index import MEMORY, SharedIndex, path_of
-from colbert_rag.colbert import ColBERT
+from colbert_rag.adapter.index import MEMORY, SharedIndex, path_of
+from colbert_rag.adapter.model import SharedModel
 from colbert_rag.index import Document, Hit, Index, LocalIndex, copy_index
+from colbert_rag.inputs import check_query
 
 NODE_KEY = "_llama_index_node"
 """Where the metadata of a stored document holds the LlamaIndex node it came from."""
@@ -37,30 +37,29 @@ class Retrieving(SharedIndex):
             )
         return self
 
-    def _find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
+    def find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
         """The best documents on the chosen scale, best first.
 
         Raises:
             FileNotFoundError: there is no index.
             IndexMismatchError: the index was made by another model.
             InvalidFilterError: the filter is not in the language.
-            InvalidQueryError: the query is blank.
-            TypeError: the query is not a string.
+            InvalidQueryError: the query is blank or not a string.
             ValueError: `k` is less than 1.
         """
         check_query(query)
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        colbert = self._model
-        index = self._open_index(colbert)
-        queries = colbert.encode_queries([query])
+        model = self._model
+        index = self._open_index(model)
+        queries = model.encode_queries([query])
         hits = index.search_embeddings(queries, k, filter)[0]
         if self.score == "sum":
             return hits
         rows = len(queries[0])
         return [Hit(hit.document, hit.score / rows) for hit in hits]
 
-    def _store(self, documents: Iterable[Document], *, show_progress: bool) -> list[str]:
+    def store(self, documents: Iterable[Document], *, show_progress: bool) -> list[str]:
         """Encode and store documents, and return their ids."""
         ids: list[str] = []
 
@@ -73,12 +72,12 @@ class Retrieving(SharedIndex):
         index.add(noted(), show_progress=show_progress)
         return ids
 
-    def _remove(self, ids: Iterable[str]) -> int:
+    def remove(self, ids: Iterable[str]) -> int:
         """Remove documents, and return how many there were."""
         with self._without_model() as index:
             return index.delete(ids)
 
-    def _copy_to(self, file: Path) -> None:
+    def copy_to(self, file: Path) -> None:
         """Make the index in a file equal to this one; it may be this one.
 
         Raises:
@@ -120,7 +119,4 @@ class Retrieving(SharedIndex):
 def in_memory(fields: Mapping[str, Any]) -> LocalIndex:
     """A new index that ends with the component whose fields these are."""
     named = {name: fields[name] for name in SharedModel.model_fields if name in fields}
-    model = SharedModel(**named).ranker
-    if not isinstance(model, ColBERT):
-        raise TypeError(f"colbert is {type(model).__name__}, expected a ColBERT")
-    return LocalIndex(MEMORY, model)
+    return LocalIndex(MEMORY, SharedModel(**named)._model)

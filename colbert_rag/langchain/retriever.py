@@ -125,11 +125,11 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         """
         named = zip(documents, repeat(None)) if ids is None else zip(documents, ids, strict=True)
         stored = (_stored(document, name) for document, name in named)
-        return self._store(stored, show_progress=show_progress)
+        return self.store(stored, show_progress=show_progress)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove documents, and return how many there were; unknown ids are no error."""
-        return self._remove(ids)
+        return self.remove(ids)
 
     def _get_relevant_documents(
         self,
@@ -155,7 +155,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     def _documents(
         self, query: str, k: int | None, filter: Mapping[str, Any] | None
     ) -> list[Document]:
-        hits = self._find(
+        hits = self.find(
             query, self.k if k is None else k, self.filter if filter is None else filter
         )
         return [self._document(hit) for hit in hits]

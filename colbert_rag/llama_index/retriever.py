@@ -134,11 +134,11 @@ class ColBERTRetriever(BaseRetriever):
     def insert_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Store nodes, and return their ids; a known id is replaced."""
         documents = (self._document(node) for node in nodes)
-        return self._retrieving._store(documents, show_progress=show_progress)
+        return self._retrieving.store(documents, show_progress=show_progress)
 
     def delete_nodes(self, node_ids: Sequence[str]) -> int:
         """Remove nodes, and return how many there were; unknown ids are no error."""
-        return self._retrieving._remove(node_ids)
+        return self._retrieving.remove(node_ids)
 
     def persist(self, persist_dir: str | os.PathLike[str]) -> None:
         """Write the index, and what a query was asked to return, into a folder.
@@ -151,7 +151,7 @@ class ColBERTRetriever(BaseRetriever):
         """
         folder = Path(persist_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._retrieving._copy_to(folder / INDEX_FILE)
+        self._retrieving.copy_to(folder / INDEX_FILE)
         options = {
             "similarity_top_k": self.similarity_top_k,
             "filters": None if self.filters is None else self.filters.model_dump(mode="json"),
@@ -196,7 +196,7 @@ class ColBERTRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # Read again, since filters can be changed in place.
         filter = to_filter(self.filters)
-        hits = self._retrieving._find(query_bundle.query_str, self.similarity_top_k, filter)
+        hits = self._retrieving.find(query_bundle.query_str, self.similarity_top_k, filter)
         return [NodeWithScore(node=to_node(hit.document), score=hit.score) for hit in hits]
 
     # The base class would hold up the event loop.
