@@ -16,6 +16,34 @@ from colbert_rag.inputs import check_query
 
 NODE_KEY = "_llama_index_node"
 """Where the metadata of a stored document holds the LlamaIndex node it came from."""
+SOURCE_KEY = "_llama_index_source"
+"""Where it holds the id of the LlamaIndex document that the node was cut from."""
+START_KEY = "_text_start"
+"""Where it says after how many characters the text itself begins: others are encoded with it."""
+
+OWN_KEYS = (NODE_KEY, SOURCE_KEY, START_KEY)
+
+
+def check_metadata(metadata: Mapping[str, object], where: str) -> None:
+    """Refuse metadata that uses a key of ours; `where` says whose it is.
+
+    Raises:
+        ValueError: it does.
+    """
+    for key in OWN_KEYS:
+        if key in metadata:
+            raise ValueError(f"metadata of {where} uses the key {key!r}: rename it")
+
+
+def as_given(document: Document) -> Document:
+    """The document without what a retriever added to its text and its metadata."""
+    start = document.metadata.get(START_KEY)
+    metadata = {key: value for key, value in document.metadata.items() if key not in OWN_KEYS}
+    return Document(
+        document.id,
+        document.text[start:] if isinstance(start, int) else document.text,
+        metadata,
+    )
 
 
 class Retrieving(SharedIndex):
@@ -76,6 +104,15 @@ class Retrieving(SharedIndex):
         """Remove documents, and return how many there were."""
         with self._without_model() as index:
             return index.delete(ids)
+
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """The documents with these ids, as far as they are there."""
+        found: list[Document] = []
+        with self._without_model() as index:
+            for name in ids:
+                with contextlib.suppress(KeyError):
+                    found += index.get([name])
+        return found
 
     def copy_to(self, file: Path) -> None:
         """Make the index in a file equal to this one; it may be this one.

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from colbert_rag.adapter import EXPLANATION_KEY, Reranked, Reranking
 from colbert_rag.inputs import check_query
+from colbert_rag.langchain.documents import text_to_rank
 
 RerankInput = Mapping[str, Any] | tuple[Sequence[Document], str]
 """What `as_runnable` takes: a mapping with `documents` and a query, or the two as a pair."""
@@ -37,6 +38,9 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     each document.
     """
 
+    rank_fields: tuple[str, ...] = ()
+    """Metadata whose values, in this order, are ranked in front of the text, such as `("title",)`.
+    An explanation is of both; what is returned stays as it was."""
     score_key: str = "relevance_score"
     """Where in its metadata a returned document carries its score."""
 
@@ -82,8 +86,8 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     def as_retriever(self, base: RetrieverLike) -> BaseRetriever:
         """A retriever that asks `base` and reranks what it finds.
 
-        Every field of this reranker but `score_key` is a field of the retriever too, so
-        `configurable_fields(top_n=...)` works on it.
+        Every field of this reranker is a field of the retriever too, but `score_key` and
+        `rank_fields`, so `configurable_fields(top_n=...)` works on it.
         """
         return ColBERTRerankRetriever(base=base, reranker=self, **_reranking_fields(self))
 
@@ -91,7 +95,7 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
         documents, query = _read(given)
         results = self._rerank(
             query,
-            [document.page_content for document in documents],
+            [text_to_rank(document, self.rank_fields) for document in documents],
             [document.id for document in documents],
         )
         return [self._returned(documents[result.index], result) for result in results]
