@@ -105,6 +105,12 @@ class Retrieving(SharedIndex):
         with self._without_model() as index:
             return index.delete(ids)
 
+    def remove_parts(self, source: str) -> int:
+        """Remove what was cut from one LlamaIndex document, and return how much there was."""
+        with self._without_model() as index:
+            found = (document for document in index if document.metadata.get(SOURCE_KEY) == source)
+            return index.delete([document.id for document in found])
+
     def get(self, ids: Iterable[str]) -> list[Document]:
         """The documents with these ids, as far as they are there."""
         found: list[Document] = []

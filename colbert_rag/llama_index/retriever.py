@@ -140,6 +140,10 @@ class ColBERTRetriever(BaseRetriever):
         """Remove nodes, and return how many there were; unknown ids are no error."""
         return self._retrieving.remove(node_ids)
 
+    def delete_ref_doc(self, ref_doc_id: str) -> int:
+        """Remove the nodes that were cut from a document, and return how many there were."""
+        return self._retrieving.remove_parts(ref_doc_id)
+
     def persist(self, persist_dir: str | os.PathLike[str]) -> None:
         """Write the index, and what a query was asked to return, into a folder.
 
