@@ -149,16 +149,36 @@ def test_a_query_to_a_loaded_model_looks_at_no_file(
     monkeypatch.chdir(tiny_checkpoint.parent)
     reranker = Reranking(model=tiny_checkpoint.name, **EXACT)
     reranker._rerank("mars", ["venus"], [None])
-    seen: list[object] = []
-    for name in ("stat", "lstat", "readlink", "open", "listdir", "scandir"):
-        monkeypatch.setattr(os, name, noting(getattr(os, name), seen))
+    seen = note_file_accesses(monkeypatch)
 
     reranker._rerank("red planet", ["saturn"], [None])
     warm = list(seen)
     Path("config.json").exists()
 
     assert warm == []
-    assert len(seen) == 1
+    assert seen == [(Path("config.json"),)]
+
+
+def test_a_query_to_an_open_index_looks_only_whether_the_file_was_replaced(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stored.sqlite"
+    reranker = Reranking(model=tiny_checkpoint, index=path, **EXACT)
+    reranker._open_index(reranker._model, create=True).add(["venus"])
+    reranker._rerank("mars", ["venus"], [None])
+    seen = note_file_accesses(monkeypatch)
+
+    reranker._rerank("red planet", ["saturn", "venus"], [None, None])
+
+    assert seen == [(path,)]
+
+
+def note_file_accesses(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The arguments of each call of the system's about a file, from now on."""
+    seen: list[object] = []
+    for name in ("stat", "lstat", "readlink", "open", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name), seen))
+    return seen
 
 
 def noting(call: Callable[..., Any], seen: list[object]) -> Callable[..., Any]:

@@ -63,7 +63,7 @@ class SharedIndex(SharedModel):
     @model_validator(mode="before")
     @classmethod
     def _follow_index(cls, data: object) -> object:
-        """Take from the index what is not said about the model.
+        """Take from the index what its caller left open about the model.
 
         Whether the rest fits is seen when the model is there: a model may have moved, or changed.
         """

@@ -146,8 +146,9 @@ class SharedModel(BaseModel):
 
         The next query loads them again.
         """
-        # Not `self.ranker`, which would load what is to be unloaded.
-        ranker = self.colbert or shared(self._settings(), load=False)
+        ranker = self.colbert
+        if ranker is None:  # not `self.ranker`, which would load what is to be unloaded
+            ranker = shared(self._settings(), load=False)
         if isinstance(ranker, HasWeights):
             ranker.unload()
 

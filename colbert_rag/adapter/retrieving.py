@@ -132,7 +132,7 @@ class Retrieving(SharedIndex):
                 return
             with LocalIndex(file, like=source.info) as target:
                 kept = {document.id for document in source}
-                target.delete([at.id for at in target if at.id not in kept])
+                target.delete([document.id for document in target if document.id not in kept])
                 copy_index(source, target)
 
     @contextlib.contextmanager

@@ -37,7 +37,8 @@ def to_stored(
 ) -> StoredDocument:
     """What an index stores of a document, under a name or the document's own id.
 
-    Without either, the id comes from content and metadata, so that adding it again is no news.
+    Without either, the id comes from content and metadata, so that adding it again changes
+    nothing.
 
     Raises:
         TypeError: this is no `Document`, or its metadata not JSON.

@@ -119,8 +119,8 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     ) -> list[str]:
         """Store documents, and return their ids; a known id is replaced.
 
-        A document without an id gets one from its text and metadata, so that adding it again is no
-        news.
+        A document without an id gets one from its text and metadata, so that adding it again
+        changes nothing.
         """
         named = zip(documents, repeat(None)) if ids is None else zip(documents, ids, strict=True)
         stored = (
