@@ -434,6 +434,18 @@ def test_the_nodes_of_a_document_are_deleted_by_its_id(
     assert "refunds" not in ids(retriever.retrieve(MONEY))
 
 
+def test_a_document_without_an_id_is_refused(retriever: ColBERTRetriever) -> None:
+    with pytest.raises(InvalidFilterError, match="_llama_index_source"):
+        retriever.delete_ref_doc(["handbook"])  # type: ignore[arg-type]
+
+
+def test_an_empty_filter_removes_nothing(retriever: ColBERTRetriever, index: Index) -> None:
+    with pytest.raises(ValueError, match="filter is empty, expected a condition"):
+        retriever._retrieving.remove_matching({})
+
+    assert index.count() == len(nodes())
+
+
 def test_a_document_can_be_deleted_from_a_file_without_its_model(
     in_file: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from pydantic import model_validator
 from colbert_rag.adapter.index import MEMORY, SharedIndex, path_of
 from colbert_rag.adapter.model import SharedModel
 from colbert_rag.index import Document, Hit, Index, LocalIndex, copy_index
+from colbert_rag.index.filters import parse_filter
 from colbert_rag.inputs import check_query
 
 NODE_KEY = "_llama_index_node"
@@ -105,11 +106,19 @@ class Retrieving(SharedIndex):
         with self._without_model() as index:
             return index.delete(ids)
 
-    def remove_parts(self, source: str) -> int:
-        """Remove what was cut from one LlamaIndex document, and return how much there was."""
+    def remove_matching(self, filter: Mapping[str, object]) -> int:
+        """Remove the documents whose metadata passes a filter, and return how many there were.
+
+        Raises:
+            InvalidFilterError: the filter is not in the language.
+            ValueError: the filter is empty, so that every document would pass.
+        """
+        condition = parse_filter(filter)
+        if condition is None:
+            raise ValueError("filter is empty, expected a condition on the documents to remove")
         with self._without_model() as index:
-            found = (document for document in index if document.metadata.get(SOURCE_KEY) == source)
-            return index.delete([document.id for document in found])
+            passing = [document.id for document in index if condition.matches(document.metadata)]
+            return index.delete(passing)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """The documents with these ids, as far as they are there."""

@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import MetadataFilters
 
-from colbert_rag.adapter import Retrieving, in_memory, read_info
+from colbert_rag.adapter import SOURCE_KEY, Retrieving, in_memory, read_info
 from colbert_rag.index import Document, Index
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
@@ -142,7 +142,7 @@ class ColBERTRetriever(BaseRetriever):
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
         """Remove the nodes that were cut from a document, and return how many there were."""
-        return self._retrieving.remove_parts(ref_doc_id)
+        return self._retrieving.remove_matching({SOURCE_KEY: ref_doc_id})
 
     def persist(self, persist_dir: str | os.PathLike[str]) -> None:
         """Write the index, and what a query was asked to return, into a folder.
