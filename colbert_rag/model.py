@@ -14,6 +14,7 @@ from colbert_rag.settings import Settings
 
 if TYPE_CHECKING:  # an index, which needs no tokenizer, must not load one for a name
     from colbert_rag.ranking import Ranking
+    from colbert_rag.scoring import KnownVectors
 
 
 @runtime_checkable
@@ -34,7 +35,19 @@ class Ranker(Protocol):
 
 @runtime_checkable
 class Model(Ranker, Protocol):
-    """What an index and its retriever need."""
+    """What an index and its retriever need, and a reranker that takes vectors from an index."""
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        known: KnownVectors | None = None,
+        show_progress: bool = False,
+    ) -> Ranking:
+        """Order the texts as a `Ranker` does; `known` finds vectors that need not be made again."""
+        ...
 
     @property
     def settings(self) -> Settings:

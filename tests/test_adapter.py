@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
 from langchain_core.documents import Document
@@ -23,10 +24,10 @@ from colbert_rag.adapter import Reranking, SharedModel
 from colbert_rag.explanation import Explanation
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
-from colbert_rag.model import Ranker
+from colbert_rag.model import Model, Ranker
 from colbert_rag.settings import Settings
 from colbert_rag.text_encoder import TextEncoder
-from tests.helpers.rerankers import LengthRanker
+from tests.helpers.rerankers import LengthRanker, WordModel
 
 EXACT = {"device": "cpu", "dtype": "float32"}
 
@@ -113,6 +114,93 @@ def test_anything_that_ranks_will_do_as_an_encoder() -> None:
 
     assert isinstance(ranker, Ranker)
     assert component.ranker is ranker
+
+
+def test_a_model_that_is_no_colbert_will_do_as_one() -> None:
+    model = WordModel(query_length=16)
+
+    component = SharedModel(colbert=model)
+    component.load()
+    component.unload()
+
+    assert isinstance(model, Model)
+    assert component.ranker is model
+    assert (component.model, component.query_length) == ("tests/words", 16)
+    with pytest.raises(ValidationError, match=r"query_length is 32, .* leave one of the two out"):
+        SharedModel(colbert=model, query_length=32)
+
+
+def test_a_model_on_a_device_that_is_not_here_is_taken() -> None:
+    assert SharedModel(colbert=WordModel(device="cuda:7")).device == "cuda:7"
+
+
+def test_taking_a_model_reads_none_of_its_weights(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    colbert = ColBERT.from_pretrained(tiny_checkpoint, **EXACT)
+    monkeypatch.setattr(ColBERT, "fingerprint", property(lambda self: pytest.fail("it was read")))
+
+    Reranking(colbert=colbert)._rerank("mars", ["venus"], [None])
+
+
+def test_a_query_to_a_loaded_model_looks_at_no_file(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    reranker = Reranking(model=tiny_checkpoint.name, **EXACT)
+    reranker._rerank("mars", ["venus"], [None])
+    seen = note_file_accesses(monkeypatch)
+
+    reranker._rerank("red planet", ["saturn"], [None])
+    warm = list(seen)
+    Path("config.json").exists()
+
+    assert warm == []
+    assert seen == [(Path("config.json"),)]
+
+
+def test_a_query_to_an_open_index_looks_only_whether_the_file_was_replaced(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "stored.sqlite"
+    reranker = Reranking(model=tiny_checkpoint, index=path, **EXACT)
+    reranker._open_index(reranker._model, create=True).add(["venus"])
+    reranker._rerank("mars", ["venus"], [None])
+    seen = note_file_accesses(monkeypatch)
+
+    reranker._rerank("red planet", ["saturn", "venus"], [None, None])
+
+    assert seen == [(path,)]
+
+
+def note_file_accesses(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The arguments of each call of the system's about a file, from now on."""
+    seen: list[object] = []
+    for name in ("stat", "lstat", "readlink", "open", "listdir", "scandir"):
+        monkeypatch.setattr(os, name, noting(getattr(os, name), seen))
+    return seen
+
+
+def noting(call: Callable[..., Any], seen: list[object]) -> Callable[..., Any]:
+    def noted(*given: Any, **options: Any) -> Any:
+        seen.append(given)
+        return call(*given, **options)
+
+    return noted
+
+
+def test_a_relative_path_is_read_anew_in_another_directory(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component = SharedModel(model="model", **EXACT)
+    folders = []
+    for name in ("stanford-bert", "stanford-electra"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model").symlink_to(checkpoint(name))
+        monkeypatch.chdir(tmp_path / name)
+        folders.append(component.ranker.settings.checkpoint)
+
+    assert folders == [str(checkpoint("stanford-bert")), str(checkpoint("stanford-electra"))]
 
 
 def test_a_given_encoder_fills_the_fields_that_name_it(tiny_colbert: ColBERT) -> None:

@@ -28,7 +28,7 @@ from langchain_core.tracers.schemas import Run
 from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
-from colbert_rag import ColBERT, clear_cache
+from colbert_rag import ColBERT, InvalidQueryError, clear_cache
 from colbert_rag.langchain import ColBERTRerank
 from tests.helpers.rerankers import LengthRanker, RerankerSuite
 
@@ -164,7 +164,7 @@ def test_a_retriever_of_a_reranker_explains_too(tiny_colbert: ColBERT, base: Bas
 def test_a_query_that_is_no_string_is_refused(
     rerank: ColBERTRerank, query: Any, found: list[Document]
 ) -> None:
-    with pytest.raises(TypeError, match=f"query is {type(query).__name__}, expected a string"):
+    with pytest.raises(InvalidQueryError, match=f"query is {type(query).__name__}, expected a str"):
         rerank.compress_documents(found, query)
 
 

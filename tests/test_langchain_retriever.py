@@ -41,7 +41,7 @@ from colbert_rag.errors import IndexCorruptError, InvalidFilterError
 from colbert_rag.index import Index
 from colbert_rag.langchain import ColBERTRerank, ColBERTRetriever
 from colbert_rag.llama_index import ColBERTRetriever as LlamaIndexRetriever
-from tests.helpers.rerankers import LengthRanker
+from tests.helpers.rerankers import LengthRanker, WordModel
 
 DOCUMENTS = [
     Document("Refunds are paid within 14 days.", id="refunds", metadata={"page": 3, "to": ["eu"]}),
@@ -393,12 +393,24 @@ def test_a_file_that_is_gone_is_an_error(path: Path, minilm: ColBERT) -> None:
 
 
 def test_a_retriever_needs_an_encoder_with_vectors(path: Path) -> None:
-    with pytest.raises(TypeError, match="colbert is LengthRanker, expected a ColBERT"):
+    with pytest.raises(TypeError, match="colbert is LengthRanker, which ranks only"):
         ColBERTRetriever(index=path, colbert=LengthRanker()).invoke(MONEY)
 
 
+def test_a_model_that_is_no_colbert_will_do(tmp_path: Path) -> None:
+    model = WordModel()
+    retriever = ColBERTRetriever.from_texts(
+        ["red mars", "hot venus"], path=tmp_path / "words.sqlite", colbert=model, k=1
+    )
+
+    (found,) = retriever.invoke("red mars")
+
+    assert found.page_content == "red mars"
+    assert retriever.model == "tests/words"
+
+
 def test_constructing_a_retriever_loads_no_model(path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("colbert_rag.colbert.host", None)
+    monkeypatch.setattr("colbert_rag.text_encoder.host", None)
 
     assert ColBERTRetriever(index=path).model == "offline-minilm"
     assert ColBERTRetriever.open(path).delete(["nobody"]) == 0

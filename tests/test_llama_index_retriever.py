@@ -230,10 +230,11 @@ def test_metadata_that_is_not_json_is_named(index: Index, minilm: ColBERT) -> No
         ColBERTRetriever.from_defaults([node], index=index, colbert=minilm)
 
 
-def test_our_own_key_is_refused(index: Index, minilm: ColBERT) -> None:
-    node = TextNode(text="mars", metadata={"_llama_index_node": "mine"})
+@pytest.mark.parametrize("key", ["_llama_index_node", "_llama_index_source", "_text_start"])
+def test_our_own_keys_are_refused(key: str, index: Index, minilm: ColBERT) -> None:
+    node = TextNode(text="mars", metadata={key: "mine"})
 
-    with pytest.raises(ValueError, match="uses the key '_llama_index_node': rename it"):
+    with pytest.raises(ValueError, match=f"uses the key '{key}': rename it"):
         ColBERTRetriever.from_defaults([node], index=index, colbert=minilm)
 
 
@@ -270,7 +271,7 @@ def test_a_query_without_words_is_refused(retriever: ColBERTRetriever, query: st
 
 
 def test_a_missing_query_is_refused(retriever: ColBERTRetriever) -> None:
-    with pytest.raises(TypeError, match="query is NoneType, expected a string"):
+    with pytest.raises(InvalidQueryError, match="query is NoneType, expected a string"):
         retriever.retrieve(QueryBundle(None))
 
 
@@ -414,6 +415,50 @@ def test_a_known_id_is_replaced(retriever: ColBERTRetriever, index: Index) -> No
     (cat,) = [at.node for at in retriever.retrieve("cats") if at.node.node_id == "cat"]
     assert cat.get_content() == "Cats wake at night."
     assert index.count() == len(nodes())
+
+
+def test_the_nodes_of_a_document_are_deleted_by_its_id(
+    retriever: ColBERTRetriever, index: Index
+) -> None:
+    text = " ".join(f"Sentence number {number} says little." for number in range(12))
+    split = SentenceSplitter(chunk_size=60, chunk_overlap=0)
+    one, two = (split([Document(text=text + name, id_=name)]) for name in ("one", "two"))
+    retriever.insert_nodes([*one, *two])
+
+    removed = retriever.delete_ref_doc("one")
+
+    assert removed == len(one) > 1
+    assert {document.id for document in index} == {node.node_id for node in [*nodes(), *two]}
+    assert retriever.delete_ref_doc("one") == retriever.delete_ref_doc("nobody") == 0
+    assert retriever.delete_ref_doc("handbook") == 1
+    assert "refunds" not in ids(retriever.retrieve(MONEY))
+
+
+def test_a_document_without_an_id_is_refused(retriever: ColBERTRetriever) -> None:
+    with pytest.raises(InvalidFilterError, match="_llama_index_source"):
+        retriever.delete_ref_doc(["handbook"])  # type: ignore[arg-type]
+
+
+def test_an_empty_filter_removes_nothing(retriever: ColBERTRetriever, index: Index) -> None:
+    with pytest.raises(ValueError, match="would delete every document"):
+        retriever._retrieving.remove_matching({})
+
+    assert index.count() == len(nodes())
+
+
+def test_a_document_can_be_deleted_from_a_file_without_its_model(
+    in_file: ColBERTRetriever, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("colbert_rag.text_encoder.host", None)
+
+    assert ColBERTRetriever(tmp_path / "kept.sqlite").delete_ref_doc("handbook") == 1
+
+
+def test_the_id_of_a_nodes_document_is_not_shown(retriever: ColBERTRetriever) -> None:
+    found = {at.node.node_id: at.node for at in retriever.retrieve(MONEY)}
+
+    assert found["refunds"].ref_doc_id == "handbook"
+    assert {*found["refunds"].metadata} == {"year", "tags", "place"}
 
 
 def test_without_an_index_nodes_are_kept_in_memory(minilm: ColBERT) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -17,11 +19,11 @@ from qdrant_client import QdrantClient
 
 from colbert_rag import ColBERT, IndexMismatchError, LocalIndex, QdrantIndex, clear_cache
 from colbert_rag.adapter import Reranking
-from colbert_rag.index import Index
+from colbert_rag.index import Index, IndexInfo
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
 from colbert_rag.text_encoder import TextEncoder
-from tests.helpers.rerankers import LengthRanker
+from tests.helpers.rerankers import LengthRanker, WordModel
 
 STORED = ["mars is a red planet", "venus is hot", "saturn has rings"]
 NEW = ["jupiter is large", "the moon is near"]
@@ -323,11 +325,95 @@ def test_a_missing_file_is_an_error_and_is_not_made(model: ColBERT, tmp_path: Pa
 
 
 def test_a_memory_needs_an_encoder_with_vectors(path: Path) -> None:
-    with pytest.raises(TypeError, match="colbert is LengthRanker, expected a ColBERT"):
+    with pytest.raises(TypeError, match="colbert is LengthRanker, which ranks only"):
         rerank(Reranking(colbert=LengthRanker(), index=path))
 
 
+def test_a_model_that_is_no_colbert_has_a_memory_too(tmp_path: Path) -> None:
+    model = WordModel()
+    with LocalIndex(tmp_path / "words.sqlite", model) as index:
+        index.add(STORED)
+    model.encoded.clear()
+    remembering = Reranking(colbert=model, index=tmp_path / "words.sqlite", top_n=None)
+
+    scores = rerank(remembering)
+
+    assert model.encoded == NEW
+    assert scores == pytest.approx(rerank(Reranking(colbert=model, top_n=None)), abs=ROUNDED)
+
+
+# Opening
+
+
+def test_a_slow_file_does_not_hold_up_another_one(
+    model: ColBERT, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LocalIndex(tmp_path / "slow.sqlite", model).close()
+    opening, finish = threading.Event(), threading.Event()
+    of = IndexInfo.of.__func__
+
+    def slow(cls: type[IndexInfo], colbert: Any, **options: Any) -> IndexInfo:
+        if threading.current_thread().name.startswith("slow"):
+            opening.set()
+            assert finish.wait(30)
+        return of(cls, colbert, **options)
+
+    monkeypatch.setattr(IndexInfo, "of", classmethod(slow))
+    with ThreadPoolExecutor(1, thread_name_prefix="slow") as thread:
+        waiting = thread.submit(rerank, Reranking(colbert=model, index=tmp_path / "slow.sqlite"))
+        assert opening.wait(30)
+        scores = rerank(Reranking(colbert=model, index=path))
+        early = waiting.done()
+        finish.set()
+
+    assert len(scores) == 3
+    assert not early
+    assert len(waiting.result()) == 3
+
+
+def test_threads_that_open_a_file_get_one_index(model: ColBERT, path: Path) -> None:
+    rerankers = [Reranking(colbert=model, index=path) for _ in range(8)]
+    together = Barrier(8)
+
+    def opened(reranker: Reranking) -> Index:
+        together.wait()
+        return reranker._open_index(model)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len({id(index) for index in threads.map(opened, rerankers)}) == 1
+
+
+def test_threads_that_make_a_file_get_one_index(model: ColBERT, tmp_path: Path) -> None:
+    rerankers = [Reranking(colbert=model, index=tmp_path / "new.sqlite") for _ in range(8)]
+    together = Barrier(8)
+
+    def made(reranker: Reranking) -> Index:
+        together.wait()
+        return reranker._open_index(model, create=True)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len({id(index) for index in threads.map(made, rerankers)}) == 1
+
+
+def test_a_file_is_opened_once_for_each_model(
+    model: ColBERT, colbert: Callable[..., ColBERT], path: Path
+) -> None:
+    other = colbert("stanford-bert")
+    reranker = Reranking(index=path)
+
+    assert reranker._open_index(model) is not reranker._open_index(other)
+
+
 # Copies
+
+
+def test_a_component_that_opened_its_file_equals_one_that_did_not(
+    model: ColBERT, path: Path
+) -> None:
+    first, second = Reranking(colbert=model, index=path), Reranking(colbert=model, index=path)
+    rerank(first)
+
+    assert first == second
 
 
 def test_a_copy_shares_the_open_file(model: ColBERT, path: Path) -> None:

@@ -4,21 +4,32 @@
 a component does with them, whatever the framework.
 """
 
-from colbert_rag.adapter.model import PathText, SharedModel, check_query
-from colbert_rag.adapter.reranking import EXPLANATION_KEY, Placed, Reranking
-from colbert_rag.adapter.retrieving import NODE_KEY, Retrieving, in_memory
-from colbert_rag.adapter.shared_index import SharedIndex, read_info
+from colbert_rag.adapter.index import SharedIndex, read_info
+from colbert_rag.adapter.model import PathText, SharedModel
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
+from colbert_rag.adapter.retrieving import (
+    NODE_KEY,
+    SOURCE_KEY,
+    START_KEY,
+    Retrieving,
+    as_given,
+    check_metadata,
+    in_memory,
+)
 
 __all__ = [
     "EXPLANATION_KEY",
     "NODE_KEY",
+    "SOURCE_KEY",
+    "START_KEY",
     "PathText",
-    "Placed",
+    "Reranked",
     "Reranking",
     "Retrieving",
     "SharedIndex",
     "SharedModel",
-    "check_query",
+    "as_given",
+    "check_metadata",
     "in_memory",
     "read_info",
 ]

@@ -6,17 +6,17 @@ model in plain values, and asks the process for the shared instance on each call
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Protocol, Self, TypeGuard, runtime_checkable
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from colbert_rag.colbert import ColBERT, shared
+from colbert_rag.colbert import shared
 from colbert_rag.device import resolved
-from colbert_rag.errors import InvalidQueryError
-from colbert_rag.model import Ranker
+from colbert_rag.model import Model, Ranker
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings
 
 
@@ -27,6 +27,19 @@ def path_as_text(value: object) -> object:
 
 PathText = Annotated[str, BeforeValidator(path_as_text)]
 """A path or hub id: text in the field, so that the component can be stored."""
+
+
+@runtime_checkable
+class HasWeights(Protocol):
+    """A model whose weights are in this process; one behind a server has none to load."""
+
+    def load(self) -> None:
+        """Load the weights."""
+        ...
+
+    def unload(self) -> None:
+        """Give back their memory."""
+        ...
 
 
 class SharedModel(BaseModel):
@@ -92,17 +105,19 @@ class SharedModel(BaseModel):
         Raises:
             ValueError: a field was chosen that says something else than the given model.
         """
-        if not isinstance(data, dict) or not isinstance(colbert := data.get("colbert"), ColBERT):
+        if not isinstance(data, dict) or not can_encode(colbert := data.get("colbert")):
             return data
         own = _fields(colbert.settings)
         chosen = {name: data[name] for name in own if name in data and _decides(name, data[name])}
-        wanted = _fields(resolved(_settings(own | chosen)))
-        for name in chosen:
-            if wanted[name] != own[name]:
-                raise ValueError(
-                    f"{name} is {wanted[name]!r}, but the given model was opened with "
-                    f"{own[name]!r}: leave one of the two out, or make them equal"
-                )
+        if chosen:  # a model behind a server may be on a device that is not here
+            opened = _fields(resolved(colbert.settings))
+            wanted = _fields(resolved(_settings(own | chosen)))
+            for name in chosen:
+                if wanted[name] != opened[name]:
+                    raise ValueError(
+                        f"{name} is {wanted[name]!r}, but the given model was opened with "
+                        f"{opened[name]!r}: leave one of the two out, or make them equal"
+                    )
         return data | own
 
     @model_validator(mode="after")
@@ -123,7 +138,7 @@ class SharedModel(BaseModel):
 
     def load(self) -> None:
         """Load the weights now instead of at the first query."""
-        if isinstance(ranker := self.ranker, ColBERT):
+        if isinstance(ranker := self.ranker, HasWeights):
             ranker.load()
 
     def unload(self) -> None:
@@ -131,22 +146,55 @@ class SharedModel(BaseModel):
 
         The next query loads them again.
         """
-        if isinstance(self.colbert, ColBERT):
-            self.colbert.unload()
-        elif self.colbert is None:
-            # Not `self.ranker`, which would load what is to be unloaded.
-            shared(self._settings(), load=False).unload()
+        ranker = self.colbert
+        if ranker is None:  # not `self.ranker`, which would load what is to be unloaded
+            ranker = shared(self._settings(), load=False)
+        if isinstance(ranker, HasWeights):
+            ranker.unload()
+
+    @property
+    def _model(self) -> Model:
+        """The same, able to do more than rank.
+
+        Raises:
+            TypeError: the given model is not.
+        """
+        if can_encode(ranker := self.ranker):
+            return ranker
+        raise TypeError(
+            f"colbert is {type(ranker).__name__}, which ranks only; expected a ColBERT, or another "
+            "model with its encode_queries and encode_documents: an index holds its vectors"
+        )
 
     def _settings(self) -> Settings:
-        return _settings(self.__dict__)
+        # A relative path means another folder in another directory.
+        directory = os.getcwd()  # noqa: PTH109  # Path.cwd() is slower
+        return _remembered_settings(directory, *(self.__dict__[name] for name in FIELDS))
 
 
 OPTIONS = tuple(name for name in SharedModel.model_fields if name not in ("model", "colbert"))
 """The fields that are called like an option of `ColBERT.from_pretrained`."""
 
+FIELDS = ("model", *OPTIONS)
+
+
+def can_encode(ranker: object) -> TypeGuard[Model]:
+    """Whether this is a `Model`, told by its methods.
+
+    Not `isinstance(ranker, Model)`: Python 3.11 reads every property for it, and a fingerprint
+    reads all weights.
+    """
+    return all(hasattr(ranker, name) for name in ("rank", "encode_queries", "encode_documents"))
+
 
 def _settings(fields: Mapping[str, Any]) -> Settings:
     return Settings.normalised(fields["model"], **{name: fields[name] for name in OPTIONS})
+
+
+@functools.lru_cache(maxsize=256, typed=True)
+def _remembered_settings(directory: str, *values: Any) -> Settings:
+    """The settings of one spelling; a query need not look for its folder again."""
+    return _settings(dict(zip(FIELDS, values, strict=True)))
 
 
 def _fields(settings: Settings) -> dict[str, Any]:
@@ -156,16 +204,3 @@ def _fields(settings: Settings) -> dict[str, Any]:
 def _decides(name: str, value: object) -> bool:
     """Whether a field's value is a choice, and not the freedom to take what is there."""
     return value != "auto" and (value is not None or name == "document_cache")
-
-
-def check_query(query: object) -> None:
-    """Refuse what nothing can be ranked by.
-
-    Raises:
-        InvalidQueryError: the query is blank.
-        TypeError: the query is not a string.
-    """
-    if not isinstance(query, str):
-        raise TypeError(f"query is {type(query).__name__}, expected a string")
-    if not query.strip():
-        raise InvalidQueryError("query is empty or blank, expected some text to rank by")

@@ -10,10 +10,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from colbert_rag.adapter.model import check_query
-from colbert_rag.adapter.shared_index import SharedIndex
+from colbert_rag.adapter.index import SharedIndex
 from colbert_rag.errors import ScoringError
-from colbert_rag.ranking import Ranking
+from colbert_rag.ranking import Ranked, Ranking
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +21,8 @@ EXPLANATION_KEY = "colbert_explanation"
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """One text's place among the results.
+class Reranked:
+    """One text that a reranker returns.
 
     Attributes:
         index: Its position in the input.
@@ -60,45 +59,39 @@ class Reranking(SharedIndex):
 
     def _rerank(
         self, query: str, texts: Sequence[str | None], ids: Sequence[str | None]
-    ) -> list[Placed]:
+    ) -> list[Reranked]:
         """Order texts by their score, best first; equal scores keep the order of the input.
 
         A text that is missing or blank, or has no finite score, comes last, with the lowest score
         of the scale: a score is always a number that JSON knows.
 
         Raises:
-            InvalidQueryError: the query is blank.
-            TypeError: the query or a text is not a string.
             ScoringError: not one text received a finite score.
+            TypeError: a text is not a string.
         """
-        check_query(query)
         _check_texts(texts)
-        kept = _first_of_each(texts, ids) if self.dedupe else list(range(len(texts)))
-        if not kept:
+        if not texts:
             return []
-        present = [index for index in kept if (text := texts[index]) and text.strip()]
-        if not present and self.score == "mean":
-            return self._chosen([Placed(index, -1.0) for index in kept])
-        # The lowest sum depends on the query's rows, which only the model can count.
-        ranking = self._ranking(query, [texts[index] or "" for index in present] or [""])
-        rows = ranking.query_rows
-        divisor, lowest = (rows, -1.0) if self.score == "mean" else (1, -float(rows))
-        ranks = {present[at]: rank for at, rank in _finite(ranking).items()} if present else {}
-        best = [Placed(at, float(ranking[rank].score) / divisor) for at, rank in ranks.items()]
-        chosen = self._chosen([*best, *(Placed(at, lowest) for at in kept if at not in ranks)])
-        if not self.explain:
-            return chosen
-        return [
-            replace(place, explanation=ranking.explain(ranks[place.index]).to_dict())
-            if place.index in ranks
-            else place
-            for place in chosen
+        kept = _first_of_each(texts, ids) if self.dedupe else range(len(texts))
+        scored = {index: text for index in kept if (text := texts[index]) and text.strip()}
+        ranking = self._ranking(query, list(scored.values())) if scored else None
+        places = {} if ranking is None else _finite_places(ranking, list(scored))
+        lowest = self._lowest(query, ranking)
+        results = [
+            *(Reranked(index, self._scaled(place)) for index, place in places.items()),
+            *(Reranked(index, lowest) for index in kept if index not in places),
         ]
-
-    def _chosen(self, ordered: list[Placed]) -> list[Placed]:
         if self.score_threshold is not None:
-            ordered = [place for place in ordered if place.score >= self.score_threshold]
-        return ordered[: self.top_n]
+            results = [result for result in results if result.score >= self.score_threshold]
+        results = results[: self.top_n]
+        if not self.explain or ranking is None:
+            return results
+        return [
+            replace(result, explanation=ranking.explain(places[result.index].rank - 1).to_dict())
+            if result.index in places
+            else result
+            for result in results
+        ]
 
     def _ranking(self, query: str, texts: Sequence[str]) -> Ranking:
         """Let the model rank, with what the index knows of the texts.
@@ -108,32 +101,47 @@ class Reranking(SharedIndex):
         """
         if self.index is None:
             return self.ranker.rank(query, texts, show_progress=self.show_progress)
-        colbert = self._model
-        index = self._open_index(colbert)
+        model = self._model
+        index = self._open_index(model)
         if index.info.token_pooling is not None:
             raise ValueError(
                 f"the index was made with token_pooling={index.info.token_pooling}, so its scores "
                 "and those of other texts cannot be compared: use an index without it"
             )
-        return colbert.rank(
+        return model.rank(
             query, texts, known=index.embeddings_for, show_progress=self.show_progress
         )
 
+    def _scaled(self, place: Ranked) -> float:
+        return float(place.mean if self.score == "mean" else place.score)
 
-def _finite(ranking: Ranking) -> dict[int, int]:
-    """The rank of each text that has a finite score, best first, by its position in the input.
+    def _lowest(self, query: str, ranking: Ranking | None) -> float:
+        """The lowest score of the scale."""
+        if self.score == "mean":
+            return -1.0
+        if ranking is None:  # no text to rank, but only the model knows how many rows a query has
+            ranking = self.ranker.rank(query, [""])
+        return -float(ranking.query_rows)
+
+
+def _finite_places(ranking: Ranking, indices: Sequence[int]) -> dict[int, Ranked]:
+    """The places that have a finite score, best first, by the position of the text in the input.
+
+    Args:
+        ranking: Of some of the texts.
+        indices: Where each of those is in the input.
 
     Raises:
-        ScoringError: none has.
+        ScoringError: no place has one.
     """
-    ranks = {at.index: rank for rank, at in enumerate(ranking) if math.isfinite(at.score)}
-    if not ranks:
+    places = {indices[place.index]: place for place in ranking if math.isfinite(place.score)}
+    if not places:
         raise ScoringError(
             f"not one of {len(ranking)} texts has a finite score; try dtype='float32'"
         )
     if any(math.isinf(place.score) for place in ranking):  # of NaN, the model itself warns
         logger.warning("texts with an infinite score are ranked last")
-    return ranks
+    return places
 
 
 def _check_texts(texts: Sequence[object]) -> None:

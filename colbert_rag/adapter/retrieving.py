@@ -10,13 +10,42 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
-from colbert_rag.adapter.model import SharedModel, check_query
-from colbert_rag.adapter.shared_index import MEMORY, SharedIndex, path_of
-from colbert_rag.colbert import ColBERT
+from colbert_rag.adapter.index import SharedIndex, path_of
+from colbert_rag.adapter.model import SharedModel
 from colbert_rag.index import Document, Hit, Index, LocalIndex, copy_index
+from colbert_rag.index.local import MEMORY
+from colbert_rag.inputs import check_query
 
 NODE_KEY = "_llama_index_node"
 """Where the metadata of a stored document holds the LlamaIndex node it came from."""
+SOURCE_KEY = "_llama_index_source"
+"""Where it holds the id of the LlamaIndex document that the node was cut from."""
+START_KEY = "_text_start"
+"""Where it says after how many characters the text itself begins: others are encoded with it."""
+
+OWN_KEYS = (NODE_KEY, SOURCE_KEY, START_KEY)
+
+
+def check_metadata(metadata: Mapping[str, object], where: str) -> None:
+    """Refuse metadata that uses a key of ours; `where` says whose it is.
+
+    Raises:
+        ValueError: it does.
+    """
+    for key in OWN_KEYS:
+        if key in metadata:
+            raise ValueError(f"metadata of {where} uses the key {key!r}: rename it")
+
+
+def as_given(document: Document) -> Document:
+    """The document without what a retriever added to its text and its metadata."""
+    start = document.metadata.get(START_KEY)
+    metadata = {key: value for key, value in document.metadata.items() if key not in OWN_KEYS}
+    return Document(
+        document.id,
+        document.text[start:] if isinstance(start, int) else document.text,
+        metadata,
+    )
 
 
 class Retrieving(SharedIndex):
@@ -38,29 +67,25 @@ class Retrieving(SharedIndex):
             )
         return self
 
-    def _find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
+    def find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
         """The best documents on the chosen scale, best first.
 
         Raises:
             FileNotFoundError: there is no index.
             IndexMismatchError: the index was made by another model.
             InvalidFilterError: the filter is not in the language.
-            InvalidQueryError: the query is blank.
-            TypeError: the query is not a string.
+            InvalidQueryError: the query is blank or not a string.
             ValueError: `k` is less than 1.
         """
         check_query(query)
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        colbert = self._model
-        index = self._open_index(colbert)
-        queries = colbert.encode_queries([query])
-        hits = index.search_embeddings(queries, k, filter)[0]
+        hits = self._open_index(self._model).search(query, k, filter)
         if self.score == "sum":
             return hits
         return [replace(hit, score=hit.mean) for hit in hits]
 
-    def _store(self, documents: Iterable[Document], *, show_progress: bool) -> list[str]:
+    def store(self, documents: Iterable[Document], *, show_progress: bool) -> list[str]:
         """Encode and store documents, and return their ids."""
         ids: list[str] = []
 
@@ -73,12 +98,30 @@ class Retrieving(SharedIndex):
         index.add(noted(), show_progress=show_progress)
         return ids
 
-    def _remove(self, ids: Iterable[str]) -> int:
+    def remove(self, ids: Iterable[str]) -> int:
         """Remove documents, and return how many there were."""
         with self._without_model() as index:
             return index.delete(ids)
 
-    def _copy_to(self, file: Path) -> None:
+    def remove_matching(self, filter: Mapping[str, object]) -> int:
+        """Remove the documents whose metadata passes a filter, and return how many there were.
+
+        Raises:
+            InvalidFilterError: the filter is not in the language, or would let all pass.
+        """
+        with self._without_model() as index:
+            return index.delete(filter=filter)
+
+    def get(self, ids: Iterable[str]) -> list[Document]:
+        """The documents with these ids, as far as they are there."""
+        found: list[Document] = []
+        with self._without_model() as index:
+            for name in ids:
+                with contextlib.suppress(KeyError):
+                    found += index.get([name])
+        return found
+
+    def copy_to(self, file: Path) -> None:
         """Make the index in a file equal to this one; it may be this one.
 
         Raises:
@@ -90,7 +133,7 @@ class Retrieving(SharedIndex):
                 return
             with LocalIndex(file, like=source.info) as target:
                 kept = {document.id for document in source}
-                target.delete([at.id for at in target if at.id not in kept])
+                target.delete([document.id for document in target if document.id not in kept])
                 copy_index(source, target)
 
     @contextlib.contextmanager
@@ -120,7 +163,4 @@ class Retrieving(SharedIndex):
 def in_memory(fields: Mapping[str, Any]) -> LocalIndex:
     """A new index that ends with the component whose fields these are."""
     named = {name: fields[name] for name in SharedModel.model_fields if name in fields}
-    model = SharedModel(**named).ranker
-    if not isinstance(model, ColBERT):
-        raise TypeError(f"colbert is {type(model).__name__}, expected a ColBERT")
-    return LocalIndex(MEMORY, model)
+    return LocalIndex(MEMORY, SharedModel(**named)._model)

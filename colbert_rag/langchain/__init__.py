@@ -7,7 +7,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("langchain-core", extra="langchain") from error
 
+from colbert_rag.langchain.index import ColBERTIndex
 from colbert_rag.langchain.rerank import ColBERTRerank, ColBERTRerankRetriever
 from colbert_rag.langchain.retriever import ColBERTRetriever
 
-__all__ = ["ColBERTRerank", "ColBERTRerankRetriever", "ColBERTRetriever"]
+__all__ = ["ColBERTIndex", "ColBERTRerank", "ColBERTRerankRetriever", "ColBERTRetriever"]

@@ -4,7 +4,7 @@
 # function, and would look up their names in its own module.
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -16,18 +16,15 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field
 
-from colbert_rag.adapter import EXPLANATION_KEY, Placed, Reranking, check_query
+from colbert_rag.adapter import EXPLANATION_KEY, Reranked, Reranking
+from colbert_rag.inputs import check_query
+from colbert_rag.langchain.documents import text_to_rank
 
 RerankInput = Mapping[str, Any] | tuple[Sequence[Document], str]
 """What `as_runnable` takes: a mapping with `documents` and a query, or the two as a pair."""
 
 QUERY_KEYS = ("query", "question", "input")
 """Where a mapping holds its query: our own word, and those of LangChain's chains."""
-
-
-class _Inputs(TypedDict):
-    documents: list[Document]
-    query: str
 
 
 class ColBERTRerank(Reranking, BaseDocumentCompressor):
@@ -41,6 +38,9 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     each document.
     """
 
+    rank_fields: tuple[str, ...] = ()
+    """Metadata whose values, in this order, are ranked in front of the text, such as `("title",)`.
+    An explanation is of both; what is returned stays as it was."""
     score_key: str = "relevance_score"
     """Where in its metadata a returned document carries its score."""
 
@@ -55,23 +55,25 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
             callbacks: Handlers that see this as one run; without them, the caller's own.
 
         Raises:
-            InvalidQueryError: `query` is blank.
-            TypeError: `query` is not a string, or an item of `documents` not a `Document`.
+            InvalidQueryError: `query` is blank or not a string.
             ScoringError: no document received a finite score.
+            TypeError: an item of `documents` is not a `Document`.
         """
-        inputs = _checked(documents, query)
-        if not inputs["documents"]:
+        if not documents:  # not worth a run
+            check_query(query)
             return []
-        return self.as_runnable().invoke(inputs, {"callbacks": callbacks})
+        given = {"documents": documents, "query": query}
+        return self.as_runnable().invoke(given, {"callbacks": callbacks})
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """Like `compress_documents`, in a worker thread."""
-        inputs = _checked(documents, query)
-        if not inputs["documents"]:
+        if not documents:
+            check_query(query)
             return []
-        return await self.as_runnable().ainvoke(inputs, {"callbacks": callbacks})
+        given = {"documents": documents, "query": query}
+        return await self.as_runnable().ainvoke(given, {"callbacks": callbacks})
 
     def as_runnable(self) -> Runnable[RerankInput, list[Document]]:
         """This reranker as a step of a chain.
@@ -79,30 +81,29 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
         Its input is a mapping with `documents` and one of `query`, `question`, `input`, or a pair
         `(documents, query)`.
         """
-        return RunnableLambda(self._rerank_input, name=type(self).__name__)
+        return RunnableLambda(self._run, name=type(self).__name__)
 
     def as_retriever(self, base: RetrieverLike) -> BaseRetriever:
         """A retriever that asks `base` and reranks what it finds.
 
-        Every field of this reranker but `score_key` is a field of the retriever too, so
-        `configurable_fields(top_n=...)` works on it.
+        Every field of this reranker is a field of the retriever too, but `score_key` and
+        `rank_fields`, so `configurable_fields(top_n=...)` works on it.
         """
         return ColBERTRerankRetriever(base=base, reranker=self, **_reranking_fields(self))
 
-    def _rerank_input(self, given: RerankInput) -> list[Document]:
-        inputs = _read(given)
-        documents = inputs["documents"]
-        ranked = self._rerank(
-            inputs["query"],
-            [document.page_content for document in documents],
+    def _run(self, given: RerankInput) -> list[Document]:
+        documents, query = _read(given)
+        results = self._rerank(
+            query,
+            [text_to_rank(document, self.rank_fields) for document in documents],
             [document.id for document in documents],
         )
-        return [self._placed(documents[place.index], place) for place in ranked]
+        return [self._returned(documents[result.index], result) for result in results]
 
-    def _placed(self, document: Document, place: Placed) -> Document:
-        added: dict[str, Any] = {self.score_key: place.score}
+    def _returned(self, document: Document, result: Reranked) -> Document:
+        added: dict[str, Any] = {self.score_key: result.score}
         if self.explain:
-            added[EXPLANATION_KEY] = place.explanation
+            added[EXPLANATION_KEY] = result.explanation
         return document.model_copy(update={"metadata": {**document.metadata, **added}})
 
 
@@ -135,7 +136,8 @@ def _reranking_fields(component: Reranking) -> dict[str, Any]:
     return {name: getattr(component, name) for name in Reranking.model_fields}
 
 
-def _read(given: RerankInput) -> _Inputs:
+def _read(given: RerankInput) -> tuple[Sequence[Document], str]:
+    """Documents and query, checked."""
     if isinstance(given, Mapping):
         queries = [given[key] for key in QUERY_KEYS if key in given]
         if "documents" not in given or not queries:
@@ -143,22 +145,18 @@ def _read(given: RerankInput) -> _Inputs:
                 f"the input has the keys {', '.join(map(repr, given))}, expected 'documents' and "
                 f"one of {', '.join(map(repr, QUERY_KEYS))}"
             )
-        return _checked(given["documents"], queries[0])
-    if isinstance(given, tuple) and len(given) == 2:
-        return _checked(*given)
-    raise TypeError(
-        f"the input is {type(given).__name__}, expected a mapping with 'documents' and "
-        "'query', or a pair (documents, query)"
-    )
-
-
-def _checked(documents: Sequence[Document], query: str) -> _Inputs:
+        given = (given["documents"], queries[0])
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise TypeError(
+            f"the input is {type(given).__name__}, expected a mapping with 'documents' and "
+            "'query', or a pair (documents, query)"
+        )
+    documents, query = given
     check_query(query)
-    documents = list(documents)
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
             raise TypeError(
                 f"document {index} is {type(document).__name__}, expected "
                 "langchain_core.documents.Document"
             )
-    return {"documents": documents, "query": query}
+    return documents, query

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from typing import Any, Self
@@ -19,11 +17,9 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field, field_validator
 
-from colbert_rag.adapter import NODE_KEY, Retrieving, in_memory, read_info
-from colbert_rag.index import Document as StoredDocument
-from colbert_rag.index import Hit
-from colbert_rag.index.documents import as_document, metadata_json
+from colbert_rag.adapter import Retrieving, in_memory, read_info
 from colbert_rag.index.filters import parse_filter
+from colbert_rag.langchain.documents import to_document, to_stored
 
 
 class ColBERTRetriever(Retrieving, BaseRetriever):
@@ -43,6 +39,9 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     """How many documents to return."""
     filter: dict[str, Any] | None = None
     """Which metadata they must have; see `colbert_rag.index.filters`."""
+    rank_fields: tuple[str, ...] = ()
+    """Metadata whose values, in this order, are encoded in front of the text of documents that are
+    added, such as `("title",)`. They come back as they were given."""
     score_key: str = "relevance_score"
     """Where in its metadata a returned document carries its score."""
 
@@ -120,16 +119,18 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     ) -> list[str]:
         """Store documents, and return their ids; a known id is replaced.
 
-        A document without an id gets one from its text and metadata, so that adding it again is no
-        news.
+        A document without an id gets one from its text and metadata, so that adding it again
+        changes nothing.
         """
         named = zip(documents, repeat(None)) if ids is None else zip(documents, ids, strict=True)
-        stored = (_stored(document, name) for document, name in named)
-        return self._store(stored, show_progress=show_progress)
+        stored = (
+            to_stored(document, name=name, rank_fields=self.rank_fields) for document, name in named
+        )
+        return self.store(stored, show_progress=show_progress)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Remove documents, and return how many there were; unknown ids are no error."""
-        return self._remove(ids)
+        return self.remove(ids)
 
     def _get_relevant_documents(
         self,
@@ -155,14 +156,10 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     def _documents(
         self, query: str, k: int | None, filter: Mapping[str, Any] | None
     ) -> list[Document]:
-        hits = self._find(
+        hits = self.find(
             query, self.k if k is None else k, self.filter if filter is None else filter
         )
-        return [self._document(hit) for hit in hits]
-
-    def _document(self, hit: Hit) -> Document:
-        metadata = {key: value for key, value in hit.metadata.items() if key != NODE_KEY}
-        return Document(hit.text, id=hit.id, metadata={**metadata, self.score_key: hit.score})
+        return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
 
     def _get_ls_params(self, **options: Any) -> LangSmithRetrieverParams:
         index = "LocalIndex" if isinstance(self.index, str) else type(self.index).__name__
@@ -172,20 +169,3 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
             ls_embedding_provider="colbert",
             ls_embedding_model=self.model,
         )
-
-
-def _stored(document: Document, name: str | None) -> StoredDocument:
-    if not isinstance(document, Document):
-        raise TypeError(
-            f"found {type(document).__name__}, expected langchain_core.documents.Document"
-        )
-    stored = as_document(
-        StoredDocument(name or document.id or "", document.page_content, document.metadata)
-    )
-    return stored if name or document.id else replace(stored, id=_name(stored))
-
-
-def _name(document: StoredDocument) -> str:
-    """Not from the text alone: two pages that read the same are still two."""
-    described = metadata_json(document.metadata, canonical=True)
-    return hashlib.sha256(f"{document.text}\n{described}".encode()).hexdigest()[:32]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TextNode
 
-from colbert_rag.adapter import NODE_KEY
+from colbert_rag.adapter import NODE_KEY, SOURCE_KEY, as_given, check_metadata
 from colbert_rag.index import Document
 
 
@@ -19,20 +19,18 @@ def to_document(node: BaseNode, metadata_mode: MetadataMode) -> Document:
 
     Raises:
         TypeError: `node` is not a node.
-        ValueError: its metadata uses our key.
+        ValueError: its metadata uses a key of ours.
     """
     if not isinstance(node, BaseNode):
         raise TypeError(f"found {type(node).__name__}, expected a node of llama_index.core.schema")
-    if NODE_KEY in node.metadata:
-        raise ValueError(f"metadata of node {node.node_id!r} uses the key {NODE_KEY!r}: rename it")
+    check_metadata(node.metadata, f"node {node.node_id!r}")
     left_out = {"embedding": None, **({"obj": None} if isinstance(node, IndexNode) else {})}
     record = node.model_copy(update=left_out).model_dump(mode="json")
     stored = {"class": _name(type(node)), "node": record}
-    return Document(
-        node.node_id,
-        node.get_content(metadata_mode),
-        {**node.metadata, NODE_KEY: json.dumps(stored, ensure_ascii=False)},
-    )
+    own = {NODE_KEY: json.dumps(stored, ensure_ascii=False)}
+    if node.ref_doc_id is not None:
+        own[SOURCE_KEY] = node.ref_doc_id
+    return Document(node.node_id, node.get_content(metadata_mode), {**node.metadata, **own})
 
 
 def to_node(document: Document) -> BaseNode:
@@ -43,8 +41,9 @@ def to_node(document: Document) -> BaseNode:
     """
     stored = document.metadata.get(NODE_KEY)
     if not isinstance(stored, str):
+        given = as_given(document)
         return TextNode(
-            id_=document.id, text=document.text, metadata=json.loads(json.dumps(document.metadata))
+            id_=given.id, text=given.text, metadata=json.loads(json.dumps(given.metadata))
         )
     record = json.loads(stored)
     for kind in _kinds():

@@ -13,7 +13,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
-from colbert_rag.adapter import EXPLANATION_KEY, PathText, Placed, Reranking, check_query
+from colbert_rag.adapter import EXPLANATION_KEY, PathText, Reranked, Reranking
+from colbert_rag.inputs import check_query
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
 
@@ -49,10 +50,10 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
         """Return new nodes with scores, best first; the given ones stay as they are.
 
         Raises:
-            InvalidQueryError: the query is blank.
-            ValueError: there is no query.
-            TypeError: an item of `nodes` is not a `NodeWithScore`, or its text not a string.
+            InvalidQueryError: the query is blank or not a string.
             ScoringError: no node received a finite score.
+            TypeError: an item of `nodes` is not a `NodeWithScore`, or its text not a string.
+            ValueError: there is no query.
         """
         if query_bundle is None or query_bundle.query_str is None:
             raise ValueError("Missing query bundle in extra info.")
@@ -87,12 +88,12 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
         return reranked
 
     def _reranked(self, nodes: Sequence[NodeWithScore], query: str) -> list[NodeWithScore]:
-        ranked = self._rerank(
+        results = self._rerank(
             query,
             [self._text(found.node) for found in nodes],
             [found.node.node_id for found in nodes],
         )
-        return [self._placed(nodes[place.index], place) for place in ranked]
+        return [self._returned(nodes[result.index], result) for result in results]
 
     def _text(self, node: BaseNode) -> str | None:
         # Metadata describes a text and does not replace it: an image with a file name has none.
@@ -101,14 +102,14 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             return text
         return node.get_content(metadata_mode=self.metadata_mode)
 
-    def _placed(self, found: NodeWithScore, place: Placed) -> NodeWithScore:
+    def _returned(self, found: NodeWithScore, result: Reranked) -> NodeWithScore:
         added: dict[str, Any] = {}
         if self.keep_retrieval_score:
             added[RETRIEVAL_SCORE_KEY] = found.score
         if self.explain:
-            added[EXPLANATION_KEY] = place.explanation
+            added[EXPLANATION_KEY] = result.explanation
         node = _with_hidden(found.node, added) if added else found.node
-        return found.model_copy(update={"node": node, "score": place.score})
+        return found.model_copy(update={"node": node, "score": result.score})
 
 
 class ColbertRerank(ColBERTRerank):

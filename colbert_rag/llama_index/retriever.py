@@ -21,7 +21,7 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import MetadataFilters
 
-from colbert_rag.adapter import Retrieving, in_memory, read_info
+from colbert_rag.adapter import SOURCE_KEY, Retrieving, in_memory, read_info
 from colbert_rag.index import Document, Index
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
@@ -134,11 +134,15 @@ class ColBERTRetriever(BaseRetriever):
     def insert_nodes(self, nodes: Iterable[BaseNode], *, show_progress: bool = False) -> list[str]:
         """Store nodes, and return their ids; a known id is replaced."""
         documents = (self._document(node) for node in nodes)
-        return self._retrieving._store(documents, show_progress=show_progress)
+        return self._retrieving.store(documents, show_progress=show_progress)
 
     def delete_nodes(self, node_ids: Sequence[str]) -> int:
         """Remove nodes, and return how many there were; unknown ids are no error."""
-        return self._retrieving._remove(node_ids)
+        return self._retrieving.remove(node_ids)
+
+    def delete_ref_doc(self, ref_doc_id: str) -> int:
+        """Remove the nodes that were cut from a document, and return how many there were."""
+        return self._retrieving.remove_matching({SOURCE_KEY: ref_doc_id})
 
     def persist(self, persist_dir: str | os.PathLike[str]) -> None:
         """Write the index, and what a query was asked to return, into a folder.
@@ -151,7 +155,7 @@ class ColBERTRetriever(BaseRetriever):
         """
         folder = Path(persist_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self._retrieving._copy_to(folder / INDEX_FILE)
+        self._retrieving.copy_to(folder / INDEX_FILE)
         options = {
             "similarity_top_k": self.similarity_top_k,
             "filters": None if self.filters is None else self.filters.model_dump(mode="json"),
@@ -196,7 +200,7 @@ class ColBERTRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         # Read again, since filters can be changed in place.
         filter = to_filter(self.filters)
-        hits = self._retrieving._find(query_bundle.query_str, self.similarity_top_k, filter)
+        hits = self._retrieving.find(query_bundle.query_str, self.similarity_top_k, filter)
         return [NodeWithScore(node=to_node(hit.document), score=hit.score) for hit in hits]
 
     # The base class would hold up the event loop.

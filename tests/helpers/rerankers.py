@@ -17,6 +17,8 @@ from pydantic import ValidationError
 from colbert_rag import ColBERT, InvalidQueryError, Ranking
 from colbert_rag.adapter import Reranking
 from colbert_rag.errors import ScoringError
+from colbert_rag.scoring import KnownVectors
+from tests.helpers.index_fakes import WordEncoder, naive_maxsim
 
 
 class LengthRanker:
@@ -40,6 +42,28 @@ class LengthRanker:
         scores = [self.scores.get(text, float(len(text))) for text in texts]
         return Ranking.from_scores(
             scores, query=query, texts=texts, query_rows=self.query_rows, top_k=top_k
+        )
+
+
+class WordModel(WordEncoder):
+    """A whole model that is no `ColBERT`, as one behind a server would be: no weights to load."""
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        known: KnownVectors | None = None,
+        show_progress: bool = False,
+    ) -> Ranking:
+        vectors = {} if known is None else dict(known(texts))
+        new = [text for text in texts if text not in vectors]
+        vectors |= dict(zip(new, self.encode_documents(new), strict=True))
+        (rows,) = self.encode_queries([query])
+        scores = [naive_maxsim(rows, vectors[text]) for text in texts]
+        return Ranking.from_scores(
+            scores, query=query, texts=texts, query_rows=len(rows), top_k=top_k
         )
 
 
@@ -102,7 +126,7 @@ class RerankerSuite(ABC):
     @pytest.mark.parametrize("texts", [["a"], []], ids=["with texts", "without texts"])
     @pytest.mark.parametrize("query", ["", " \n"], ids=["empty", "blank"])
     def test_a_query_without_words_is_refused(self, query: str, texts: list[str]) -> None:
-        with pytest.raises(InvalidQueryError, match="expected some text to rank by"):
+        with pytest.raises(InvalidQueryError, match="expected some text to search for"):
             self.rerank(texts, query=query)
 
     @pytest.mark.parametrize(("score", "lowest"), [("mean", -1.0), ("sum", -4.0)])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -12,10 +10,13 @@ from pydantic import BeforeValidator, PlainSerializer, PrivateAttr, model_valida
 from pydantic.json_schema import SkipJsonSchema
 
 from colbert_rag.adapter.model import SharedModel, path_as_text
-from colbert_rag.colbert import ColBERT
 from colbert_rag.index import Index, IndexInfo, LocalIndex
+from colbert_rag.index.local import MEMORY
+from colbert_rag.model import Model
+from colbert_rag.registry import Registry
 
-MEMORY = ":memory:"
+_OPEN: Registry[tuple[int, int, int], LocalIndex] = Registry(weak=True)
+"""Open files by device, inode and the `id` of the model, which the open index keeps alive."""
 
 
 def path_of(index: object) -> str | None:
@@ -32,22 +33,18 @@ IndexField: TypeAlias = Annotated[
 ]
 
 
-class _Holder:
-    """Keeps an open index alive for one component; a copy of the component finds it again."""
+@dataclass
+class _Held:
+    """Keeps a component's index open. Copies and pickles empty: a copy finds the open file again.
 
-    def __init__(self) -> None:
-        """Hold nothing yet."""
-        self.index: LocalIndex | None = None
+    Equal to every other holder: pydantic compares private attributes.
+    """
 
-    def __eq__(self, other: object) -> bool:
-        """Nothing here tells two components apart."""
-        return isinstance(other, _Holder)
-
-    __hash__ = None  # type: ignore[assignment]  # equal whatever it holds
+    index: LocalIndex | None = field(default=None, compare=False)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Copy and pickle empty."""
-        return (_Holder, ())
+        """Without the index."""
+        return (_Held, ())
 
 
 class SharedIndex(SharedModel):
@@ -60,12 +57,12 @@ class SharedIndex(SharedModel):
     """File of a `LocalIndex`, or an open index of any kind. Of an index that is open, no more than
     the path is pickled or stored."""
 
-    _held: _Holder = PrivateAttr(default_factory=_Holder)
+    _held: _Held = PrivateAttr(default_factory=_Held)
 
     @model_validator(mode="before")
     @classmethod
     def _follow_index(cls, data: object) -> object:
-        """Take from the index what is not said about the model.
+        """Take from the index what its caller left open about the model.
 
         Whether the rest fits is seen when the model is there: a model may have moved, or changed.
         """
@@ -85,20 +82,7 @@ class SharedIndex(SharedModel):
         super().unload()
         self._held.index = None
 
-    @property
-    def _model(self) -> ColBERT:
-        """The model, which must be able to do more than rank.
-
-        Raises:
-            TypeError: the given model is of another kind.
-        """
-        if isinstance(ranker := self.ranker, ColBERT):
-            return ranker
-        raise TypeError(
-            f"colbert is {type(ranker).__name__}, expected a ColBERT: an index holds its vectors"
-        )
-
-    def _open_index(self, colbert: ColBERT, *, create: bool = False) -> Index:
+    def _open_index(self, model: Model, *, create: bool = False) -> Index:
         """The index, for a model.
 
         Raises:
@@ -109,11 +93,11 @@ class SharedIndex(SharedModel):
         if self.index is None:
             raise ValueError("no index is named: set index")
         if isinstance(self.index, str):
-            self._held.index = index = _open_file(self.index, colbert, create=create)
+            self._held.index = index = _open_file(self.index, model, create=create)
             return index
         info = self.index.info
         info.check(
-            IndexInfo.of(colbert, token_pooling=info.token_pooling),
+            IndexInfo.of(model, token_pooling=info.token_pooling),
             f"the given {type(self.index).__name__}",
         )
         return self.index
@@ -142,43 +126,19 @@ def read_info(path: str) -> IndexInfo | None:
         return None
 
 
-_Identity: TypeAlias = tuple[int, int]
-_open: weakref.WeakValueDictionary[tuple[_Identity, ColBERT], LocalIndex] = (
-    weakref.WeakValueDictionary()
-)
-_guard = threading.Lock()
+def _open_file(path: str, model: Model, *, create: bool) -> LocalIndex:
+    """The process's one index on a file, for a model; it closes when no component holds it.
 
-
-def _open_file(path: str, colbert: ColBERT, *, create: bool) -> LocalIndex:
-    """The process's one index on a file, for a model; it closes when no component holds it."""
-    with _guard:
-        identity = _identity(path)
-        if identity is None and not create:
-            raise FileNotFoundError(f"there is no index at {path}")
-        index = None if identity is None else _open.get((identity, colbert))
-        if index is None:
-            index = LocalIndex(path, colbert)
-            identity = _identity(path)
-            if identity is not None:
-                _open[identity, colbert] = index
-        return index
-
-
-def _identity(path: str) -> _Identity | None:
-    """Tells files apart whatever their names: one that was replaced is another."""
+    Raises:
+        FileNotFoundError: there is no such file, and `create` is not set.
+    """
+    file = Path(path)
+    # A file has no inode before it is there. Of two threads that make it, one gives its index up.
+    made = LocalIndex(path, model) if create and not file.exists() else None
     try:
-        status = Path(path).stat()
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _forget() -> None:
-    """In a forked process: connections do not survive it, and the guard may be locked for ever."""
-    global _guard
-    _guard = threading.Lock()
-    _open.clear()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_forget)
+        status = file.stat()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no index at {path}") from error
+    # By inode and not by path: a file that was replaced by another is opened anew.
+    key = (status.st_dev, status.st_ino, id(model))
+    return _OPEN.get(key, lambda: LocalIndex(path, model) if made is None else made)
