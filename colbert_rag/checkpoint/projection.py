@@ -74,6 +74,23 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
     )
 
 
+def same_as_inline(inline: Projection, layers: tuple[Projection, ...]) -> Projection:
+    """The one Dense layer that repeats the inline projection; their values are compared later.
+
+    Raises:
+        ProjectionError: the Dense layers compute something else.
+    """
+    first = layers[0]
+    plain = first.activation == "Identity" and first.residual == "none"
+    if len(layers) > 1 or not plain or (first.bias is None) != (inline.bias is None):
+        raise ProjectionError(
+            f"the checkpoint carries two projections that differ: {inline.weight} beside the "
+            f"backbone, and {len(layers)} Dense layer(s) from {first.file} on with activation "
+            f"{first.activation}. Remove the one that was not trained with this backbone"
+        )
+    return first
+
+
 def _check_bias(weight: TensorInfo, bias: TensorInfo | None) -> None:
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ProjectionError(

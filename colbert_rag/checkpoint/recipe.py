@@ -53,7 +53,6 @@ class Recipe:
         lowercases: Lower-case a text in Python, before the tokenizer sees it.
         padding_is_blank: A literal padding token in a text becomes the expansion token in a query
             and does not count in a document: Stanford's masks compare ids, not positions.
-        split_markers: Markers are the leading part of the prompts, to be found by vocabulary.
     """
 
     query: TextRules
@@ -65,7 +64,6 @@ class Recipe:
     strips: bool = False
     lowercases: bool = False
     padding_is_blank: bool = False
-    split_markers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

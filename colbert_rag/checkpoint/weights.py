@@ -55,8 +55,7 @@ def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
     Args:
         folder: The checkpoint.
         sub: The sub-folder that holds the weights, "" for the checkpoint itself.
-        allow_pickle: Accept `pytorch_model.bin`; its tensors are known only once it is loaded, so
-            the result is then empty.
+        allow_pickle: Accept `pytorch_model.bin`, which is loaded whole to see what it holds.
 
     Raises:
         NotACheckpointError: there are no weights.
@@ -79,7 +78,10 @@ def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
             "'model.safetensors'), or pass allow_pickle=True to read it with weights_only=True"
         )
     if pickles:
-        return {}
+        # Imported here because reading a pickle needs torch, which nothing else here does.
+        from colbert_rag.checkpoint.pickles import index_pickle
+
+        return index_pickle(folder, sub)
     raise NotACheckpointError(
         f"{folder.path / sub} has no model weights: looked for model.safetensors and "
         "model.safetensors.index.json. Is the download complete?"
