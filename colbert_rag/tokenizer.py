@@ -28,7 +28,7 @@ Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class TokenBatch:
     """Tokens of many texts, without padding; text `i` owns positions `offsets[i]:offsets[i + 1]`.
 
@@ -237,7 +237,9 @@ class TextTokenizer:
             attention = ~filled | expansion.attends
             scoring = scoring | filled
         cut = sum(len(ids) > room for ids in texts)
-        return TokenBatch(ids, offsets, attention, scoring, cut)
+        return TokenBatch(
+            ids=ids, offsets=offsets, attention=attention, scoring=scoring, truncated=cut
+        )
 
     def _check_length(self, kind: Kind) -> None:
         rules = self.rules(kind)

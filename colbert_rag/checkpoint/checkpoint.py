@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from colbert_rag.backbones import Backbone, find_backbone
-from colbert_rag.checkpoint.files import Folder, Json, join
+from colbert_rag.backbones import Backbone, Config, find_backbone
+from colbert_rag.checkpoint.files import Folder, join
 from colbert_rag.checkpoint.formats import NO_LIMIT, Format, find_format
 from colbert_rag.checkpoint.layout import Layout, read_modules
 from colbert_rag.checkpoint.markers import with_chosen
@@ -42,7 +42,7 @@ class Description:
     folder: Path
     form: Format = field(repr=False)
     body: str
-    config: Json
+    config: Config
     backbone: Backbone
     tensors: Tensors = field(repr=False)
     projection: tuple[Projection, ...]

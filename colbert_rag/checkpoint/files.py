@@ -12,7 +12,7 @@ from colbert_rag.errors import MetadataError, UnsafePathError
 MAX_JSON_BYTES = 8 * 2**20
 """No configuration file of a checkpoint is near this size; tokenizers are read elsewhere."""
 
-Json = dict[str, object]
+JsonObject = dict[str, object]
 Kind = TypeVar("Kind", str, int, bool, dict[str, object], list[object])
 
 
@@ -27,7 +27,7 @@ class Section:
     """
 
     file: str
-    values: Json
+    values: JsonObject
     ignored: frozenset[str] = frozenset()
 
     def __contains__(self, key: str) -> bool:

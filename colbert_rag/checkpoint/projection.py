@@ -30,7 +30,11 @@ def inline_projection(head: TensorInfo, bias: TensorInfo | None) -> Projection:
     out_features, in_features = head.shape
     _check_bias(head, bias)
     return Projection(
-        in_features, out_features, head.name, head.file, bias=bias.name if bias else None
+        in_features=in_features,
+        out_features=out_features,
+        weight=head.name,
+        file=head.file,
+        bias=bias.name if bias else None,
     )
 
 
@@ -64,10 +68,10 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
         raise ProjectionError(f"{sub}: config.json promises a bias, but there is no linear.bias")
     _check_bias(weight, tensors.get("linear.bias"))
     return Projection(
-        in_features,
-        out_features,
-        "linear.weight",
-        weight.file,
+        in_features=in_features,
+        out_features=out_features,
+        weight="linear.weight",
+        file=weight.file,
         activation=_activation(sub, config),
         bias="linear.bias" if "linear.bias" in tensors else None,
         residual=_residual(sub, config, weight, tensors.get("residual.weight")),

@@ -36,7 +36,7 @@ class Expansion:
     token: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that decides ids and masks; `tokenizer.py` carries it out.
 
@@ -66,7 +66,7 @@ class Recipe:
     padding_is_blank: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
     """One layer of the projection, described by what the files say.
 
