@@ -136,14 +136,14 @@ class TextTokenizer:
     def spans(self, text: str, kind: Kind) -> TokenSpans:
         """One text's tokens, with the characters of the text that each stands for."""
         encoding = self.tokenizer.encode(self._prepare(text, kind))
-        # Each of these attributes is a new list of the whole text at every look.
+        # Read once: each of these attributes builds a new list of the whole text on every access.
         offsets, special = encoding.offsets, encoding.special_tokens_mask
         batch = self._finish([encoding.ids], kind)
         prompt = self.rules(kind).prompt
         origin = _origin(prompt + text, self.recipe)
         places: list[Span | None] = []
         roles: list[Role] = []
-        # The same arrangement, applied to positions instead of ids.
+        # Arranges positions instead of ids, so that each token leads back to the text.
         for position in self._arrange(list(range(len(encoding.ids))), kind, marker=-1):
             place: Span | None = None
             if position < 0:

@@ -169,14 +169,20 @@ def describe(settings: Settings) -> Description:
         tensors=tensors,
         projection=projection,
         duplicate=duplicate,
-        recipe=with_chosen(recipe, settings),
+        recipe=with_chosen(recipe, settings),  # for those who stop here; `finish` does it again
     )
     check_chain(projection, description.hidden_size)
     return description
 
 
 def finish(description: Description, settings: Settings) -> Checkpoint:
-    """Load the vocabulary, and settle the markers by it; the caller's own come last.
+    """Load the vocabulary, and find the markers that are used with its help.
+
+    The order is: what the files say, what the format makes of it, what the caller says.
+
+    Args:
+        description: What `describe` found.
+        settings: As given to `describe`.
 
     Raises:
         TokenizerError: there is no tokenizer, or it is damaged.

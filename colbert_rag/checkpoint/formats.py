@@ -43,7 +43,7 @@ class Format:
         matches: Whether the files are of this format.
         projection: Reads the projection layers, in order.
         recipe: Reads the rules for text.
-        markers: Settles the markers once the vocabulary is loaded.
+        markers: Finds the markers that are used, once the vocabulary is loaded.
         duplicate: Reads a second description of the projection, or gives None.
     """
 

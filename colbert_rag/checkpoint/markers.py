@@ -47,7 +47,7 @@ def as_read(recipe: Recipe, _vocabulary: Vocabulary, _backbone: Backbone) -> Rec
 
 
 def with_fallback(recipe: Recipe, vocabulary: Vocabulary, backbone: Backbone) -> Recipe:
-    """The backbone's own markers in place of those that its vocabulary does not have."""
+    """The backbone's usual markers in place of named ones that the vocabulary does not have."""
     others = backbone.fallback_markers
     if others is None:
         return recipe
@@ -73,7 +73,7 @@ def split_prompts(recipe: Recipe, vocabulary: Vocabulary, _backbone: Backbone) -
 
 
 def with_chosen(recipe: Recipe, settings: Settings) -> Recipe:
-    """The caller's own markers, where there are any; "" is one, and means none."""
+    """The caller's own markers, where the caller chose any; "" chooses to have none."""
     return _with_markers(recipe, [settings.query_marker, settings.document_marker])
 
 

@@ -1,4 +1,4 @@
-"""How a checkpoint turns text into tokens that are encoded and scored: values, no behaviour."""
+"""Values that say how a checkpoint turns text into tokens, and tokens into vectors."""
 
 from __future__ import annotations
 

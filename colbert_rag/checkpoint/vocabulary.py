@@ -1,4 +1,4 @@
-"""Loads a checkpoint's tokenizer into a state nobody changes afterwards.
+"""Loads a checkpoint's tokenizer, which nothing changes afterwards.
 
 A fast tokenizer keeps truncation and padding as state on one shared object; switching them for
 every call gives silently wrong lengths when threads share a model (huggingface/tokenizers#537).

@@ -30,7 +30,7 @@ UNUSED = ("pooler.", "cls.", "lm_head.")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies and what it is, without its values."""
+    """The file, type and shape of one stored tensor; `dtype` is spelled as in safetensors."""
 
     name: str
     file: str

@@ -36,7 +36,7 @@ DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "f
 """What safetensors calls the float types."""
 
 UNLIMITED = 10**6
-"""Lengths above are no limit: tokenizers write 1e30 for none."""
+"""From this length on there is no limit: tokenizers write 1e30 for none."""
 
 
 @dataclass(frozen=True, slots=True)
