@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 from colbert_rag.errors import UnsupportedBackboneError
 
-Json = dict[str, object]
+Config = dict[str, object]
 
 
-def _as_published(config: Json) -> Json:
+def _as_published(config: Config) -> Config:
     return config
 
 
-def _jina_config(config: Json) -> Json:
+def _jina_config(config: Config) -> Config:
     """Describe jina-colbert-v2 to the class that transformers has for the same architecture.
 
     The base of its rotary positions is 10000 unless the checkpoint says otherwise
@@ -38,7 +38,7 @@ def _jina_config(config: Json) -> Json:
     }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
     """One row of the table.
 
@@ -76,7 +76,7 @@ class Backbone:
     remote_code: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     splits: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    prepare: Callable[[Json], Json] = _as_published
+    prepare: Callable[[Config], Config] = _as_published
     fallback_markers: tuple[str, str] | None = None
     has_languages: bool = False
     refused: str = ""
@@ -120,17 +120,17 @@ NO_NATIVE_CLASS = (
 BACKBONES = (
     # Rows that need more than the model type to be told apart come first.
     Backbone(
-        "JinaBERT v1",
-        ("bert",),
+        name="JinaBERT v1",
+        model_types=("bert",),
         signature="mlp.gated_layers",
         refused=f"it is BERT by model_type only (ALiBi and gated layers); {NO_NATIVE_CLASS}",
     ),
     Backbone(
-        "Jina XLM-RoBERTa",
-        ("xlm-roberta",),
-        "transformers.models.jina_embeddings_v3",
-        "JinaEmbeddingsV3Model",
-        "JinaEmbeddingsV3Config",
+        name="Jina XLM-RoBERTa",
+        model_types=("xlm-roberta",),
+        module="transformers.models.jina_embeddings_v3",
+        model="JinaEmbeddingsV3Model",
+        configuration="JinaEmbeddingsV3Config",
         packs=True,
         takes_pooler=True,
         signature="mixer.Wqkv",
@@ -140,85 +140,85 @@ BACKBONES = (
         fallback_markers=("[QueryMarker]", "[DocumentMarker]"),
     ),
     Backbone(
-        "LFM2.5, bidirectional",
-        ("lfm2", "lfm2_bidirectional", "lfm2_5"),
+        name="LFM2.5, bidirectional",
+        model_types=("lfm2", "lfm2_bidirectional", "lfm2_5"),
         remote_code=True,
         refused=f"its attention is bidirectional, LFM2's is causal; {NO_NATIVE_CLASS}",
     ),
     Backbone(
-        "Qwen3, bidirectional",
-        ("qwen3", "bidirectional_pplx_qwen3"),
+        name="Qwen3, bidirectional",
+        model_types=("qwen3", "bidirectional_pplx_qwen3"),
         refused=f"late-interaction checkpoints change it to bidirectional; {NO_NATIVE_CLASS}",
     ),
     Backbone(
-        "BERT",
-        ("bert",),
-        "transformers.models.bert",
-        "BertModel",
-        "BertConfig",
+        name="BERT",
+        model_types=("bert",),
+        module="transformers.models.bert",
+        model="BertModel",
+        configuration="BertConfig",
         packs=True,
         takes_pooler=True,
     ),
     Backbone(
-        "ModernBERT",
-        ("modernbert",),
-        "transformers.models.modernbert",
-        "ModernBertModel",
-        "ModernBertConfig",
+        name="ModernBERT",
+        model_types=("modernbert",),
+        module="transformers.models.modernbert",
+        model="ModernBertModel",
+        configuration="ModernBertConfig",
         packs=True,
     ),
     Backbone(
-        "XLM-RoBERTa",
-        ("xlm-roberta",),
-        "transformers.models.xlm_roberta",
-        "XLMRobertaModel",
-        "XLMRobertaConfig",
+        name="XLM-RoBERTa",
+        model_types=("xlm-roberta",),
+        module="transformers.models.xlm_roberta",
+        model="XLMRobertaModel",
+        configuration="XLMRobertaConfig",
         packs=True,
         position_offset=1,
         takes_pooler=True,
     ),
     Backbone(
-        "RoBERTa",
-        ("roberta",),
-        "transformers.models.roberta",
-        "RobertaModel",
-        "RobertaConfig",
+        name="RoBERTa",
+        model_types=("roberta",),
+        module="transformers.models.roberta",
+        model="RobertaModel",
+        configuration="RobertaConfig",
         packs=True,
         position_offset=1,
         takes_pooler=True,
     ),
     Backbone(
-        "CamemBERT",
-        ("camembert",),
-        "transformers.models.camembert",
-        "CamembertModel",
-        "CamembertConfig",
+        name="CamemBERT",
+        model_types=("camembert",),
+        module="transformers.models.camembert",
+        model="CamembertModel",
+        configuration="CamembertConfig",
         packs=True,
         position_offset=1,
         takes_pooler=True,
     ),
     Backbone(
-        "DistilBERT",
-        ("distilbert",),
-        "transformers.models.distilbert",
-        "DistilBertModel",
-        "DistilBertConfig",
+        name="DistilBERT",
+        model_types=("distilbert",),
+        module="transformers.models.distilbert",
+        model="DistilBertModel",
+        configuration="DistilBertConfig",
         packs=True,
     ),
     Backbone(
-        "ELECTRA",
-        ("electra",),
-        "transformers.models.electra",
-        "ElectraModel",
-        "ElectraConfig",
+        name="ELECTRA",
+        model_types=("electra",),
+        module="transformers.models.electra",
+        model="ElectraModel",
+        configuration="ElectraConfig",
         packs=True,
     ),
     Backbone(
-        "XMOD",
-        ("xmod",),
-        "transformers.models.xmod",
-        "XmodModel",
-        "XmodConfig",
+        name="XMOD",
+        model_types=("xmod",),
+        module="transformers.models.xmod",
+        model="XmodModel",
+        configuration="XmodConfig",
         # Each row of a batch goes through one language's adapter; one packed row has one language.
         packs=True,
         position_offset=1,
@@ -226,29 +226,29 @@ BACKBONES = (
         has_languages=True,
     ),
     Backbone(
-        "EuroBERT",
-        ("eurobert",),
-        "transformers.models.eurobert",
-        "EuroBertModel",
-        "EuroBertConfig",
+        name="EuroBERT",
+        model_types=("eurobert",),
+        module="transformers.models.eurobert",
+        model="EuroBertModel",
+        configuration="EuroBertConfig",
         packs=True,
     ),
     Backbone(
-        "Jina embeddings v3",
-        ("jina_embeddings_v3",),
-        "transformers.models.jina_embeddings_v3",
-        "JinaEmbeddingsV3Model",
-        "JinaEmbeddingsV3Config",
+        name="Jina embeddings v3",
+        model_types=("jina_embeddings_v3",),
+        module="transformers.models.jina_embeddings_v3",
+        model="JinaEmbeddingsV3Model",
+        configuration="JinaEmbeddingsV3Config",
         packs=True,
         takes_pooler=True,
         fallback_markers=("[QueryMarker]", "[DocumentMarker]"),
     ),
     Backbone(
-        "LFM2",
-        ("lfm2",),
-        "transformers.models.lfm2",
-        "Lfm2Model",
-        "Lfm2Config",
+        name="LFM2",
+        model_types=("lfm2",),
+        module="transformers.models.lfm2",
+        model="Lfm2Model",
+        configuration="Lfm2Config",
         # Its convolutions reach over the end of one text into the next: padding only.
         packs=False,
         takes_use_cache=True,

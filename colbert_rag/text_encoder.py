@@ -83,7 +83,10 @@ class TextEncoder:
             dim=checkpoint.dim,
             batch_tokens=settings.batch_tokens,
         )
-        return cls(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
+        tokenizer = TextTokenizer(
+            checkpoint.recipe, checkpoint.vocabulary, rows=table.num_embeddings
+        )
+        return cls(tokenizer, encoder)
 
     def truncation_info(self) -> TruncationInfo:
         """How many texts were encoded so far, and how many of them were cut."""

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from colbert_rag.checkpoint import Checkpoint, Expansion, Recipe, TextRules
+from colbert_rag.checkpoint import Expansion, Recipe, TextRules, Vocabulary
+from colbert_rag.checkpoint.markers import find_marker
 from colbert_rag.errors import MetadataError, TokenizerError
-from colbert_rag.markers import find_marker, split_markers
-from colbert_rag.vocabulary import Specials, load_tokenizer
 
 Kind = Literal["query", "document"]
 KINDS: tuple[Kind, ...] = ("query", "document")
@@ -30,7 +28,7 @@ Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class TokenBatch:
     """Tokens of many texts, without padding; text `i` owns positions `offsets[i]:offsets[i + 1]`.
 
@@ -79,15 +77,12 @@ class TokenSpans:
 class TextTokenizer:
     """Carries out one checkpoint's recipe."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, recipe: Recipe, specials: Specials, *, rows: int | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, vocabulary: Vocabulary, *, rows: int | None = None) -> None:
         """Resolve every token the recipe names.
 
         Args:
-            tokenizer: Without truncation and padding; not changed from here on.
             recipe: The rules.
-            specials: Ids of the special tokens.
+            vocabulary: The tokenizer and its special tokens; not changed from here on.
             rows: Rows of the embedding table, where known.
 
         Raises:
@@ -96,16 +91,13 @@ class TextTokenizer:
                 no token to expand with.
             MetadataError: a length leaves no room for text.
         """
-        self.tokenizer = tokenizer
-        self.recipe = recipe = split_markers(recipe, tokenizer)
-        self.specials = specials
-        # Added tokens may leave gaps, so that the largest id exceeds the number of entries.
-        added = tokenizer.get_added_tokens_decoder()
-        self.size = max([tokenizer.get_vocab_size(), *(number + 1 for number in added)])
-        if rows is not None and self.size > rows:
+        self.recipe = recipe
+        self.vocabulary = vocabulary
+        self.tokenizer = tokenizer = vocabulary.tokenizer
+        if rows is not None and vocabulary.size > rows:
             raise TokenizerError(
-                f"the tokenizer has {self.size} entries, but the embedding table only {rows} rows. "
-                "It belongs to another checkpoint; tables are never resized"
+                f"the tokenizer has {vocabulary.size} entries, but the embedding table only {rows} "
+                "rows. It belongs to another checkpoint; tables are never resized"
             )
         self._trailing = int(tokenizer.encode("a").special_tokens_mask[-1])
         self._specials = len(tokenizer.encode("").ids)
@@ -114,12 +106,12 @@ class TextTokenizer:
             self._check_length(kind)
             self._markers[kind] = find_marker(self.rules(kind).marker, tokenizer, kind)
         self._expansion = None if recipe.expansion is None else self._placeholder(recipe.expansion)
-        self._blank = blank = specials.pad if recipe.padding_is_blank else None
+        self._blank = blank = vocabulary.pad if recipe.padding_is_blank else None
         skipped = self._skipped()
         # One lookup table per kind: np.isin would sort the ids of every batch.
         self._counts = {
             kind: _counting(
-                self.size,
+                vocabulary.size,
                 [
                     *(skipped if kind in recipe.skiplist_on else ()),
                     *((blank,) if kind == "document" and blank is not None else ()),
@@ -128,27 +120,10 @@ class TextTokenizer:
             for kind in KINDS
         }
 
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, *, rows: int | None = None) -> TextTokenizer:
-        """The tokenizer of a checkpoint, with the backbone's fallback markers where it has none.
-
-        Raises:
-            CheckpointError: as the constructor, or because there is no readable tokenizer.
-        """
-        tokenizer, specials = load_tokenizer(checkpoint)
-        recipe = checkpoint.recipe
-        fallback = checkpoint.backbone.fallback_markers
-        if fallback is not None and checkpoint.format == "stanford":
-            query, document = (
-                replace(rules, marker=other)
-                if rules.marker
-                and tokenizer.token_to_id(rules.marker) is None
-                and tokenizer.token_to_id(other) is not None
-                else rules
-                for rules, other in zip((recipe.query, recipe.document), fallback, strict=True)
-            )
-            recipe = replace(recipe, query=query, document=document)
-        return cls(tokenizer, recipe, specials, rows=rows)
+    @property
+    def expansion_token(self) -> str | None:
+        """What queries are filled with, or None where they are not filled."""
+        return None if self._expansion is None else self.tokenizer.id_to_token(self._expansion)
 
     def queries(self, texts: Sequence[str]) -> TokenBatch:
         """Ids and masks of queries, expanded where the recipe says so."""
@@ -161,14 +136,14 @@ class TextTokenizer:
     def spans(self, text: str, kind: Kind) -> TokenSpans:
         """One text's tokens, with the characters of the text that each stands for."""
         encoding = self.tokenizer.encode(self._prepare(text, kind))
-        # Each of these attributes is a new list of the whole text at every look.
+        # Read once: each of these attributes builds a new list of the whole text on every access.
         offsets, special = encoding.offsets, encoding.special_tokens_mask
         batch = self._finish([encoding.ids], kind)
         prompt = self.rules(kind).prompt
         origin = _origin(prompt + text, self.recipe)
         places: list[Span | None] = []
         roles: list[Role] = []
-        # The same arrangement, applied to positions instead of ids.
+        # Arranges positions instead of ids, so that each token leads back to the text.
         for position in self._arrange(list(range(len(encoding.ids))), kind, marker=-1):
             place: Span | None = None
             if position < 0:
@@ -262,7 +237,9 @@ class TextTokenizer:
             attention = ~filled | expansion.attends
             scoring = scoring | filled
         cut = sum(len(ids) > room for ids in texts)
-        return TokenBatch(ids, offsets, attention, scoring, cut)
+        return TokenBatch(
+            ids=ids, offsets=offsets, attention=attention, scoring=scoring, truncated=cut
+        )
 
     def _check_length(self, kind: Kind) -> None:
         rules = self.rules(kind)
@@ -277,10 +254,10 @@ class TextTokenizer:
         """The expansion token: the named one, else the mask token, else the end token."""
         if expansion.token is not None:
             number = self.tokenizer.token_to_id(expansion.token)
-        elif self.specials.mask is not None:
-            number = self.specials.mask
+        elif self.vocabulary.mask is not None:
+            number = self.vocabulary.mask
         else:
-            number = self.specials.eos
+            number = self.vocabulary.eos
         if number is None:
             raise TokenizerError(
                 f"queries are expanded with {expansion.token or 'the mask or end token'}, which is "
@@ -296,7 +273,7 @@ class TextTokenizer:
                 self.tokenizer.encode(word, add_special_tokens=False).ids
                 for word in self.recipe.skiplist
             ]
-            return [ids[0] for ids in encoded if ids and ids[0] != self.specials.unk]
+            return [ids[0] for ids in encoded if ids and ids[0] != self.vocabulary.unk]
         numbers = [self.tokenizer.token_to_id(word) for word in self.recipe.skiplist]
         return [number for number in numbers if number is not None]
 

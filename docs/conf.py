@@ -37,7 +37,10 @@ napoleon_use_ivar = True
 
 # What other packages define has its page elsewhere, and what is not public has none.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(collections|langchain_core|llama_index|numpy|os|pathlib|pydantic|torch)\..*"),
+    (
+        r"py:.*",
+        r"(collections|langchain_core|llama_index|numpy|os|pathlib|pydantic|tokenizers|torch)\..*",
+    ),
     (r"py:.*", r"colbert_rag\.(backbones|checkpoint|adapter|index|inputs|model|tokenizer)\..*"),
     (
         r"py:.*",

@@ -447,6 +447,10 @@ def no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def damaged_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+
+
 def too_few_rows(folder: Path) -> None:
     edit_json(folder / "config.json", vocab_size=10)
 
@@ -506,6 +510,23 @@ def test_inspect_says_what_would_be_refused_and_why(
     assert [at["error"] for at in found["refused"]] == [error]
     assert ("Backbone" in shown, "Files" in shown) == (described, not described)
     assert ("format" in found) is described
+
+
+@pytest.mark.parametrize("spoil", [no_tokenizer, damaged_tokenizer])
+def test_inspect_shows_the_callers_choices_without_a_tokenizer(
+    spoil: Callable[[Path], None],
+    copy_of: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = copy_of("stanford-bert")
+    spoil(folder)
+
+    main(["inspect", str(folder), "--json", "--query-marker", "[X]", "--document-length", "9"])
+
+    (found,) = records(capsys.readouterr().out)
+    assert [reason["error"] for reason in found["refused"]] == ["TokenizerError"]
+    assert (found["query"]["marker"], found["document"]["length"]) == ("[X]", 9)
+    assert (found["vocabulary"], found["expansion"]["token"]) == (None, None)
 
 
 def test_inspect_lists_the_languages_of_a_backbone_that_has_adapters(

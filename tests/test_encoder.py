@@ -239,10 +239,10 @@ def test_texts_without_tokens_have_no_rows(tiny_colbert: ColBERT) -> None:
     tokens = tiny_colbert.tokenizer.documents(["mars"])
     length = int(tokens.offsets[-1])
     batch = TokenBatch(
-        tokens.ids,
-        np.array([0, 0, length, length]),
-        tokens.attention,
-        tokens.scoring,
+        ids=tokens.ids,
+        offsets=np.array([0, 0, length, length]),
+        attention=tokens.attention,
+        scoring=tokens.scoring,
     )
 
     found = tiny_colbert._loaded().text_encoder.encoder.encode(batch)

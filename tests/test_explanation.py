@@ -94,7 +94,7 @@ def spells(token: str, part: str, tokenizer: TextTokenizer) -> bool:
     * Byte-level BPE: `Ġ` is a space; one letter may be cut apart into bytes.
     """
     kind = type(tokenizer.tokenizer.model)
-    if tokenizer.tokenizer.token_to_id(token) == tokenizer.specials.unk:
+    if tokenizer.tokenizer.token_to_id(token) == tokenizer.vocabulary.unk:
         return bool(part)
     if plain(token) == plain(part):
         return True

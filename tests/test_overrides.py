@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
 
-from colbert_rag import ColBERT
+from colbert_rag import ColBERT, Settings, open_checkpoint
+from colbert_rag.checkpoint import vocabulary
+from colbert_rag.errors import MarkerError
 from tests.helpers.answers import ask_colbert, ask_oracle, open_exactly, unlike, unlike_scores
 from tests.helpers.oracle import (
     SentenceTransformersOracle,
@@ -78,6 +82,72 @@ def test_a_skiplist_of_words_drops_their_entries(
 
     assert len(skip) == 2
     assert [number for number in batch.ids if number in skip] == batch.ids[~batch.scoring].tolist()
+
+
+@pytest.mark.parametrize("published", ["[Q] search_query: ", "[Z] search_query: "])
+@pytest.mark.parametrize("marker", ["", "[D] "])
+def test_the_callers_marker_replaces_the_one_in_a_prompt(
+    marker: str, published: str, copy_of: Callable[[str], Path]
+) -> None:
+    """As if the prompt had been published with that marker, also where its own does not exist."""
+    folder = copy_of("native-modernbert-prompts")
+    config = folder / "config_sentence_transformers.json"
+    edit_json(config, prompts={"query": f"{marker}search_query: ", "document": ""})
+    expected = SentenceTransformersOracle(folder).query("mars")
+    edit_json(config, prompts={"query": published, "document": ""})
+
+    model = open_exactly(folder, query_marker=marker)
+
+    assert model.tokenizer.queries(["mars"]).ids.tolist() == expected.tokens.ids
+    assert unlike({"": model.encode_queries(["mars"])[0]}, {"": expected.rows}) == {}
+
+
+def test_fallback_markers_do_not_overrule_the_callers(
+    checkpoint: Callable[[str], Path], colbert: Callable[..., ColBERT]
+) -> None:
+    name = "jina-wrong-markers"
+    plain = load_tokenizer(checkpoint(name)).encode("mars").ids
+
+    with pytest.raises(MarkerError, match=r"query marker '\[unused5\]' is not in the vocabulary"):
+        open_exactly(checkpoint(name), query_marker="[unused5]")
+
+    batch = colbert(name, document_marker="").tokenizer.documents(["mars"])
+    assert batch.ids.tolist() == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "marker", "prompt"),
+    [
+        ("native-modernbert-prompts", "[Q] ", "search_query: "),
+        ("jina-wrong-markers", "[QueryMarker]", ""),
+        ("pylate-bert", "[Q] ", ""),
+    ],
+)
+def test_the_recipe_of_a_checkpoint_has_its_final_markers(
+    name: str, marker: str, prompt: str, checkpoint: Callable[[str], Path]
+) -> None:
+    recipe = open_checkpoint(Settings.normalised(checkpoint(name))).recipe
+
+    assert (recipe.query.marker, recipe.query.prompt) == (marker, prompt)
+
+
+def test_a_tokenizer_is_parsed_once(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+
+    def parse(path: str) -> Tokenizer:
+        parsed.append(path)
+        return Tokenizer.from_file(path)
+
+    monkeypatch.setattr(vocabulary, "Tokenizer", SimpleNamespace(from_file=parse))
+
+    folder = checkpoint("stanford-bert")
+    model = open_exactly(folder)
+    model.unload()
+    model.load()
+
+    assert parsed == [str(folder / "tokenizer.json")]
 
 
 def test_a_language_chooses_the_adapter(colbert: Callable[..., ColBERT]) -> None:

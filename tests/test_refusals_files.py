@@ -116,6 +116,22 @@ def test_a_pickle_that_runs_code_is_never_run(copy_of: Copy, tmp_path: Path) -> 
     assert not (tmp_path / "was here").exists()
 
 
+def test_a_pickled_dense_layer_is_read_on_request(
+    copy_of: Copy, colbert: Callable[..., ColBERT]
+) -> None:
+    folder = copy_of("pylate-bert")
+    dense = folder / "1_Dense"
+    torch.save(load_file(dense / WEIGHTS), dense / "pytorch_model.bin")
+    (dense / WEIGHTS).unlink()
+
+    with pytest.raises(PickleWeightsError, match="1_Dense"):
+        open_exactly(folder)
+
+    texts = ["mars", "venus is a planet"]
+    expected = colbert("pylate-bert").score("mars", texts)
+    assert open_exactly(folder, allow_pickle=True).score("mars", texts) == expected
+
+
 def test_the_pickled_head_of_bge_m3_is_refused(copy_of: Copy) -> None:
     folder = copy_of("raw-roberta")
     torch.save({"weight": torch.ones(32, 32), "bias": torch.ones(32)}, folder / "colbert_linear.pt")

@@ -6,8 +6,11 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-from colbert_rag.checkpoint import hub, source
+from colbert_rag.checkpoint import hub, open_checkpoint, source, weights
 from colbert_rag.checkpoint.hub import needed_files
 from colbert_rag.checkpoint.source import locate
 from colbert_rag.errors import (
@@ -17,6 +20,7 @@ from colbert_rag.errors import (
     PickleWeightsError,
 )
 from colbert_rag.settings import Settings
+from tests.helpers.tiny import Spec, build
 
 # Shortened listings of published repositories; what must not be fetched stands below the line.
 LISTINGS = {
@@ -113,3 +117,37 @@ def test_other_weights_under_the_same_name_are_refused(
 
     with pytest.raises(CorruptWeightsError, match=r"has SHA-256 .* expected 53aa51172d14"):
         locate(Settings.normalised("offline-minilm"))
+
+
+def test_types_and_shapes_come_from_the_header(tmp_path: Path) -> None:
+    """numpy has neither of these types, so that only the header can tell."""
+    tensors = {
+        "half": torch.zeros(2, 3, dtype=torch.bfloat16),
+        "quarter": torch.zeros(5, dtype=torch.float8_e4m3fn),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    found = weights.read_header(tmp_path, "model.safetensors")
+
+    assert {name: (info.dtype, info.shape) for name, info in found.items()} == {
+        "half": ("BF16", (2, 3)),
+        "quarter": ("F8_E4M3", (5,)),
+    }
+
+
+def test_no_header_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both descriptions of one model, as in answerai-colbert-small-v1."""
+    read = []
+
+    def spy(path: Path, framework: str) -> object:
+        read.append(path.relative_to(tmp_path).as_posix())
+        return safe_open(path, framework=framework)
+
+    build(Spec("pylate", tokens=("[unused0]", "[unused1]"), folder="0_Transformer"), tmp_path)
+    build(Spec(), tmp_path)
+    monkeypatch.setattr(weights, "safe_open", spy)
+
+    found = open_checkpoint(Settings.normalised(tmp_path))
+
+    assert found.format == "stanford"
+    assert sorted(read) == ["1_Dense/model.safetensors", "model.safetensors"]

@@ -1,6 +1,16 @@
-"""From what is published to `Checkpoint`: files, formats, tensor names; no weights are read."""
+"""From what is published to `Checkpoint`: files, formats, tensor names, vocabulary; no weights."""
 
-from colbert_rag.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from colbert_rag.checkpoint.checkpoint import Checkpoint, Description, open_checkpoint
 from colbert_rag.checkpoint.recipe import Expansion, Projection, Recipe, TextRules
+from colbert_rag.checkpoint.vocabulary import Vocabulary
 
-__all__ = ["Checkpoint", "Expansion", "Projection", "Recipe", "TextRules", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "Description",
+    "Expansion",
+    "Projection",
+    "Recipe",
+    "TextRules",
+    "Vocabulary",
+    "open_checkpoint",
+]

@@ -3,63 +3,56 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from colbert_rag.backbones import Backbone, find_backbone
-from colbert_rag.checkpoint.files import Folder, Json, join
-from colbert_rag.checkpoint.formats import FORMATS, NO_LIMIT, Layout, raw_recipe, read_modules
+from colbert_rag.backbones import Backbone, Config, find_backbone
+from colbert_rag.checkpoint.files import Folder, join
+from colbert_rag.checkpoint.formats import NO_LIMIT, Format, find_format
+from colbert_rag.checkpoint.layout import Layout, read_modules
+from colbert_rag.checkpoint.markers import with_chosen
 from colbert_rag.checkpoint.overrides import decided, overridden
 from colbert_rag.checkpoint.projection import check_chain
 from colbert_rag.checkpoint.recipe import Projection, Recipe
 from colbert_rag.checkpoint.source import locate, weights_digest
-from colbert_rag.checkpoint.weights import (
-    HEAD_NAMES,
-    UNUSED,
-    Tensors,
-    body_prefix,
-    find_head,
-    index_tensors,
-)
-from colbert_rag.errors import (
-    MetadataError,
-    MissingProjectionError,
-    NotACheckpointError,
-    PickleWeightsError,
-    ProjectionError,
-)
+from colbert_rag.checkpoint.vocabulary import Vocabulary, load_vocabulary
+from colbert_rag.checkpoint.weights import UNUSED, Tensors, body_prefix, find_head, index_tensors
+from colbert_rag.errors import MetadataError, NotACheckpointError
 from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
 
-RAW = "raw token embeddings"
 
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A published ColBERT model, described by its own files.
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """A published ColBERT model, described by its own files before its tokenizer is read.
 
     Attributes:
         name: The hub id or folder it was opened by.
         folder: The local folder.
-        format: The on-disk format, or "raw token embeddings".
+        form: The on-disk format, as a row of the table.
         body: Sub-folder of backbone and tokenizer, "" for the folder itself.
         config: The backbone's `config.json`, without references to remote code.
         backbone: Our row for the architecture; `backbone.refused` says why where it is not hosted.
         tensors: Stored tensors beside the backbone, by stored name.
         projection: The layers from hidden states to token vectors; empty for raw token embeddings.
         duplicate: A second description of the projection, to be compared with the first.
-        recipe: How text becomes tokens.
+        recipe: How text becomes tokens; only in a `Checkpoint` are its markers final.
     """
 
     name: str
     folder: Path
-    format: str
+    form: Format = field(repr=False)
     body: str
-    config: Json
+    config: Config
     backbone: Backbone
-    tensors: Tensors
+    tensors: Tensors = field(repr=False)
     projection: tuple[Projection, ...]
     duplicate: Projection | None
     recipe: Recipe
+
+    @property
+    def format(self) -> str:
+        """Name of the on-disk format, or "raw token embeddings"."""
+        return self.form.name
 
     @property
     def model_type(self) -> str:
@@ -111,6 +104,17 @@ class Checkpoint:
         """Bytes of those files on disk."""
         return sum((self.folder / file).stat().st_size for file in self.weight_files)
 
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(Description):
+    """A description with its vocabulary; its `recipe` is the one that is used.
+
+    Attributes:
+        vocabulary: The tokenizer, and its special tokens.
+    """
+
+    vocabulary: Vocabulary
+
     def fingerprint(self) -> str:
         """Identify weights and recipe, wherever the folder lies; reads the weight files once.
 
@@ -127,40 +131,72 @@ def open_checkpoint(settings: Settings) -> Checkpoint:
     Raises:
         CheckpointError: the kind of refusal is its subclass; see `colbert_rag.errors`.
     """
+    return finish(describe(settings), settings)
+
+
+def describe(settings: Settings) -> Description:
+    """Read what a checkpoint's files say, its tokenizer excepted.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
     path = locate(settings)
     folder = Folder(path, decided(settings))
     modules = read_modules(folder)
-    body = _body(folder, modules, allow_pickle=settings.allow_pickle)
-    if not folder.has(join(body, "config.json")):
-        raise NotACheckpointError(
-            f"{path / body} has no config.json, so it is not a model. Found: "
-            f"{sorted(file.name for file in path.iterdir())[:8] or 'an empty folder'}"
-        )
-    tensors = _tensors(folder, body, allow_pickle=settings.allow_pickle)
-    layout = Layout(folder, body, tensors, modules, settings.allow_pickle)
+    body, tensors = _read_body(folder, modules, allow_pickle=settings.allow_pickle)
+    layout = Layout(
+        folder=folder,
+        body=body,
+        tensors=tensors,
+        modules=modules,
+        allow_pickle=settings.allow_pickle,
+    )
     raw = settings.raw_token_embeddings or settings.checkpoint == OFFLINE_CHECKPOINT
-    name, projection, duplicate, recipe = _read(layout, raw=raw)
+    form = find_format(layout, raw=raw)
+    projection = form.projection(layout)
+    duplicate = form.duplicate(layout, projection)
     config = dict(folder.read(join(body, "config.json")).values)
     remote = config.pop("auto_map", None) is not None
     backbone = find_backbone(str(config.get("model_type", "")), tensors, remote_code=remote)
-    checkpoint = Checkpoint(
-        settings.checkpoint,
-        path,
-        name,
-        body,
-        config,
-        backbone,
-        tensors,
-        projection,
-        duplicate,
-        overridden(recipe, settings, backbone.positions(config) or NO_LIMIT),
+    recipe = overridden(form.recipe(layout), settings, backbone.positions(config) or NO_LIMIT)
+    description = Description(
+        name=settings.checkpoint,
+        folder=path,
+        form=form,
+        body=body,
+        config=config,
+        backbone=backbone,
+        tensors=tensors,
+        projection=projection,
+        duplicate=duplicate,
+        recipe=with_chosen(recipe, settings),  # for those who stop here; `finish` does it again
     )
-    check_chain(projection, checkpoint.hidden_size)
-    return checkpoint
+    check_chain(projection, description.hidden_size)
+    return description
 
 
-def _body(folder: Folder, modules: tuple[tuple[str, str], ...], *, allow_pickle: bool) -> str:
-    """The sub-folder of the backbone: what `modules.json` says, unless the top has a whole model.
+def finish(description: Description, settings: Settings) -> Checkpoint:
+    """Load the vocabulary, and find the markers that are used with its help.
+
+    The order is: what the files say, what the format makes of it, what the caller says.
+
+    Args:
+        description: What `describe` found.
+        settings: As given to `describe`.
+
+    Raises:
+        TokenizerError: there is no tokenizer, or it is damaged.
+    """
+    vocabulary = load_vocabulary(Folder(description.folder), description.body)
+    recipe = description.form.markers(description.recipe, vocabulary, description.backbone)
+    known = {**vars(description), "recipe": with_chosen(recipe, settings)}
+    return Checkpoint(**known, vocabulary=vocabulary)
+
+
+def _read_body(
+    folder: Folder, modules: tuple[tuple[str, str], ...], *, allow_pickle: bool
+) -> tuple[str, Tensors]:
+    """The backbone's sub-folder and tensors: what `modules.json` says, or a whole model at the top.
 
     answerai-colbert-small-v1 has both: weights with an inline head at the top, and the same model
     once more as `0_Transformer/` and `1_Dense/`. The inline head decides.
@@ -169,68 +205,13 @@ def _body(folder: Folder, modules: tuple[tuple[str, str], ...], *, allow_pickle:
     at_top = folder.has("config.json") and any(
         folder.has(f"model.safetensors{ending}") for ending in ("", ".index.json")
     )
-    if named and at_top and find_head(index_tensors(folder, "", allow_pickle=allow_pickle)):
-        return ""
-    return named
-
-
-def _tensors(folder: Folder, body: str, *, allow_pickle: bool) -> Tensors:
-    tensors = index_tensors(folder, body, allow_pickle=allow_pickle)
-    if not tensors:
-        # Imported here because reading a pickle needs torch, which nothing else here does.
-        from colbert_rag.checkpoint.pickles import index_pickle
-
-        tensors = index_pickle(folder, body)
-    return tensors
-
-
-def _read(
-    layout: Layout, *, raw: bool
-) -> tuple[str, tuple[Projection, ...], Projection | None, Recipe]:
-    """The format's name, projection, second description of it, and recipe."""
-    form = next((form for form in FORMATS if form.matches(layout)), None)
-    where = layout.folder.path
-    if raw and form is not None:
-        raise MissingProjectionError(
-            f"{where} is a {form.name} checkpoint with a trained projection, and "
-            "raw_token_embeddings=True would ignore it. Open it without that option"
+    if named and at_top:
+        tensors = index_tensors(folder, "", allow_pickle=allow_pickle)
+        if find_head(tensors) is not None:
+            return "", tensors
+    if not folder.has(join(named, "config.json")):
+        raise NotACheckpointError(
+            f"{folder.path / named} has no config.json, so it is not a model. Found: "
+            f"{sorted(file.name for file in folder.path.iterdir())[:8] or 'an empty folder'}"
         )
-    if raw:
-        return RAW, (), None, raw_recipe(layout)
-    if form is None:
-        if layout.folder.has(join(layout.body, "colbert_linear.pt")):
-            raise PickleWeightsError(
-                f"{where} keeps its projection as the pickle colbert_linear.pt (BGE-M3), which is "
-                "not read. Save it as linear.weight beside the backbone in model.safetensors"
-            )
-        raise MissingProjectionError(
-            f"no late-interaction projection found in {where}: looked for "
-            f"{' or '.join(HEAD_NAMES)} in the weights and for Dense layers in modules.json; "
-            f"tensors seen: {sorted(layout.tensors)[:4]}. An untrained projection would rank at "
-            "random, so none is made up. To use the encoder's own token vectors, pass "
-            "raw_token_embeddings=True"
-        )
-    projection = form.projection(layout)
-    duplicate = None
-    if form.name == "stanford" and layout.dense:
-        duplicate = _same_shape(projection[0], layout.dense_layers())
-    elif form.name != "stanford" and (head := find_head(layout.tensors)) is not None:
-        duplicate = Projection(head.shape[1], head.shape[0], head.name, head.file)
-    return form.name, projection, duplicate, form.recipe(layout)
-
-
-def _same_shape(inline: Projection, layers: tuple[Projection, ...]) -> Projection:
-    """The one Dense layer that says what the inline projection says; its values are compared later.
-
-    Raises:
-        ProjectionError: the Dense layers compute something else.
-    """
-    first = layers[0]
-    plain = first.activation == "Identity" and first.residual == "none"
-    if len(layers) > 1 or not plain or (first.bias is None) != (inline.bias is None):
-        raise ProjectionError(
-            f"the checkpoint carries two projections that differ: {inline.weight} beside the "
-            f"backbone, and {len(layers)} Dense layer(s) from {first.file} on with activation "
-            f"{first.activation}. Remove the one that was not trained with this backbone"
-        )
-    return first
+    return named, index_tensors(folder, named, allow_pickle=allow_pickle)

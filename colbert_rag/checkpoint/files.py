@@ -1,4 +1,4 @@
-"""A checkpoint's folder, read with suspicion: size limits, typed values, no way out of it."""
+"""Reads the JSON files of a checkpoint, which may be hostile: limits on size, types and paths."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from colbert_rag.errors import MetadataError, UnsafePathError
 MAX_JSON_BYTES = 8 * 2**20
 """No configuration file of a checkpoint is near this size; tokenizers are read elsewhere."""
 
-Json = dict[str, object]
+JsonObject = dict[str, object]
 Kind = TypeVar("Kind", str, int, bool, dict[str, object], list[object])
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One JSON object of a checkpoint, read by typed questions.
+    """One JSON object of a checkpoint, whose values are read with the type they must have.
 
     Attributes:
-        file: Where it stands, for messages.
+        file: The file it comes from, for messages.
         values: The object.
         ignored: Keys that count as absent, because the caller has chosen their values.
     """
 
     file: str
-    values: Json
+    values: JsonObject
     ignored: frozenset[str] = frozenset()
 
     def __contains__(self, key: str) -> bool:

@@ -11,69 +11,30 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colbert_rag.checkpoint.files import Folder, Section, join
-from colbert_rag.checkpoint.projection import dense_projection, inline_projection
+from colbert_rag.backbones import Backbone
+from colbert_rag.checkpoint.files import Section, join
+from colbert_rag.checkpoint.layout import Layout
+from colbert_rag.checkpoint.markers import as_read, split_prompts, with_fallback
+from colbert_rag.checkpoint.projection import inline_projection, same_as_inline
 from colbert_rag.checkpoint.recipe import Expansion, Projection, Recipe, TextRules
-from colbert_rag.checkpoint.weights import Tensors, find_head
-from colbert_rag.errors import MetadataError, MissingProjectionError, UnsupportedModuleError
+from colbert_rag.checkpoint.vocabulary import Vocabulary
+from colbert_rag.checkpoint.weights import HEAD_NAMES, find_head
+from colbert_rag.errors import (
+    MetadataError,
+    MissingProjectionError,
+    PickleWeightsError,
+    UnsupportedModuleError,
+)
 
 PUNCTUATION = tuple(string.punctuation)
 NO_LIMIT = 10**9
-ST_CONFIG = "config_sentence_transformers.json"
 PYLATE_KEYS = frozenset(
     "query_prefix document_prefix query_length document_length attend_to_expansion_tokens "
     "skiplist_words do_query_expansion".split()
 )
-MODULE_CLASSES = (
-    "Transformer",
-    "Dense",
-    "MultiVectorMask",
-    "Normalize",
-    "Pooling",
-    "HierarchicalTokenPooling",
-)
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What the files show before any format is chosen.
-
-    Attributes:
-        folder: The checkpoint.
-        body: Sub-folder of the backbone, "" for the checkpoint itself.
-        tensors: Tensors stored with the backbone.
-        modules: `(class name, sub-folder)` of every entry in `modules.json`.
-        allow_pickle: Whether pickled weights may be read.
-    """
-
-    folder: Folder
-    body: str
-    tensors: Tensors
-    modules: tuple[tuple[str, str], ...]
-    allow_pickle: bool
-
-    @property
-    def st_config(self) -> Section:
-        """What sentence-transformers and PyLate say about the whole model."""
-        return self.folder.read(ST_CONFIG)
-
-    @property
-    def dense(self) -> tuple[str, ...]:
-        """Sub-folders of the Dense layers, in order."""
-        return self.paths("Dense")
-
-    def paths(self, module: str) -> tuple[str, ...]:
-        """Sub-folders of the modules of one class, in order."""
-        return tuple(path for name, path in self.modules if name == module)
-
-    def dense_layers(self) -> tuple[Projection, ...]:
-        """The Dense layers, read."""
-        return tuple(
-            dense_projection(self.folder, sub, allow_pickle=self.allow_pickle) for sub in self.dense
-        )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Format:
     """One way a checkpoint is laid out on disk.
 
@@ -82,37 +43,16 @@ class Format:
         matches: Whether the files are of this format.
         projection: Reads the projection layers, in order.
         recipe: Reads the rules for text.
+        markers: Finds the markers that are used, once the vocabulary is loaded.
+        duplicate: Reads a second description of the projection, or gives None.
     """
 
     name: str
     matches: Callable[[Layout], bool]
     projection: Callable[[Layout], tuple[Projection, ...]]
     recipe: Callable[[Layout], Recipe]
-
-
-def read_modules(folder: Folder) -> tuple[tuple[str, str], ...]:
-    """Class names and sub-folders in `modules.json`; only the last part of a class path counts.
-
-    Raises:
-        UnsupportedModuleError: a class outside the allowlist.
-        UnsafePathError: a path that leaves the checkpoint.
-        MetadataError: the file is not a list of modules.
-    """
-    modules = []
-    for entry in folder.read_list("modules.json"):
-        class_path = entry.get("type", str)
-        path = entry.get("path", str)
-        if class_path is None or path is None:
-            raise MetadataError("modules.json has an entry without type or path")
-        name = class_path.rsplit(".", 1)[-1]
-        if name not in MODULE_CLASSES:
-            raise UnsupportedModuleError(
-                f"modules.json names the module {class_path!r}, expected one of "
-                f"{', '.join(MODULE_CLASSES)}. No other class is imported, because importing a "
-                "name from a checkpoint would run its code"
-            )
-        modules.append((name, folder.inside(path, named_in="modules.json")))
-    return tuple(modules)
+    markers: Callable[[Recipe, Vocabulary, Backbone], Recipe]
+    duplicate: Callable[[Layout, tuple[Projection, ...]], Projection | None]
 
 
 # Stanford: stanford-futuredata/ColBERT, colbert/infra/config/settings.py and
@@ -137,6 +77,10 @@ def _stanford_projection(layout: Layout) -> tuple[Projection, ...]:
     if head is None:  # pragma: no cover - _is_stanford has just found it
         raise MissingProjectionError(f"{layout.folder.path} has no inline projection")
     return (inline_projection(head, layout.tensors.get(head.name.replace("weight", "bias"))),)
+
+
+def _dense_duplicate(layout: Layout, projection: tuple[Projection, ...]) -> Projection | None:
+    return same_as_inline(projection[0], layout.dense_layers()) if layout.dense else None
 
 
 def _stanford_recipe(layout: Layout) -> Recipe:
@@ -207,6 +151,11 @@ def _pylate_rules(config: Section, kind: str, default: str, length: int) -> Text
     return TextRules(default if marker is None else marker, prompt, length)
 
 
+def _inline_duplicate(layout: Layout, _projection: tuple[Projection, ...]) -> Projection | None:
+    head = find_head(layout.tensors)
+    return None if head is None else inline_projection(head, None)
+
+
 # sentence-transformers >= 6: sentence_transformers/multi_vector_encoder/model.py and
 # sentence_transformers/base/modules/transformer.py.
 
@@ -250,7 +199,6 @@ def _native_recipe(layout: Layout) -> Recipe:
         expansion=expansion,
         skiplist=masking.words("skiplist_words") or (),
         skiplist_on=frozenset(masking.words("skiplist_tasks") or ("document",)),
-        split_markers=True,
     )
 
 
@@ -278,17 +226,84 @@ def tokenizer_limit(layout: Layout) -> int:
 FORMATS = (
     # Stanford ColBERT and everything saved by it: colbertv2.0, answerai-colbert-small-v1,
     # jina-colbert-v2, mxbai-colbert-large-v1.
-    Format("stanford", _is_stanford, _stanford_projection, _stanford_recipe),
+    Format(
+        name="stanford",
+        matches=_is_stanford,
+        projection=_stanford_projection,
+        recipe=_stanford_recipe,
+        markers=with_fallback,
+        duplicate=_dense_duplicate,
+    ),
     # sentence-transformers >= 6, whatever it loaded before saving.
-    Format("sentence-transformers", _is_native, _native_projection, _native_recipe),
+    Format(
+        name="sentence-transformers",
+        matches=_is_native,
+        projection=_native_projection,
+        recipe=_native_recipe,
+        markers=split_prompts,
+        duplicate=_inline_duplicate,
+    ),
     # PyLate: GTE-ModernColBERT-v1, ColBERT-Zero, mxbai-edge-colbert, LFM2-ColBERT.
-    Format("pylate", _is_pylate, Layout.dense_layers, _pylate_recipe),
+    Format(
+        name="pylate",
+        matches=_is_pylate,
+        projection=Layout.dense_layers,
+        recipe=_pylate_recipe,
+        markers=as_read,
+        duplicate=_inline_duplicate,
+    ),
 )
 
 
-def raw_recipe(layout: Layout) -> Recipe:
+def _raw_recipe(layout: Layout) -> Recipe:
     """The rules for a plain encoder's own token vectors: nothing is added, nothing skipped."""
     longest = tokenizer_limit(layout)
     return Recipe(
         query=TextRules("", "", min(128, longest)), document=TextRules("", "", min(256, longest))
+    )
+
+
+RAW = Format(
+    name="raw token embeddings",
+    matches=lambda _layout: False,  # never found, only asked for
+    projection=lambda _layout: (),
+    recipe=_raw_recipe,
+    markers=as_read,
+    duplicate=lambda _layout, _projection: None,
+)
+
+
+def find_format(layout: Layout, *, raw: bool) -> Format:
+    """The first format that fits the files.
+
+    Args:
+        layout: What the files show.
+        raw: Whether the caller wants the encoder's own token vectors.
+
+    Raises:
+        MissingProjectionError: no format fits, or `raw` would ignore a trained projection.
+        PickleWeightsError: the projection is a pickle that is not read.
+    """
+    form = next((form for form in FORMATS if form.matches(layout)), None)
+    where = layout.folder.path
+    if raw and form is not None:
+        raise MissingProjectionError(
+            f"{where} is a {form.name} checkpoint with a trained projection, and "
+            "raw_token_embeddings=True would ignore it. Open it without that option"
+        )
+    if raw:
+        return RAW
+    if form is not None:
+        return form
+    if layout.folder.has(join(layout.body, "colbert_linear.pt")):
+        raise PickleWeightsError(
+            f"{where} keeps its projection as the pickle colbert_linear.pt (BGE-M3), which is "
+            "not read. Save it as linear.weight beside the backbone in model.safetensors"
+        )
+    raise MissingProjectionError(
+        f"no late-interaction projection found in {where}: looked for "
+        f"{' or '.join(HEAD_NAMES)} in the weights and for Dense layers in modules.json; "
+        f"tensors seen: {sorted(layout.tensors)[:4]}. An untrained projection would rank at "
+        "random, so none is made up. To use the encoder's own token vectors, pass "
+        "raw_token_embeddings=True"
     )

@@ -44,14 +44,14 @@ def download(settings: Settings) -> Path:
     name, cache, token = settings.checkpoint, settings.cache_folder, settings.token
     try:
         if settings.local_files_only:
-            return _cached(settings, settings.revision)
+            return _cached(settings)
         try:
             info = HfApi(token=token).model_info(name, revision=settings.revision)
         except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
             raise
         except (OSError, HTTPError):
             # No connection: what an earlier run downloaded still works.
-            return _cached(settings, settings.revision)
+            return _cached(settings)
         files = needed_files(
             (sibling.rfilename for sibling in info.siblings or ()),
             allow_pickle=settings.allow_pickle,
@@ -78,11 +78,11 @@ def download(settings: Settings) -> Path:
         ) from error
 
 
-def _cached(settings: Settings, revision: str | None) -> Path:
+def _cached(settings: Settings) -> Path:
     return Path(
         snapshot_download(
             settings.checkpoint,
-            revision=revision,
+            revision=settings.revision,
             cache_dir=settings.cache_folder,
             local_files_only=True,
         )

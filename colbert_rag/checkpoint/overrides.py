@@ -1,4 +1,7 @@
-"""The caller's own choices in place of the checkpoint's."""
+"""The caller's own lengths, expansion and skip-list in place of the checkpoint's.
+
+Markers need the vocabulary, and come later: `markers.with_chosen`.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,11 @@ REPLACED_KEYS = {
     "attend_to_expansion": ("attend_to_mask_tokens", "attend_to_expansion_tokens"),
     "skiplist": ("mask_punctuation", "skiplist_words"),
 }
-"""For each choice of the caller, the keys of a checkpoint's files it stands in for."""
+"""For each choice of the caller, the keys of a checkpoint's files that it replaces."""
 
 
 def decided(settings: Settings) -> frozenset[str]:
-    """Keys nobody needs to read: a checkpoint with a broken entry opens once it is overridden."""
+    """Keys that are not read: a checkpoint with a broken entry opens once it is overridden."""
     return frozenset(
         key
         for option, keys in REPLACED_KEYS.items()
@@ -35,21 +38,18 @@ def decided(settings: Settings) -> frozenset[str]:
 
 
 def overridden(recipe: Recipe, settings: Settings, longest: int) -> Recipe:
-    """The caller's own choices in place of the checkpoint's.
+    """The recipe with the caller's choices, markers excepted.
+
+    Args:
+        recipe: What the files say.
+        settings: What the caller says.
+        longest: Positions of the backbone.
 
     Raises:
         MetadataError: a length leaves no room for text, or exceeds the backbone's positions.
     """
-    query = _rules(
-        recipe.query, settings.query_marker, settings.query_length, longest, "query_length"
-    )
-    document = _rules(
-        recipe.document,
-        settings.document_marker,
-        settings.document_length,
-        longest,
-        "document_length",
-    )
+    query = _with_length(recipe.query, settings.query_length, longest, "query_length")
+    document = _with_length(recipe.document, settings.document_length, longest, "document_length")
     expansion = recipe.expansion
     if settings.query_expansion is False:
         expansion = None
@@ -74,9 +74,7 @@ def overridden(recipe: Recipe, settings: Settings, longest: int) -> Recipe:
     return replace(recipe, query=query, document=document, expansion=expansion, skiplist=skiplist)
 
 
-def _rules(
-    rules: TextRules, marker: str | None, length: int | None, longest: int, option: str
-) -> TextRules:
+def _with_length(rules: TextRules, length: int | None, longest: int, option: str) -> TextRules:
     if length is None:
         if longest < rules.length < NO_LIMIT:
             logger.info(
@@ -91,4 +89,4 @@ def _rules(
             f"{option} is {length}, but the backbone has positions for {longest} tokens at most. "
             "Choose a smaller value"
         )
-    return replace(rules, length=length, marker=rules.marker if marker is None else marker)
+    return replace(rules, length=length)

@@ -30,7 +30,11 @@ def inline_projection(head: TensorInfo, bias: TensorInfo | None) -> Projection:
     out_features, in_features = head.shape
     _check_bias(head, bias)
     return Projection(
-        in_features, out_features, head.name, head.file, bias=bias.name if bias else None
+        in_features=in_features,
+        out_features=out_features,
+        weight=head.name,
+        file=head.file,
+        bias=bias.name if bias else None,
     )
 
 
@@ -64,14 +68,31 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
         raise ProjectionError(f"{sub}: config.json promises a bias, but there is no linear.bias")
     _check_bias(weight, tensors.get("linear.bias"))
     return Projection(
-        in_features,
-        out_features,
-        "linear.weight",
-        weight.file,
+        in_features=in_features,
+        out_features=out_features,
+        weight="linear.weight",
+        file=weight.file,
         activation=_activation(sub, config),
         bias="linear.bias" if "linear.bias" in tensors else None,
         residual=_residual(sub, config, weight, tensors.get("residual.weight")),
     )
+
+
+def same_as_inline(inline: Projection, layers: tuple[Projection, ...]) -> Projection:
+    """The one Dense layer that repeats the inline projection; their values are compared later.
+
+    Raises:
+        ProjectionError: the Dense layers compute something else.
+    """
+    first = layers[0]
+    plain = first.activation == "Identity" and first.residual == "none"
+    if len(layers) > 1 or not plain or (first.bias is None) != (inline.bias is None):
+        raise ProjectionError(
+            f"the checkpoint carries two projections that differ: {inline.weight} beside the "
+            f"backbone, and {len(layers)} Dense layer(s) from {first.file} on with activation "
+            f"{first.activation}. Remove the one that was not trained with this backbone"
+        )
+    return first
 
 
 def _check_bias(weight: TensorInfo, bias: TensorInfo | None) -> None:

@@ -1,4 +1,4 @@
-"""How a checkpoint turns text into tokens that are encoded and scored: values, no behaviour."""
+"""Values that say how a checkpoint turns text into tokens, and tokens into vectors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Expansion:
     token: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that decides ids and masks; `tokenizer.py` carries it out.
 
@@ -53,7 +53,6 @@ class Recipe:
         lowercases: Lower-case a text in Python, before the tokenizer sees it.
         padding_is_blank: A literal padding token in a text becomes the expansion token in a query
             and does not count in a document: Stanford's masks compare ids, not positions.
-        split_markers: Markers are the leading part of the prompts, to be found by vocabulary.
     """
 
     query: TextRules
@@ -65,10 +64,9 @@ class Recipe:
     strips: bool = False
     lowercases: bool = False
     padding_is_blank: bool = False
-    split_markers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Projection:
     """One layer of the projection, described by what the files say.
 

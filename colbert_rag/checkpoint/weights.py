@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from colbert_rag.checkpoint.files import Folder, join
 from colbert_rag.errors import CorruptWeightsError, NotACheckpointError, PickleWeightsError
-
-MAX_HEADER_BYTES = 100 * 2**20
-"""The limit the safetensors format itself sets."""
-
-DTYPE_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2, "I8": 1}
-DTYPE_BYTES |= {"U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
 
 BODY_PREFIXES = (
     "bert.",
@@ -38,7 +30,7 @@ UNUSED = ("pooler.", "cls.", "lm_head.")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies and what it is, without its values."""
+    """The file, type and shape of one stored tensor; `dtype` is spelled as in safetensors."""
 
     name: str
     file: str
@@ -55,8 +47,7 @@ def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
     Args:
         folder: The checkpoint.
         sub: The sub-folder that holds the weights, "" for the checkpoint itself.
-        allow_pickle: Accept `pytorch_model.bin`; its tensors are known only once it is loaded, so
-            the result is then empty.
+        allow_pickle: Accept `pytorch_model.bin`, which is loaded whole to see what it holds.
 
     Raises:
         NotACheckpointError: there are no weights.
@@ -79,7 +70,10 @@ def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
             "'model.safetensors'), or pass allow_pickle=True to read it with weights_only=True"
         )
     if pickles:
-        return {}
+        # Imported here because reading a pickle needs torch, which nothing else here does.
+        from colbert_rag.checkpoint.pickles import index_pickle
+
+        return index_pickle(folder, sub)
     raise NotACheckpointError(
         f"{folder.path / sub} has no model weights: looked for model.safetensors and "
         "model.safetensors.index.json. Is the download complete?"
@@ -106,49 +100,24 @@ def _read_shards(folder: Folder, sub: str, index: str) -> Tensors:
 
 
 def read_header(root: Path, file: str) -> Tensors:
-    """The tensors a safetensors file describes, and whether it is as long as it says.
+    """The tensors that a safetensors file describes; it must be exactly as long as it says.
 
     Raises:
         CorruptWeightsError: the file is truncated, or its header is not what the format demands.
     """
-    path = root / file
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CorruptWeightsError(
-                f"{file} is not a safetensors file, or is truncated: {size:,} bytes, header of "
-                f"{length:,} bytes. Download it again"
-            )
-        try:
-            header = json.loads(stream.read(length))
-            tensors, end = _parse(header, file)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CorruptWeightsError(
-                f"{file} has an unreadable header: {error}. Download it again"
-            ) from error
-    if size != 8 + length + end:
-        raise CorruptWeightsError(
-            f"{file} has {size:,} bytes, but its header describes {8 + length + end:,}. The file "
-            "is truncated or damaged: download it again"
-        )
-    return tensors
-
-
-def _parse(header: dict[str, dict[str, Any]], file: str) -> tuple[Tensors, int]:
     tensors: Tensors = {}
-    end = 0
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype, shape = str(entry["dtype"]), tuple(int(n) for n in entry["shape"])
-        start, stop = (int(place) for place in entry["data_offsets"])
-        if dtype in DTYPE_BYTES and stop - start != prod(shape) * DTYPE_BYTES[dtype]:
-            raise ValueError(f"tensor {name} has shape {shape} but {stop - start} bytes")
-        tensors[name] = TensorInfo(name, file, dtype, shape)
-        end = max(end, stop)
-    return tensors, end
+    try:
+        with safe_open(root / file, framework="np") as opened:
+            for name in opened.keys():  # noqa: SIM118  # the opened file is no mapping
+                tensor = opened.get_slice(name)
+                shape = tuple(tensor.get_shape())
+                tensors[name] = TensorInfo(name, file, tensor.get_dtype(), shape)
+    except (SafetensorError, OSError) as error:
+        raise CorruptWeightsError(
+            f"{file} is not a safetensors file, or is truncated or damaged: "
+            f"{(root / file).stat().st_size:,} bytes, {error}. Download it again"
+        ) from error
+    return tensors
 
 
 def body_prefix(names: list[str]) -> str:

@@ -16,7 +16,7 @@ from colbert_rag.errors import CheckpointError, UnsupportedBackboneError
 from colbert_rag.settings import Settings
 
 if TYPE_CHECKING:
-    from colbert_rag.checkpoint import Checkpoint, Recipe, TextRules
+    from colbert_rag.checkpoint import Description, Recipe, TextRules
     from colbert_rag.tokenizer import TextTokenizer
 
 DESCRIPTION = """\
@@ -32,38 +32,28 @@ examples:
   colbert-rag inspect ./my-checkpoint --json | jq .refused
   colbert-rag inspect sentence-transformers/all-MiniLM-L6-v2 --raw"""
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 """What safetensors calls the float types."""
 
 UNLIMITED = 10**6
-"""Lengths above are no limit: tokenizers write 1e30 for none."""
+"""From this length on there is no limit: tokenizers write 1e30 for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Findings:
-    """What was found: as much of it as could be read, and every reason to refuse."""
+    """What was found: as much of it as could be read, and every reason to refuse.
+
+    Attributes:
+        folder: Where the checkpoint lies.
+        refused: Why it would not open; empty where it would.
+        description: What its files say; its markers are final only where there is a tokenizer.
+        tokenizer: Text to ids, as a model would have it.
+    """
 
     folder: Path
     refused: tuple[CheckpointError, ...]
-    checkpoint: Checkpoint | None = None
+    description: Description | None = None
     tokenizer: TextTokenizer | None = None
-
-    @property
-    def recipe(self) -> Recipe | None:
-        """The rules for texts; the tokenizer's copy has all markers resolved."""
-        if self.tokenizer is not None:
-            return self.tokenizer.recipe
-        return None if self.checkpoint is None else self.checkpoint.recipe
-
-    @property
-    def expansion_token(self) -> str | None:
-        """What queries are filled with."""
-        if self.recipe is None or self.recipe.expansion is None or self.tokenizer is None:
-            return None
-        specials = self.tokenizer.specials
-        number = specials.eos if specials.mask is None else specials.mask
-        known = None if number is None else self.tokenizer.tokenizer.id_to_token(number)
-        return self.recipe.expansion.token or known
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,29 +83,33 @@ def _look(settings: Settings) -> _Findings:
         CheckpointError: there is no such folder or hub repository, hence nothing to describe.
     """
     # Imported here because the hub's client takes half a second, and `--help` needs none of it.
-    from colbert_rag.checkpoint import open_checkpoint
+    from colbert_rag.checkpoint.checkpoint import describe, finish
     from colbert_rag.checkpoint.source import locate
     from colbert_rag.tokenizer import TextTokenizer
 
     try:
-        checkpoint = open_checkpoint(settings)
+        description = describe(settings)
     except CheckpointError as error:
         return _Findings(locate(settings), (error,))
     refused: list[CheckpointError] = []
-    row = checkpoint.backbone
+    row = description.backbone
     if row.refused:
         refused.append(UnsupportedBackboneError(f"{row.name}: {row.refused}"))
-    rows = checkpoint.config.get("vocab_size")
+    rows = description.config.get("vocab_size")
     tokenizer = None
     try:
-        tokenizer = TextTokenizer.of(checkpoint, rows=rows if isinstance(rows, int) else None)
+        description = checkpoint = finish(description, settings)
+        tokenizer = TextTokenizer(
+            checkpoint.recipe,
+            checkpoint.vocabulary,
+            rows=rows if isinstance(rows, int) else None,
+        )
     except CheckpointError as error:
         refused.append(error)
-    return _Findings(checkpoint.folder, tuple(refused), checkpoint, tokenizer)
+    return _Findings(description.folder, tuple(refused), description, tokenizer)
 
 
 def _record(settings: Settings, found: _Findings) -> dict[str, object]:
-    checkpoint, recipe = found.checkpoint, found.recipe
     record: dict[str, object] = {
         "checkpoint": settings.checkpoint,
         "folder": str(found.folder),
@@ -124,21 +118,28 @@ def _record(settings: Settings, found: _Findings) -> dict[str, object]:
             {"error": type(error).__name__, "message": str(error)} for error in found.refused
         ],
     }
-    if checkpoint is None or recipe is None:
+    if found.description is None:
         return record
-    expansion = recipe.expansion
-    return record | {
-        "format": checkpoint.format,
+    return (
+        record
+        | _model_record(found.description)
+        | _text_record(found.description.recipe, found.tokenizer)
+    )
+
+
+def _model_record(model: Description) -> dict[str, object]:
+    return {
+        "format": model.format,
         "backbone": {
-            "name": checkpoint.backbone.name,
-            "model_type": checkpoint.model_type,
-            "layers": _layers(checkpoint),
-            "hidden_size": checkpoint.hidden_size,
-            "positions": checkpoint.backbone.positions(checkpoint.config),
-            "packs": checkpoint.backbone.packs,
-            "languages": _languages(checkpoint),
+            "name": model.backbone.name,
+            "model_type": model.model_type,
+            "layers": _layers(model),
+            "hidden_size": model.hidden_size,
+            "positions": model.backbone.positions(model.config),
+            "packs": model.backbone.packs,
+            "languages": _languages(model),
         },
-        "dim": checkpoint.dim,
+        "dim": model.dim,
         "projection": [
             {
                 "in": layer.in_features,
@@ -147,23 +148,27 @@ def _record(settings: Settings, found: _Findings) -> dict[str, object]:
                 "bias": layer.bias is not None,
                 "residual": layer.residual != "none",
             }
-            for layer in checkpoint.projection
+            for layer in model.projection
         ],
+        "parameters": _parameters(model),
+        "dtypes": _dtypes(model),
+        "files": list(model.weight_files),
+        "bytes": model.weight_bytes,
+    }
+
+
+def _text_record(recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, object]:
+    expansion = recipe.expansion and {
+        "token": None if tokenizer is None else tokenizer.expansion_token,
+        "length": recipe.expansion.length,
+        "attends": recipe.expansion.attends,
+    }
+    return {
         "query": _rules_record(recipe.query),
         "document": _rules_record(recipe.document),
-        "expansion": None
-        if expansion is None
-        else {
-            "token": found.expansion_token,
-            "length": expansion.length,
-            "attends": expansion.attends,
-        },
+        "expansion": expansion,
         "skiplist": list(recipe.skiplist),
-        "vocabulary": None if found.tokenizer is None else found.tokenizer.size,
-        "parameters": _parameters(checkpoint),
-        "dtypes": _dtypes(checkpoint),
-        "files": list(checkpoint.weight_files),
-        "bytes": checkpoint.weight_bytes,
+        "vocabulary": None if tokenizer is None else tokenizer.vocabulary.size,
     }
 
 
@@ -176,10 +181,10 @@ def _facts(settings: Settings, found: _Findings) -> Iterator[tuple[str, str]]:
     yield "Checkpoint", settings.checkpoint
     if str(found.folder) != settings.checkpoint:
         yield "Folder", str(found.folder)
-    if found.checkpoint is not None and found.recipe is not None:
-        yield from _checkpoint_facts(found.checkpoint)
-        yield from _recipe_facts(found, found.recipe)
-        yield "Weights", _weights(found.checkpoint)
+    if found.description is not None:
+        yield from _model_facts(found.description)
+        yield from _text_facts(found.description.recipe, found.tokenizer)
+        yield "Weights", _weights(found.description)
     else:
         files = (file for file in found.folder.iterdir() if file.is_file())
         listed = (f"{file.name} ({size(file.stat().st_size)})" for file in sorted(files))
@@ -190,22 +195,22 @@ def _facts(settings: Settings, found: _Findings) -> Iterator[tuple[str, str]]:
         yield "Opens", "yes, as far as files tell; tensors are compared when the model loads"
 
 
-def _checkpoint_facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
-    backbone = checkpoint.backbone
-    positions = backbone.positions(checkpoint.config)
+def _model_facts(model: Description) -> Iterator[tuple[str, str]]:
+    backbone = model.backbone
+    positions = backbone.positions(model.config)
     parts = [
-        f"{backbone.name} (model_type {checkpoint.model_type})",
-        f"{layers} layers" if (layers := _layers(checkpoint)) else "",
-        f"{checkpoint.hidden_size} wide",
+        f"{backbone.name} (model_type {model.model_type})",
+        f"{layers} layers" if (layers := _layers(model)) else "",
+        f"{model.hidden_size} wide",
         f"{positions:,} tokens at most" if positions else "",
         "" if backbone.refused else "packed" if backbone.packs else "padded",
     ]
-    yield "Format", checkpoint.format
+    yield "Format", model.format
     yield "Backbone", ", ".join(filter(None, parts))
-    if languages := _languages(checkpoint):
+    if languages := _languages(model):
         yield "Languages", f"{', '.join(languages)}; one is chosen with --language"
-    steps = [str(checkpoint.hidden_size)]
-    for layer in checkpoint.projection:
+    steps = [str(model.hidden_size)]
+    for layer in model.projection:
         extras = [
             "" if layer.activation == "Identity" else layer.activation,
             "bias" if layer.bias else "",
@@ -213,22 +218,22 @@ def _checkpoint_facts(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         ]
         named = ", ".join(filter(None, extras))
         steps.append(f"{layer.out_features}{f' ({named})' if named else ''}")
-    yield "Projection", " -> ".join(steps) if checkpoint.projection else "none, as asked for"
-    yield "Token vector", f"{checkpoint.dim} wide"
+    yield "Projection", " -> ".join(steps) if model.projection else "none, as asked for"
+    yield "Token vector", f"{model.dim} wide"
 
 
-def _recipe_facts(found: _Findings, recipe: Recipe) -> Iterator[tuple[str, str]]:
+def _text_facts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Iterator[tuple[str, str]]:
     filled = ""
     if (expansion := recipe.expansion) is not None:
         seen = "seen" if expansion.attends else "not seen"
-        token = found.expansion_token or "the mask token"
+        token = (tokenizer and tokenizer.expansion_token) or "the mask token"
         filled = f", filled up to {expansion.length} with {token} ({seen} by the encoder)"
     yield "Queries", _rules(recipe.query) + filled
     yield "Documents", _rules(recipe.document)
     skipped = f"{len(recipe.skiplist)} words: {' '.join(recipe.skiplist)}"
     yield "Skip-list", skipped if recipe.skiplist else "none"
-    if found.tokenizer is not None:
-        yield "Vocabulary", f"{found.tokenizer.size:,} entries"
+    if tokenizer is not None:
+        yield "Vocabulary", f"{tokenizer.vocabulary.size:,} entries"
 
 
 def _rules(rules: TextRules) -> str:
@@ -240,36 +245,36 @@ def _rules(rules: TextRules) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _weights(checkpoint: Checkpoint) -> str:
-    count = f"{_parameters(checkpoint):,} parameters in {' and '.join(_dtypes(checkpoint))}"
-    return f"{count}; {size(checkpoint.weight_bytes)} in {', '.join(checkpoint.weight_files)}"
+def _weights(model: Description) -> str:
+    count = f"{_parameters(model):,} parameters in {' and '.join(_dtypes(model))}"
+    return f"{count}; {size(model.weight_bytes)} in {', '.join(model.weight_files)}"
 
 
-def _parameters(checkpoint: Checkpoint) -> int:
+def _parameters(model: Description) -> int:
     """How many numbers the model takes from the files."""
-    names = checkpoint.backbone_tensors.values()
-    return sum(prod(checkpoint.tensors[name].shape) for name in names) + sum(
+    names = model.backbone_tensors.values()
+    return sum(prod(model.tensors[name].shape) for name in names) + sum(
         layer.in_features * layer.out_features * (1 + (layer.residual not in ("none", "identity")))
         + layer.out_features * (layer.bias is not None)
-        for layer in checkpoint.projection
+        for layer in model.projection
     )
 
 
-def _dtypes(checkpoint: Checkpoint) -> list[str]:
-    names = checkpoint.backbone_tensors.values()
-    stored = {checkpoint.tensors[name].dtype for name in names}
-    return sorted(DTYPES.get(dtype, dtype) for dtype in stored)
+def _dtypes(model: Description) -> list[str]:
+    names = model.backbone_tensors.values()
+    stored = {model.tensors[name].dtype for name in names}
+    return sorted(DTYPE_NAMES.get(dtype, dtype) for dtype in stored)
 
 
-def _layers(checkpoint: Checkpoint) -> int | None:
-    config = checkpoint.config
+def _layers(model: Description) -> int | None:
+    config = model.config
     layers = config.get("num_hidden_layers") or config.get("n_layers")  # DistilBERT's name for it
     return layers if isinstance(layers, int) else None
 
 
-def _languages(checkpoint: Checkpoint) -> list[str]:
+def _languages(model: Description) -> list[str]:
     """Names of the adapters of a backbone that has one for each language."""
-    languages = checkpoint.config.get("languages")
-    if not checkpoint.backbone.has_languages or not isinstance(languages, list):
+    languages = model.config.get("languages")
+    if not model.backbone.has_languages or not isinstance(languages, list):
         return []
     return [str(name) for name in languages]

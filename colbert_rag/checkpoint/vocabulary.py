@@ -1,13 +1,13 @@
-"""Loads a checkpoint's tokenizer into a state nobody changes afterwards.
+"""Loads a checkpoint's tokenizer, which nothing changes afterwards.
 
 A fast tokenizer keeps truncation and padding as state on one shared object; switching them for
 every call gives silently wrong lengths when threads share a model (huggingface/tokenizers#537).
-They are switched off here, once, and done by hand in `tokenizer.py`.
+They are switched off here, once, and `tokenizer.py` cuts and pads by hand.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
@@ -17,12 +17,10 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.checkpoint.files import Folder, Section, join
 from colbert_rag.errors import TokenizerError
 
 BERT_SPECIALS = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
-
 
 ROLES = {
     "mask": ("[MASK]", "<mask>", "<|mask|>"),
@@ -33,31 +31,53 @@ ROLES = {
 """What tokenizers call their special tokens, for those whose side files do not say."""
 
 
-@dataclass(frozen=True, slots=True)
-class Specials:
-    """Ids of the special tokens that rules refer to; None where the vocabulary has none."""
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Vocabulary:
+    """A checkpoint's tokenizer, and the special tokens that the rules for text refer to.
 
+    Attributes:
+        tokenizer: Without truncation and padding; nothing changes it after it was loaded.
+        mask: Id of the mask token; None where the vocabulary has none, as for the others.
+        eos: Id of the token that ends a text.
+        pad: Id of the padding token.
+        unk: Id of the token for unknown text.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
     mask: int | None
     eos: int | None
     pad: int | None
     unk: int | None
 
+    @property
+    def size(self) -> int:
+        """Rows that an embedding table needs for it: the largest id plus one."""
+        # Added tokens may leave gaps, so that the largest id exceeds the number of entries.
+        added = self.tokenizer.get_added_tokens_decoder()
+        return max([self.tokenizer.get_vocab_size(), *(number + 1 for number in added)])
 
-def load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, Specials]:
-    """The checkpoint's tokenizer, without truncation and padding, with every token it names.
+    def lacks(self, token: str) -> bool:
+        """Whether a token, if any, is not one entry; the empty string is no token."""
+        return bool(token) and self.tokenizer.token_to_id(token) is None
+
+
+def load_vocabulary(folder: Folder, body: str) -> Vocabulary:
+    """The tokenizer of a checkpoint, with every token that its side files name.
+
+    Args:
+        folder: The checkpoint.
+        body: Sub-folder of the backbone, "" for the checkpoint itself.
 
     Raises:
         TokenizerError: there is none, it is damaged, or its added tokens do not fit.
     """
-    folder = Folder(checkpoint.folder)
     # With the backbone in 0_Transformer/, the tokenizer is there too, or else at the top.
-    subs = [sub for sub in (checkpoint.body, "") if _has_tokenizer(folder, sub)]
-    if not subs:
+    sub = next((sub for sub in (body, "") if _has_tokenizer(folder, sub)), None)
+    if sub is None:
         raise TokenizerError(
-            f"{checkpoint.folder / checkpoint.body} has neither tokenizer.json nor vocab.txt. "
-            "Write one with transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            f"{folder.path / body} has neither tokenizer.json nor vocab.txt. Write one with "
+            "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
-    sub = subs[0]
     if folder.has(join(sub, "tokenizer.json")):
         tokenizer = _from_json(folder.path / join(sub, "tokenizer.json"))
     else:
@@ -66,11 +86,14 @@ def load_tokenizer(checkpoint: Checkpoint) -> tuple[Tokenizer, Specials]:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _add_missing(tokenizer, folder, sub)
-    return tokenizer, _specials(tokenizer, folder, sub)
+    return Vocabulary(tokenizer=tokenizer, **_roles(tokenizer, folder, sub))
 
 
-def _specials(tokenizer: Tokenizer, folder: Folder, sub: str) -> Specials:
-    """PyLate saves its padding token as the mask token, so roles are never told from padding."""
+def _roles(tokenizer: Tokenizer, folder: Folder, sub: str) -> dict[str, int | None]:
+    """Ids of the special tokens by role, each found by its own name.
+
+    Never told from padding: PyLate saves its padding token as the mask token.
+    """
     found: dict[str, int | None] = {}
     for role, names in ROLES.items():
         stated = [
@@ -79,7 +102,7 @@ def _specials(tokenizer: Tokenizer, folder: Folder, sub: str) -> Specials:
         ]
         ids = (tokenizer.token_to_id(name) for name in (*stated, *names) if name is not None)
         found[role] = next((number for number in ids if number is not None), None)
-    return Specials(**found)
+    return found
 
 
 def _has_tokenizer(folder: Folder, sub: str) -> bool:
