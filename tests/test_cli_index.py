@@ -93,7 +93,7 @@ def test_index_stores_what_is_read_with_where_it_was_read(make: Run, facts: Path
     with LocalIndex("x.sqlite") as index:
         documents = {document.text: document for document in index}
     mars = documents["Mars Mars is known as the Red Planet."]
-    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
+    assert (status, err, changed(out)) == (0, f"{CUT}\n", (5, 0, 0))
     assert out.splitlines()[1].startswith("x.sqlite holds 5 documents by ")
     assert list(documents) == CONTENTS
     assert mars.id == "mars"
@@ -451,7 +451,7 @@ def test_a_server_is_filled_and_searched_like_a_file(
     there = run("search", QUERY, url, "--json", "--filter", '{"line": {"$gt": 1}}')
     here = run("search", QUERY, made, "--json", "--filter", '{"line": {"$gt": 1}}')
 
-    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
+    assert (status, err, changed(out)) == (0, f"{CUT}\n", (5, 0, 0))
     assert [at["id"] for at in records(there[1])] == [at["id"] for at in records(here[1])]
     assert [at["score"] for at in records(there[1])] == pytest.approx(
         [at["score"] for at in records(here[1])], abs=1e-3
@@ -576,3 +576,10 @@ def test_an_index_in_the_place_of_the_query_is_noticed(made: str, run: Run, caps
 
 def test_a_query_that_looks_like_an_index_is_no_mistake(made: str, run: Run) -> None:
     assert run("search", "http://mars/planet", made, "--device", "cpu")[0] == 0
+
+
+def test_a_query_longer_than_the_name_of_a_file_is_looked_for_and_cut(made: str, run: Run) -> None:
+    status, _, err = run("search", "red planet " * 400, made)
+
+    assert status == 0
+    assert err == "note: a query is longer than 32 tokens and was cut there\n"

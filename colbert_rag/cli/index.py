@@ -15,7 +15,7 @@ from colbert_rag.cli.indexes import File, Where, add_server, is_index, where
 from colbert_rag.cli.options import (
     FORMS,
     UsageError,
-    add_followed_model,
+    add_model,
     add_reading,
     add_recipe,
     counted_truncation,
@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage = "%(prog)s [options] [FILE ...] --to INDEX"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     parser.add_argument(
         "--to",
         metavar="INDEX",
@@ -75,9 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_server(parser)
     add_reading(parser)
-    add_followed_model(
+    add_model(
         parser,
-        f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: that of the index; "
+        default=None,
+        help=f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: that of the index; "
         f"of a new one {DEFAULT_CHECKPOINT})",
     )
     add_recipe(parser)
@@ -200,9 +200,9 @@ class _Given:
             if key not in seen:
                 seen.add(key)
             elif read_one.id:
-                self._replaced.append(f"{read_one.id} at {read_one.place}")
+                self._replaced.append(f"{read_one.id} at {read_one.location}")
             else:
-                self._repeated.append(read_one.place)
+                self._repeated.append(read_one.location)
                 continue
             yield _document(read_one, name)
 
@@ -234,4 +234,4 @@ def _document(read_one: SourceDocument, name: str) -> Document:
     try:
         return as_document(Document(name, read_one.content, fields))
     except (TypeError, ValueError) as error:
-        raise ReadingError(f"{read_one.place}: {error}") from error
+        raise ReadingError(f"{read_one.location}: {error}") from error

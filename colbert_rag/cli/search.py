@@ -15,10 +15,11 @@ from colbert_rag.cli.indexes import add_server, is_index, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_finding,
-    add_followed_model,
+    add_model,
     add_score,
     checked_query,
     count_argument,
+    counted_truncation,
     open_model,
     settings_of,
 )
@@ -69,22 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_score(results)
     results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
     add_server(parser)
-    add_followed_model(parser, "where the model of the index is, if it has moved")
+    add_model(parser, default=None, help="where the model of the index is, if it has moved")
     add_finding(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best."""
     _check_order(arguments.query, arguments.index)
-    place = where(arguments, arguments.index)
+    target = where(arguments, arguments.index)
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
-    settings = settings_of(arguments, known_info(place))
-    model = open_model(replace(settings, document_cache=None))
-    with place.open(model, read_only=True) as index:
+    settings = settings_of(arguments, known_info(target))
+    colbert = open_model(replace(settings, document_cache=None))
+    with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
         start = time.perf_counter()
         held = index.count()
-        vectors = model.encode_queries(queries)
+        vectors = colbert.encode_queries(queries)
         answers = index.search_embeddings(vectors, arguments.top_k or held, passing)
         seconds = time.perf_counter() - start
     rows = vectors.lengths.tolist() if arguments.score == "mean" else [1] * len(queries)
@@ -104,15 +105,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check_order(query: str, index: str) -> None:
-    """Notice an index in the place of the query.
-
-    Raises:
-        UsageError: the two are swapped.
-    """
-    swapped = is_index(query) or query.startswith(("http://", "https://"))
-    if swapped and not is_index(index) and "://" not in index:
-        command = f"colbert-rag search {shlex.quote(index)} {shlex.quote(query)}"
+    """Refuse an index given as the query, and a query given as the index."""
+    if _names_index(query) and not _names_index(index):
+        command = shlex.join(["colbert-rag", "search", index, query])
         raise UsageError(f"{query} is an index, and stands where the query belongs: {command}")
+
+
+def _names_index(word: str) -> bool:
+    try:
+        return "://" in word or is_index(word)
+    except (OSError, ValueError):  # such as a query that is too long for the name of a file
+        return False
 
 
 def _queries(named: str) -> list[str]:
@@ -180,5 +183,5 @@ def _name(hit: Hit) -> str:
     source, line = hit.metadata.get("source"), hit.metadata.get("line")
     if not isinstance(source, str) or not isinstance(line, int):
         return hit.id
-    place = f"{source}:{line}"
-    return place if hit.id == text_digest(hit.text).hex() else f"{place} ({hit.id})"
+    location = f"{source}:{line}"
+    return location if hit.id == text_digest(hit.text).hex() else f"{location} ({hit.id})"
