@@ -558,6 +558,13 @@ def test_a_secret_in_the_wrong_place_is_refused_without_showing_it(
     assert "s3cret" not in err
 
 
+def test_a_secret_in_swapped_arguments_is_not_shown(facts: Path, capsys) -> None:
+    status, err = refused(["search", "http://user:s3cret@host/c", "red planet"], capsys)
+
+    assert status == 2
+    assert "s3cret" not in err
+
+
 def test_verify_is_for_files(facts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, err = refused(["info", "http://host/c", "--verify"], capsys)
 

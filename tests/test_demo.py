@@ -145,7 +145,7 @@ def test_no_query_is_taken_for_search_syntax(query: str, search: KeywordSearch) 
 
 
 def test_only_as_many_as_asked_for_are_found(search: KeywordSearch) -> None:
-    assert len(search("dog cat", k=2)) == 2
+    assert len(search("dog cat", top_k=2)) == 2
 
 
 # Comparison and frameworks

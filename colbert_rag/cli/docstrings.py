@@ -174,7 +174,7 @@ class KeywordSearch:
             "insert into passages (rowid, name, text) values (?, ?, ?)", rows
         )
 
-    def __call__(self, query: str, *, k: int = CANDIDATES) -> list[int]:
+    def __call__(self, query: str, *, top_k: int = CANDIDATES) -> list[int]:
         """Positions of the passages that share words with a query, best first."""
         asked = dict.fromkeys(re.findall(r"\w+", query.lower()))
         # Documentation seldom asks, so that "how" and "I" would weigh more than the matter itself.
@@ -183,7 +183,7 @@ class KeywordSearch:
             return []
         rows = self._database.execute(
             "select rowid from passages where passages match ? order by rank limit ?",
-            (" OR ".join(f'"{word}"' for word in words), k),
+            (" OR ".join(f'"{word}"' for word in words), top_k),
         )
         return [number for (number,) in rows]
 

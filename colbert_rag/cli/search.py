@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best."""
-    _check_order(arguments.query, arguments.index)
+    _check_order(arguments)
     target = where(arguments, arguments.index)
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
@@ -104,16 +104,18 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_order(query: str, index: str) -> None:
+def _check_order(arguments: argparse.Namespace) -> None:
     """Refuse an index given as the query, and a query given as the index."""
+    query, index = arguments.query, arguments.index
     if _names_index(query) and not _names_index(index):
+        where(arguments, query)  # refuses a URL that holds a password before it is shown
         command = shlex.join(["colbert-rag", "search", index, query])
         raise UsageError(f"{query} is an index, and stands where the query belongs: {command}")
 
 
 def _names_index(word: str) -> bool:
     try:
-        return "://" in word or is_index(word)
+        return word.startswith(("http://", "https://")) or is_index(word)
     except (OSError, ValueError):  # such as a query that is too long for the name of a file
         return False
 
