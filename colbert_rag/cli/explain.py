@@ -17,9 +17,9 @@ from colbert_rag.cli.options import (
     add_reading,
     add_recipe,
     checked_query,
-    count_argument,
     counted_truncation,
     open_model,
+    parse_count,
     settings_of,
 )
 from colbert_rag.cli.output import note, say_json, width
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="what to look for")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--rank", type=count_argument, default=1, metavar="N", help="explain the N-th best (1)"
+        "--rank", type=parse_count, default=1, metavar="N", help="explain the N-th best (1)"
     )
     add_long_documents(results)
     form = results.add_mutually_exclusive_group()

@@ -216,17 +216,21 @@ def add_long_documents(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_score(group: argparse._ArgumentGroup) -> None:
-    """Declare the scale of scores."""
+def add_results(group: argparse._ArgumentGroup) -> None:
+    """Declare how many results there are, their scale of scores, and their form."""
+    group.add_argument(
+        "-k", "--top-k", type=parse_count, default=10, metavar="N", help="how many; 0 for all (10)"
+    )
     group.add_argument(
         "--score",
         choices=("mean", "sum"),
         default="mean",
         help="mean similarity of the query's tokens, -1 to 1, or ColBERT's sum (default: mean)",
     )
+    group.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
 
 
-def count_argument(text: str) -> int:
+def parse_count(text: str) -> int:
     """A number that counts something, for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")

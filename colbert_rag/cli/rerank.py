@@ -17,9 +17,8 @@ from colbert_rag.cli.options import (
     add_model,
     add_reading,
     add_recipe,
-    add_score,
+    add_results,
     checked_query,
-    count_argument,
     counted_truncation,
     hint_at_lines,
     open_model,
@@ -94,15 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("query", metavar="QUERY", help="what to look for")
     results = parser.add_argument_group("results")
-    results.add_argument(
-        "-k",
-        "--top-k",
-        type=count_argument,
-        default=10,
-        metavar="N",
-        help="how many; 0 for all (10)",
-    )
-    add_score(results)
+    add_results(results)
     results.add_argument(
         "--min-score",
         type=float,
@@ -110,7 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="leave out what scores below",
     )
-    results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
     add_long_documents(results)
     add_reading(parser)
     add_model(parser)

@@ -16,9 +16,8 @@ from colbert_rag.cli.options import (
     UsageError,
     add_finding,
     add_model,
-    add_score,
+    add_results,
     checked_query,
-    count_argument,
     counted_truncation,
     open_model,
     settings_of,
@@ -58,17 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="what to look for, or -")
     parser.add_argument("index", metavar="INDEX", help="file, or http://HOST:PORT/COLLECTION")
     results = parser.add_argument_group("results")
-    results.add_argument(
-        "-k",
-        "--top-k",
-        type=count_argument,
-        default=10,
-        metavar="N",
-        help="how many; 0 for all (10)",
-    )
+    add_results(results)
     results.add_argument("--filter", metavar="JSON", help="which documents may be found")
-    add_score(results)
-    results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
     add_server(parser)
     add_model(parser, default=None, help="where the model of the index is, if it has moved")
     add_finding(parser)
