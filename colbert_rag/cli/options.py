@@ -313,7 +313,7 @@ def settings_of(arguments: argparse.Namespace, info: IndexInfo | None = None) ->
 
 def _recipe(info: IndexInfo) -> dict[str, object]:
     """Only what a recipe consists of: an index may come from somebody else."""
-    from colbert_rag.index.protocol import RECIPE_OPTIONS
+    from colbert_rag.index.info import RECIPE_OPTIONS
 
     return {name: info.recipe[name] for name in RECIPE_OPTIONS if name in info.recipe}
 

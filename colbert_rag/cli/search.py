@@ -75,22 +75,21 @@ def run(arguments: argparse.Namespace) -> int:
     with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
         start = time.perf_counter()
         held = index.count()
-        vectors = colbert.encode_queries(queries)
-        answers = index.search_embeddings(vectors, arguments.top_k or held, passing)
+        answers = index.search_many(queries, arguments.top_k or held, passing)
         seconds = time.perf_counter() - start
-    rows = vectors.lengths.tolist() if arguments.score == "mean" else [1] * len(queries)
+    mean = arguments.score == "mean"
     if not arguments.json:
         found = len(answers[0]) if len(answers) == 1 else sum(map(len, answers))
         asked = "" if len(queries) == 1 else f" for {len(queries):,} queries"
         say(f"{found:,} of {held:,} documents{asked} by {settings.checkpoint} in {seconds:.1f} s")
-    for query, hits, count in zip(queries, answers, rows, strict=True):
+    for query, hits in zip(queries, answers, strict=True):
         if arguments.json:
-            _say_records(query, hits, count)
+            _say_records(query, hits, mean=mean)
             continue
         if len(queries) > 1:
             say()
             say(f"Query: {one_line(query)}")
-        say_table(_row(hit, count) for hit in hits)
+        say_table(_row(hit, mean=mean) for hit in hits)
     return 0
 
 
@@ -148,12 +147,12 @@ def _filter(text: str | None) -> Mapping[str, object] | None:
     return passing
 
 
-def _say_records(query: str, hits: Iterable[Hit], rows: int) -> None:
+def _say_records(query: str, hits: Iterable[Hit], *, mean: bool) -> None:
     for rank, hit in enumerate(hits, start=1):
         record: dict[str, object] = {
             "query": query,
             "rank": rank,
-            "score": hit.score / rows,
+            "score": hit.mean if mean else hit.score,
             "id": hit.id,
             "text": hit.text,
             "metadata": hit.metadata,
@@ -161,12 +160,12 @@ def _say_records(query: str, hits: Iterable[Hit], rows: int) -> None:
         say_json(record)
 
 
-def _row(hit: Hit, rows: int) -> Row:
+def _row(hit: Hit, *, mean: bool) -> Row:
     """The hit as `rerank` would show it, had it read the document now."""
     title = hit.metadata.get("title")
     title = title if isinstance(title, str) else ""
     text = hit.text.removeprefix(f"{title} ") if title else hit.text
-    return Row(hit.score / rows, _name(hit), title, text)
+    return Row(hit.mean if mean else hit.score, _name(hit), title, text)
 
 
 def _name(hit: Hit) -> str:
