@@ -1,6 +1,6 @@
 """The command line: results, wrong usage, errors in one line, and what it does not import."""
 
-import argparse
+import dataclasses
 import io
 import json
 import math
@@ -18,16 +18,10 @@ import pytest
 import colbert_rag
 from colbert_rag import ColBERT
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
-from colbert_rag.cli.options import (
-    OPTIONS,
-    add_long_documents,
-    add_model,
-    add_recipe,
-    in_options,
-)
+from colbert_rag.cli.options import NO_OPTIONS, OPTIONS, in_options
 from colbert_rag.cli.output import say_json
 from colbert_rag.cli.reading import SourceDocument
-from colbert_rag.settings import DEFAULT_CHECKPOINT
+from colbert_rag.settings import DEFAULT_CHECKPOINT, Settings
 from tests.helpers.tiny import DROP, edit_json
 
 FACTS = [
@@ -45,7 +39,8 @@ CONTENTS = [
     "",
 ]
 QUERY = "Which planet is red?"
-CUT = "note: 1 of 5 documents are longer than 40 tokens and were cut there\n"
+CUT = "note: 1 of 5 documents are longer than 40 tokens and were cut there"
+WHOLE = "; --long-documents windows scores them whole\n"
 HEAVY = {"torch", "transformers", "pydantic", "langchain_core", "llama_index"}
 
 
@@ -100,7 +95,7 @@ def test_json_results_are_those_of_the_library(run, facts: Path, tiny_colbert) -
     status, out, err = run(QUERY, facts, "--json", "--score", "sum")
 
     found = records(out)
-    assert (status, err) == (0, CUT)
+    assert (status, err) == (0, f"{CUT}{WHOLE}")
     assert [at["index"] for at in found] == [at.index for at in expected]
     assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=1e-4)
     assert [at["rank"] for at in found] == [1, 2, 3, 4, 5]
@@ -696,21 +691,47 @@ def test_text_reaches_any_output(tiny_checkpoint: Path, tmp_path: Path, monkeypa
         ("use checkpoint='offline-minilm' after", "use --model offline-minilm after"),
         ("Try dtype='float32'", "Try --dtype float32"),
         ("the checkpoint is damaged", "the checkpoint is damaged"),
+        ("spelling, or pass token=", "spelling, or pass HF_TOKEN in the environment"),
+        ("made with token_pooling=2.0, found", "made with --token-pooling 2.0, found"),
+        ("in /a/query_length=3/b, 'device=x'", "in /a/query_length=3/b, 'device=x'"),
     ],
 )
 def test_errors_speak_of_options(message: str, said: str) -> None:
     assert in_options(message) == said
 
 
-def test_options_are_named_as_the_parsers_name_them() -> None:
-    parser = argparse.ArgumentParser()
-    add_model(parser)
-    add_recipe(parser)
-    add_long_documents(parser.add_argument_group("results"))
+def test_every_setting_has_an_option_or_is_known_to_have_none() -> None:
+    parsers = {command.name: _parser(command) for command in COMMANDS}
+    offered = {
+        option: action.dest
+        for name in ("rerank", "index")
+        for action in parsers[name]._actions
+        for option in action.option_strings
+    }
+    settings = {field.name for field in dataclasses.fields(Settings)}
 
-    for name, option in OPTIONS.items():
-        (action,) = (each for each in parser._actions if option in each.option_strings)
-        assert action.dest == name
+    assert settings - set(offered.values()) == {*NO_OPTIONS, "token"}
+    assert set(OPTIONS) == settings - NO_OPTIONS | {"token_pooling"}
+    assert all(offered[option] == name for name, option in OPTIONS.items() if name != "token")
+
+
+def test_a_pickle_is_refused_with_the_option_that_reads_it(
+    facts: Path, checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(checkpoint("stanford-bert-pickled"))
+
+    assert main(["rerank", "q", str(facts), "-m", folder]) == 1
+
+    err = capsys.readouterr().err
+    assert "pass --allow-pickle to read it" in err
+    assert "allow_pickle" not in err
+
+
+def test_wrong_usage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(["rerank", "q", "--\x1b[2J"], capsys)[1]
+
+    assert "\u241b[2J" in err
+    assert "\x1b" not in err
 
 
 def test_what_a_file_holds_does_not_reach_the_terminal_as_it_is(
@@ -742,5 +763,5 @@ def test_what_was_cut_is_said_once_for_the_whole_run(
     main(["rerank", QUERY, str(facts), "-m", str(tiny_checkpoint), "--device", "cpu"])
 
     assert capsys.readouterr().err.splitlines() == [
-        "note: 7 of 7 documents are longer than 40 tokens and were cut there"
+        f"note: 7 of 7 documents are longer than 40 tokens and were cut there{WHOLE}".strip()
     ]

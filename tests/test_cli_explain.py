@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from colbert_rag.cli import explain, main
-from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, records, refused
+from colbert_rag.explanation.text_view import SHOWN_CHARACTERS
+from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, WHOLE, records, refused
 
 RED = "known as the red planet"
 ESCAPE = re.compile(r"\x1b\[[\d;]*m")
@@ -56,7 +57,7 @@ def test_json_explains_the_place_that_is_asked_for(
     status, out, err = run(QUERY, facts, "--rank", rank, "--json")
 
     (found,) = records(out)
-    assert (status, err.removeprefix(CUT)) == (0, "")
+    assert (status, err.removeprefix(f"{CUT}{WHOLE}")) == (0, "")
     assert (found["rank"], found["line"], found["text"]) == (
         rank,
         place.index + 1,
@@ -133,7 +134,7 @@ def test_a_long_document_shows_its_best_part(facts: Path, capsys) -> None:
         r"^Characters (\d+) to ([\d,]+) of 4,943, which carry (\d+\.\d) %", out, re.MULTILINE
     ).groups()
     shown = out.split("the score:\n\n")[1].split("\n\n")[0]
-    assert int(end.replace(",", "")) - int(begin) <= explain.SHOWN_CHARACTERS
+    assert int(end.replace(",", "")) - int(begin) <= SHOWN_CHARACTERS
     assert float(share) > 50
     assert "the [Red] [Planet]" in shown
     assert re.match(r"  [A-Z]?[a-z]+ ", shown)
@@ -197,6 +198,13 @@ def test_the_page_is_complete_and_escapes_everything(run: Run) -> None:
     assert "default-src 'none'" in text
 
 
+def test_a_notebook_shows_what_a_page_shows(tiny_colbert) -> None:
+    explanation = tiny_colbert.explain(QUERY, "red")
+
+    assert explanation.to_html() == explanation._repr_html_()
+    assert "<mark" in explanation.to_html()
+
+
 def test_a_page_can_be_written_about_a_file_name_that_is_not_unicode(
     tiny_colbert, tmp_path: Path
 ) -> None:
@@ -223,14 +231,17 @@ def test_wrong_usage_is_said_in_two_lines(
 
     assert status == 2
     assert message in err
-    assert len(err.removeprefix(CUT).splitlines()) == 2
+    assert len(err.removeprefix(f"{CUT}{WHOLE}").splitlines()) == 2
 
 
 def test_a_page_that_cannot_be_written_is_one_line(run: Run, facts: Path) -> None:
     status, _, err = run(QUERY, facts, "--html", "no/such/folder.html")
 
     assert status == 1
-    assert err.removeprefix(CUT) == "error: no/such/folder.html: No such file or directory\n"
+    assert (
+        err.removeprefix(f"{CUT}{WHOLE}")
+        == "error: no/such/folder.html: No such file or directory\n"
+    )
 
 
 def test_no_documents_are_no_error(run: Run) -> None:

@@ -93,7 +93,7 @@ def test_index_stores_what_is_read_with_where_it_was_read(make: Run, facts: Path
     with LocalIndex("x.sqlite") as index:
         documents = {document.text: document for document in index}
     mars = documents["Mars Mars is known as the Red Planet."]
-    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
+    assert (status, err, changed(out)) == (0, f"{CUT}\n", (5, 0, 0))
     assert out.splitlines()[1].startswith("x.sqlite holds 5 documents by ")
     assert list(documents) == CONTENTS
     assert mars.id == "mars"
@@ -188,6 +188,81 @@ def test_ids_and_texts_that_come_again_are_said(make: Run) -> None:
     assert changed(again) == (3, 0, 0)
 
 
+@pytest.fixture
+def pages(make: Run) -> Path:
+    """A folder of three files, which is indexed together with the facts."""
+    folder = Path("pages")
+    folder.mkdir()
+    for name in ("one", "two", "three"):
+        (folder / f"{name}.txt").write_text(f"{name} mars\n\n{name} venus\n", encoding="utf-8")
+    make(folder, "facts.jsonl", "--to", "x.sqlite")
+    return folder
+
+
+def held(path: str) -> set[str]:
+    with LocalIndex(path, read_only=True) as index:
+        return {document.text for document in index}
+
+
+def test_what_vanished_from_the_named_files_is_removed_on_request(make: Run, pages: Path) -> None:
+    (pages / "one.txt").write_text("one mars\n\none pluto\n", encoding="utf-8")
+    (pages / "two.txt").unlink()
+
+    kept = make(pages, "--to", "x.sqlite")
+    pruned = make(pages, "--to", "x.sqlite", "--prune")
+
+    assert kept[1].startswith("1 added, 0 updated, 3 unchanged in ")
+    assert pruned[1].startswith("0 added, 0 updated, 4 unchanged, 3 removed in ")
+    assert held("x.sqlite") == {
+        *CONTENTS,
+        *("one mars", "one pluto", "three mars", "three venus"),
+    }
+
+
+def test_pruning_one_file_leaves_the_other_files_of_its_folder(make: Run, pages: Path) -> None:
+    (pages / "one.txt").write_text("one mars\n", encoding="utf-8")
+    (pages / "two.txt").unlink()
+
+    _, out, _ = make(pages / "one.txt", "--to", "x.sqlite", "--prune")
+
+    assert out.startswith("0 added, 0 updated, 1 unchanged, 1 removed in ")
+    assert {"two mars", "two venus", "three mars"} <= held("x.sqlite")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text":\n', "error: pages/one.jsonl:1: not JSON"),
+        ('{"text": "a", "source": "b"}', "the record has a field 'source' of its own"),
+    ],
+)
+def test_nothing_is_removed_where_reading_fails(
+    content: str, message: str, make: Run, pages: Path
+) -> None:
+    before = held("x.sqlite")
+    for page in pages.iterdir():
+        page.unlink()
+    (pages / "one.jsonl").write_text(content, encoding="utf-8")
+
+    status, _, err = make(pages, "--to", "x.sqlite", "--prune")
+
+    assert status == 1
+    assert message in err
+    assert held("x.sqlite") == before
+
+
+def test_nothing_is_removed_where_nothing_was_read(make: Run, pages: Path) -> None:
+    before = held("x.sqlite")
+    for page in pages.iterdir():
+        page.write_text("\n", encoding="utf-8")
+
+    status, _, err = make(pages, "--to", "x.sqlite", "--prune")
+
+    assert status == 1
+    assert err.startswith("error: no documents found in pages, so that --prune would remove all")
+    assert held("x.sqlite") == before
+
+
 def test_an_index_is_copied_without_a_model(made: str, run: Run) -> None:
     status, out, _ = run("index", made, "--to", "copy.sqlite")
 
@@ -248,6 +323,8 @@ def test_what_is_no_index_is_left_as_it_is(make: Run, facts: Path) -> None:
         pytest.param(
             ["facts.sqlite", "--to", "y", "--token-pooling", "2"], "vectors it has", id="copy"
         ),
+        pytest.param(["facts.sqlite", "--to", "y", "--prune"], "for documents", id="prune a copy"),
+        pytest.param(["-", "--to", "y", "--prune"], "files and folders", id="prune stdin"),
     ],
 )
 def test_wrong_usage_of_index_is_said_in_two_lines(
@@ -451,7 +528,7 @@ def test_a_server_is_filled_and_searched_like_a_file(
     there = run("search", QUERY, url, "--json", "--filter", '{"line": {"$gt": 1}}')
     here = run("search", QUERY, made, "--json", "--filter", '{"line": {"$gt": 1}}')
 
-    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
+    assert (status, err, changed(out)) == (0, f"{CUT}\n", (5, 0, 0))
     assert [at["id"] for at in records(there[1])] == [at["id"] for at in records(here[1])]
     assert [at["score"] for at in records(there[1])] == pytest.approx(
         [at["score"] for at in records(here[1])], abs=1e-3
@@ -561,6 +638,13 @@ def test_a_secret_in_the_wrong_place_is_refused_without_showing_it(
     assert "s3cret" not in err
 
 
+def test_a_secret_in_swapped_arguments_is_not_shown(facts: Path, capsys) -> None:
+    status, err = refused(["search", "http://user:s3cret@host/c", "red planet"], capsys)
+
+    assert status == 2
+    assert "s3cret" not in err
+
+
 def test_verify_is_for_files(facts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, err = refused(["info", "http://host/c", "--verify"], capsys)
 
@@ -579,3 +663,10 @@ def test_an_index_in_the_place_of_the_query_is_noticed(made: str, run: Run, caps
 
 def test_a_query_that_looks_like_an_index_is_no_mistake(made: str, run: Run) -> None:
     assert run("search", "http://mars/planet", made, "--device", "cpu")[0] == 0
+
+
+def test_a_query_longer_than_the_name_of_a_file_is_looked_for_and_cut(made: str, run: Run) -> None:
+    status, _, err = run("search", "red planet " * 400, made)
+
+    assert status == 0
+    assert err == "note: a query is longer than 32 tokens and was cut there\n"

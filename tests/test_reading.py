@@ -81,7 +81,7 @@ def test_a_json_line_gives_text_title_id_and_the_other_fields(tmp_path: Path) ->
 
     assert (document.text, document.title, document.id) == ("It is red.", "Mars", "7")
     assert document.metadata == {"year": 1877, "tags": ["planet"]}
-    assert document.place == f"{tmp_path / 'facts.jsonl'}:1"
+    assert document.location == f"{tmp_path / 'facts.jsonl'}:1"
 
 
 def test_a_title_is_joined_to_the_text_as_the_beir_benchmarks_do() -> None:
@@ -438,3 +438,17 @@ def test_links_out_of_a_folder_are_followed_on_request(tmp_path: Path) -> None:
     (tmp_path / "folder" / "b.txt").symlink_to(tmp_path / "other.txt")
 
     assert texts(tmp_path / "folder", follow_links=True) == ["venus"]
+
+
+def test_folders_behind_links_are_read_on_request_and_never_twice(tmp_path: Path) -> None:
+    write(tmp_path, "outside/c.txt", "c")
+    write(tmp_path, "folder/sub/b.txt", "b")
+    (tmp_path / "folder" / "again").symlink_to("sub")
+    (tmp_path / "folder" / "other").symlink_to(tmp_path / "outside")
+    (tmp_path / "folder" / "round").symlink_to(tmp_path)
+    skipped: list[str] = []
+
+    assert texts(tmp_path / "folder", skipped=skipped.append) == ["b"]
+    assert [Path(line.split(" is left out")[0]).name for line in skipped] == ["other", "round"]
+    assert all("--follow-links" in line for line in skipped)
+    assert texts(tmp_path / "folder", follow_links=True) == ["c", "b"]

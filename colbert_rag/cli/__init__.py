@@ -10,19 +10,30 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn, Protocol
 
 from colbert_rag import __version__
 from colbert_rag.cli import demo, explain, index, info, inspect, rerank, search
 from colbert_rag.cli.options import UsageError, in_options
 from colbert_rag.cli.output import note
 from colbert_rag.display import one_line
-from colbert_rag.errors import ColBERTRagError
+from colbert_rag.errors import ColBERTRagError, ReadingError
 
 __all__ = ["main"]
 
 PROGRAM = "colbert-rag"
+
+
+class Module(Protocol):
+    """What the module of a command holds."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare its arguments, its description and its examples."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Do it, and return the exit status."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,60 +43,35 @@ class Command:
     Attributes:
         name: What is typed.
         summary: What it does, in one line.
-        add_arguments: Declares its arguments, its description and its examples.
-        run: Does it, and returns the exit status.
+        module: What declares its arguments and runs it.
     """
 
     name: str
     summary: str
-    add_arguments: Callable[[argparse.ArgumentParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: Module
 
 
 COMMANDS = (
-    Command(
-        "rerank",
-        "order the documents in files by how well they answer a query",
-        rerank.add_arguments,
-        rerank.run,
-    ),
-    Command(
-        "explain",
-        "say which words made the score of a document",
-        explain.add_arguments,
-        explain.run,
-    ),
-    Command(
-        "index",
-        "encode documents once, into a file or a Qdrant server",
-        index.add_arguments,
-        index.run,
-    ),
-    Command(
-        "search",
-        "find the documents of an index that answer a query best",
-        search.add_arguments,
-        search.run,
-    ),
-    Command(
-        "info",
-        "say what an index holds, and which model made it",
-        info.add_arguments,
-        info.run,
-    ),
+    Command("rerank", "order the documents in files by how well they answer a query", rerank),
+    Command("explain", "say which words made the score of a document", explain),
+    Command("index", "encode documents once, into a file or a Qdrant server", index),
+    Command("search", "find the documents of an index that answer a query best", search),
+    Command("info", "say what an index holds, and which model made it", info),
     Command(
         "inspect",
         "describe a checkpoint, and say what would be refused, without loading it",
-        inspect.add_arguments,
-        inspect.run,
+        inspect,
     ),
-    Command(
-        "demo",
-        "rerank Python's own documentation, offline, in both frameworks",
-        demo.add_arguments,
-        demo.run,
-    ),
+    Command("demo", "rerank Python's own documentation, offline, in both frameworks", demo),
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, and cannot steer the terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with status 2."""
+        super().error(one_line(message))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,10 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next(command for command in COMMANDS if command.name == name)
     parser = _parser(command)
     try:
-        status = command.run(_parsed(parser, words[1:]))
+        status = command.module.run(_parsed(parser, words[1:]))
         sys.stdout.flush()
     except UsageError as error:
-        parser.error(in_options(one_line(str(error))))
+        parser.error(str(error))
     except KeyboardInterrupt:
         note("interrupted")
         return 130
@@ -126,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ColBERTRagError, OSError) as error:
-        note(f"error: {in_options(_one_line(error))}")
+        note(f"error: {_message(error)}")
         return 1
     return status
 
@@ -134,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _overview() -> argparse.ArgumentParser:
     width = max(len(command.name) for command in COMMANDS)
     listed = (f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
         description="Late-interaction reranking and retrieval with ColBERT models.",
@@ -155,12 +141,12 @@ def _overview() -> argparse.ArgumentParser:
 
 
 def _parser(command: Command) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"{PROGRAM} {command.name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_arguments(parser)
+    command.module.add_arguments(parser)
     return parser
 
 
@@ -176,7 +162,9 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
     return parser.parse_intermixed_args(words)
 
 
-def _one_line(error: BaseException) -> str:
+def _message(error: ColBERTRagError | OSError) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return one_line(f"{error.filename}: {error.strerror}")
-    return one_line(str(error)) or type(error).__name__
+        return f"{error.filename}: {error.strerror}"
+    text = str(error) or type(error).__name__
+    # What is wrong in a file is said with the file's own names, which may look like options.
+    return text if isinstance(error, ReadingError) else in_options(text)

@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     # Opened first: whatever could be missing, such as the extra `offline`, shows at once.
     start = time.perf_counter()
-    model = open_model(settings)
+    colbert = open_model(settings)
     loaded = time.perf_counter() - start
 
     from colbert_rag.cli.docstrings import QUESTIONS, KeywordSearch, compare, standard_library
@@ -69,16 +69,18 @@ def run(arguments: argparse.Namespace) -> int:
         _say_paragraph(
             f"{len(passages):,} passages from the documentation inside Python "
             f"{platform.python_version()}, read and indexed in {indexed:.1f} s. Model "
-            f"{settings.checkpoint} on {model.device}, imported and loaded in {loaded:.1f} s."
+            f"{settings.checkpoint} on {colbert.device}, imported and loaded in {loaded:.1f} s."
         )
         comparisons = []
         for question in QUESTIONS if query is None else [query]:
-            comparison = compare(question, passages, search, model, show_progress=shows_progress())
+            comparison = compare(
+                question, passages, search, colbert, show_progress=shows_progress()
+            )
             _say_comparison(comparison, len(passages))
             comparisons.append(comparison)
     answered = [comparison for comparison in comparisons if comparison.found]
     if answered:
-        _say_frameworks(model, answered[-1])
+        _say_frameworks(colbert, answered[-1])
     say()
     _say_hints(settings.checkpoint)
     return 0
@@ -131,7 +133,7 @@ def _say_columns(left: Sequence[str], right: Sequence[str], column: int) -> None
         say(f"  {one:<{column}}  {other}".rstrip())
 
 
-def _say_frameworks(model: ColBERT, comparison: Comparison) -> None:
+def _say_frameworks(colbert: ColBERT, comparison: Comparison) -> None:
     from colbert_rag.cli.docstrings import FRAMEWORKS
 
     say()
@@ -142,7 +144,7 @@ def _say_frameworks(model: ColBERT, comparison: Comparison) -> None:
     agree = 0
     for name, answer_in in FRAMEWORKS.items():
         try:
-            answer = answer_in(model, comparison, SHOWN)
+            answer = answer_in(colbert, comparison, SHOWN)
         except MissingExtraError as error:
             say(f"  {name:<11} left out: {error}")
             continue

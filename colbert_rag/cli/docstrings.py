@@ -174,16 +174,16 @@ class KeywordSearch:
             "insert into passages (rowid, name, text) values (?, ?, ?)", rows
         )
 
-    def __call__(self, query: str, *, k: int = CANDIDATES) -> list[int]:
+    def __call__(self, query: str, *, top_k: int = CANDIDATES) -> list[int]:
         """Positions of the passages that share words with a query, best first."""
-        said = dict.fromkeys(re.findall(r"\w+", query.lower()))
+        asked = dict.fromkeys(re.findall(r"\w+", query.lower()))
         # Documentation seldom asks, so that "how" and "I" would weigh more than the matter itself.
-        words = [word for word in said if word not in STOP_WORDS] or list(said)
+        words = [word for word in asked if word not in STOP_WORDS] or list(asked)
         if not words:
             return []
         rows = self._database.execute(
             "select rowid from passages where passages match ? order by rank limit ?",
-            (" OR ".join(f'"{word}"' for word in words), k),
+            (" OR ".join(f'"{word}"' for word in words), top_k),
         )
         return [number for (number,) in rows]
 
@@ -213,14 +213,14 @@ class Comparison:
     @property
     def best(self) -> list[Docstring]:
         """All passages in the new order."""
-        return [self.found[at.index] for at in self.ranking]
+        return [self.found[ranked.index] for ranked in self.ranking]
 
 
 def compare(
     query: str,
     passages: Sequence[Docstring],
     search: KeywordSearch,
-    model: ColBERT,
+    colbert: ColBERT,
     *,
     show_progress: bool = False,
 ) -> Comparison:
@@ -228,7 +228,9 @@ def compare(
     start = time.perf_counter()
     found = [passages[number] for number in search(query)]
     searched = time.perf_counter()
-    ranking = model.rank(query, [passage.content for passage in found], show_progress=show_progress)
+    ranking = colbert.rank(
+        query, [passage.content for passage in found], show_progress=show_progress
+    )
     ranked = time.perf_counter()
     return Comparison(query, found, searched - start, ranking, ranked - searched)
 
@@ -248,7 +250,7 @@ class FrameworkAnswer:
     seconds: float
 
 
-def answer_in_langchain(model: ColBERT, comparison: Comparison, top_n: int) -> FrameworkAnswer:
+def answer_in_langchain(colbert: ColBERT, comparison: Comparison, top_n: int) -> FrameworkAnswer:
     """Rerank as a LangChain chain would.
 
     Raises:
@@ -261,7 +263,7 @@ def answer_in_langchain(model: ColBERT, comparison: Comparison, top_n: int) -> F
     except ImportError as error:
         raise MissingExtraError("langchain-core", extra="langchain") from error
 
-    named = model.settings
+    named = colbert.settings
     reranker = ColBERTRerank(
         model=named.checkpoint, device=named.device, dtype=named.dtype, top_n=top_n
     )
@@ -271,10 +273,12 @@ def answer_in_langchain(model: ColBERT, comparison: Comparison, top_n: int) -> F
     start = time.perf_counter()
     best = reranker.compress_documents(documents, comparison.query)
     seconds = time.perf_counter() - start
-    return FrameworkAnswer([str(at.id) for at in best], reranker.ranker is model, seconds)
+    return FrameworkAnswer(
+        [str(document.id) for document in best], reranker.ranker is colbert, seconds
+    )
 
 
-def answer_in_llama_index(model: ColBERT, comparison: Comparison, top_n: int) -> FrameworkAnswer:
+def answer_in_llama_index(colbert: ColBERT, comparison: Comparison, top_n: int) -> FrameworkAnswer:
     """Rerank as a LlamaIndex query engine would.
 
     Raises:
@@ -287,7 +291,7 @@ def answer_in_llama_index(model: ColBERT, comparison: Comparison, top_n: int) ->
     except ImportError as error:
         raise MissingExtraError("llama-index-core", extra="llama-index") from error
 
-    named = model.settings
+    named = colbert.settings
     reranker = ColBERTRerank(
         model=named.checkpoint, device=named.device, dtype=named.dtype, top_n=top_n
     )
@@ -298,7 +302,9 @@ def answer_in_llama_index(model: ColBERT, comparison: Comparison, top_n: int) ->
     start = time.perf_counter()
     best = reranker.postprocess_nodes(nodes, query_str=comparison.query)
     seconds = time.perf_counter() - start
-    return FrameworkAnswer([at.node.node_id for at in best], reranker.ranker is model, seconds)
+    return FrameworkAnswer(
+        [scored.node.node_id for scored in best], reranker.ranker is colbert, seconds
+    )
 
 
 FRAMEWORKS: dict[str, Callable[[ColBERT, Comparison, int], FrameworkAnswer]] = {

@@ -15,7 +15,7 @@ from colbert_rag.cli.indexes import File, Where, add_server, is_index, where
 from colbert_rag.cli.options import (
     FORMS,
     UsageError,
-    add_followed_model,
+    add_model,
     add_reading,
     add_recipe,
     counted_truncation,
@@ -25,7 +25,7 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import note, say, shows_progress
-from colbert_rag.cli.reading import SourceDocument
+from colbert_rag.cli.reading import STDIN, SourceDocument
 from colbert_rag.errors import ColBERTRagError, IndexStorageError, ReadingError
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
 
@@ -46,7 +46,7 @@ is read. A FILE that is an index itself is copied with the vectors it has.
 A record keeps its id, and replaces an earlier one with the same id; any other
 document is known by its text. Other fields of a record can be searched with
 --filter, as can source, line and title. What vanishes from a file stays in
-the index."""
+the index, unless --prune is given."""
 
 EPILOG = """\
 examples:
@@ -60,7 +60,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage = "%(prog)s [options] [FILE ...] --to INDEX"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     parser.add_argument(
         "--to",
         metavar="INDEX",
@@ -73,11 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="merge token vectors to 1/N of their number, such as 2; of a new index",
     )
+    parser.add_argument(
+        "--prune",
+        action="store_true",
+        help="remove what the index has from these files and folders and they no longer hold",
+    )
     add_server(parser)
     add_reading(parser)
-    add_followed_model(
+    add_model(
         parser,
-        f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: that of the index; "
+        default=None,
+        help=f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: that of the index; "
         f"of a new one {DEFAULT_CHECKPOINT})",
     )
     add_recipe(parser)
@@ -88,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     pooling = arguments.token_pooling
     if pooling is not None and not pooling >= 1:
         raise UsageError(f"--token-pooling is {pooling:g}, expected at least 1")
+    if arguments.prune and STDIN in (arguments.files or [STDIN]):
+        raise UsageError("--prune is for files and folders that are named")
     target = where(arguments, arguments.to)
     stored = [path for path in arguments.files if is_index(path)]
     if stored:
@@ -96,6 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
     documents = read(arguments)
     # The first ones are read before the model is loaded: a wrong file name shows at once.
     first = list(islice(documents, 2))
+    if not first and arguments.prune:
+        raise ReadingError(
+            f"no documents found in {', '.join(arguments.files)}, so that --prune would remove all "
+            "that is from there. Nothing was removed; to make a new index, remove this one"
+        )
     if not first:
         note("no documents found")
         return 0
@@ -109,14 +121,29 @@ def _encode(
 ) -> None:
     settings = settings_of(arguments, target.info())
     colbert = open_model(replace(settings, document_cache=None))
-    given = _Given(documents)
+    given = _Given(documents, prune=arguments.prune)
     with target.open(colbert, token_pooling=arguments.token_pooling) as index:
         start = time.perf_counter()
         with _resumable(index, target), counted_truncation(colbert):
-            changes = index.add(given, show_progress=shows_progress())
+            if arguments.prune:
+                gone = _sources(index, arguments.files)
+                changes = index.sync(given, sources=gone, show_progress=shows_progress())
+            else:
+                changes = index.add(given, show_progress=shows_progress())
         given.report()
-        _say_changes(changes, time.perf_counter() - start)
+        _say_changes(changes, time.perf_counter() - start, pruned=arguments.prune)
         _say_holdings(index, target)
+
+
+def _sources(index: Index, paths: Iterable[str]) -> set[str]:
+    """The files that the index has documents from, as far as they are named or in named folders."""
+    named = [Path(path) for path in paths]
+    sources = (document.metadata.get("source") for document in index)
+    return {
+        source
+        for source in sources
+        if isinstance(source, str) and any(Path(source).is_relative_to(path) for path in named)
+    }
 
 
 def _copy(arguments: argparse.Namespace, paths: list[str], target: Where) -> None:
@@ -127,10 +154,10 @@ def _copy(arguments: argparse.Namespace, paths: list[str], target: Where) -> Non
             f"{paths[0]} is an index, which is copied, and other files hold documents, which are "
             "encoded: give them to one call each"
         )
-    if arguments.checkpoint is not None or arguments.token_pooling is not None:
+    if arguments.checkpoint is not None or arguments.token_pooling is not None or arguments.prune:
         raise UsageError(
-            "an index is copied with the vectors it has: --model and --token-pooling are for "
-            "documents"
+            "an index is copied as it is, with the vectors it has: --model, --token-pooling and "
+            "--prune are for documents"
         )
     for path in paths:
         if isinstance(target, File) and _same(path, target.name):
@@ -169,10 +196,11 @@ def _resumable(index: Index, target: Where) -> Iterator[None]:
         raise IndexStorageError(f"{target.name}: {error}") from error
 
 
-def _say_changes(changes: Changes, seconds: float) -> None:
+def _say_changes(changes: Changes, seconds: float, *, pruned: bool = False) -> None:
+    removed = f", {changes.removed:,} removed" if pruned else ""
     say(
-        f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged "
-        f"in {seconds:.1f} s"
+        f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged"
+        f"{removed} in {seconds:.1f} s"
     )
 
 
@@ -183,8 +211,9 @@ def _say_holdings(index: Index, target: Where) -> None:
 class _Given:
     """What is read, as documents of an index; takes note of those that are the same one."""
 
-    def __init__(self, documents: Iterable[SourceDocument]) -> None:
+    def __init__(self, documents: Iterable[SourceDocument], *, prune: bool) -> None:
         self._documents = documents
+        self._prune = prune
         self._replaced: list[str] = []
         self._repeated: list[str] = []
 
@@ -194,15 +223,20 @@ class _Given:
 
         seen: set[bytes] = set()
         for read_one in self._documents:
+            if self._prune and "source" in read_one.metadata:
+                raise ReadingError(
+                    f"{read_one.location}: the record has a field 'source' of its own, which hides "
+                    "the file it is from, and --prune goes by files. Rename the field"
+                )
             content = read_one.content
             name = read_one.id or text_digest(content).hex()
             key = text_digest(name)
             if key not in seen:
                 seen.add(key)
             elif read_one.id:
-                self._replaced.append(f"{read_one.id} at {read_one.place}")
+                self._replaced.append(f"{read_one.id} at {read_one.location}")
             else:
-                self._repeated.append(read_one.place)
+                self._repeated.append(read_one.location)
                 continue
             yield _document(read_one, name)
 
@@ -234,4 +268,4 @@ def _document(read_one: SourceDocument, name: str) -> Document:
     try:
         return as_document(Document(name, read_one.content, fields))
     except (TypeError, ValueError) as error:
-        raise ReadingError(f"{read_one.place}: {error}") from error
+        raise ReadingError(f"{read_one.location}: {error}") from error

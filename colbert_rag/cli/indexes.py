@@ -151,9 +151,9 @@ def connect(url: str, api_key: str | None) -> QdrantClient:
         # Said in our words, below.
         warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
         client = QdrantClient(url=url, api_key=api_key, timeout=SECONDS, check_compatibility=False)
-    at = urlsplit(url)
-    if api_key and at.scheme == "http" and at.hostname not in ("localhost", "127.0.0.1", "::1"):
-        note(f"note: the API key is sent to {at.hostname} unencrypted; https:// would protect it")
+    to = urlsplit(url)
+    if api_key and to.scheme == "http" and to.hostname not in ("localhost", "127.0.0.1", "::1"):
+        note(f"note: the API key is sent to {to.hostname} unencrypted; https:// would protect it")
     return client
 
 

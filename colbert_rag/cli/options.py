@@ -37,35 +37,38 @@ FORMS = """\
   .jsonl .ndjson   one JSON object on each line (or one JSON string)
   .json            the same, or one list of such objects
   .csv .tsv        rows under a line that names the columns
-  .txt             a document is a paragraph, parted by blank lines
+  .txt             a document is a paragraph, between blank lines
   .md .markdown    a document is a section, with its headings as title"""
 """What can be read, for the help of a command that reads."""
 
 
-OPTIONS = {
-    "allow_pickle": "--allow-pickle",
-    "batch_tokens": "--batch-tokens",
-    "cache_folder": "--cache-folder",
-    "checkpoint": "--model",
-    "device": "--device",
-    "document_length": "--document-length",
-    "document_marker": "--document-marker",
-    "dtype": "--dtype",
-    "language": "--language",
-    "local_files_only": "--local-files-only",
-    "long_documents": "--long-documents",
-    "query_expansion": "--query-expansion",
-    "query_length": "--query-length",
-    "query_marker": "--query-marker",
-    "raw_token_embeddings": "--raw",
-    "revision": "--revision",
-}
-"""What a setting of a model is called here; the others have no option."""
+NO_OPTIONS = {"attend_to_expansion", "skiplist", "document_cache"}
+"""Arguments of the library that the command line does not offer."""
 
-_SETTING = re.compile(
-    rf"(?<!the )\b(?P<name>{'|'.join(OPTIONS)})"
-    r"(?: is (?P<found>)|=(?:(?P<yes>True)|(?P<no>False)|'(?P<value>[^']*)')?)"
+OPTIONS = {
+    option.name: f"--{option.name.replace('_', '-')}"
+    for option in fields(Settings)
+    if option.name not in NO_OPTIONS
+} | {
+    "checkpoint": "--model",
+    "raw_token_embeddings": "--raw",
+    "token": "HF_TOKEN in the environment",
+    "token_pooling": "--token-pooling",
+}
+"""What a user types for each argument of the library."""
+
+# A name with a value, or alone if it cannot be a word of English, or first in "device is 'x'".
+# Not what is quoted or part of a path: those words are the user's.
+_ALONE = "|".join(name for name in OPTIONS if "_" in name)
+_ARGUMENT = re.compile(
+    rf"""(?<![\w'"/.-])(?:(?P<given>{"|".join(OPTIONS)})"""
+    r"""=(?P<value>True|False|None|\d+(?:\.\d+)?|'[^']*'|)"""
+    rf"""|(?P<alone>{_ALONE})(?![\w'"/]|\.\w))|^(?P<first>{"|".join(OPTIONS)})(?= is )"""
 )
+
+
+WHOLE = "; --long-documents windows scores them whole"
+"""Advice about documents that were cut, where they need not be."""
 
 
 class UsageError(Exception):
@@ -73,34 +76,45 @@ class UsageError(Exception):
 
 
 def in_options(message: str) -> str:
-    """A message of the library in the words of the command line: `--raw` for `...=True`."""
+    """A message of the library, with the options to type where it names arguments of Python."""
+    return _ARGUMENT.sub(_option, message)
 
-    def spelled(match: re.Match[str]) -> str:
-        option = OPTIONS[match["name"]]
-        if match["found"] is not None:
-            return f"{option} is "
-        if match["no"]:
-            return f"--no-{option.removeprefix('--')}"
-        return f"{option} {match['value']}" if match["value"] else option
 
-    return _SETTING.sub(spelled, message)
+def _option(argument: re.Match[str]) -> str:
+    option = OPTIONS[argument["given"] or argument["alone"] or argument["first"]]
+    match argument["value"]:
+        case None | "" | "True":
+            return option
+        case "False":
+            return f"--no-{option[2:]}"
+        case "None":
+            return f"no {option}"
+        case value:
+            return f"{option} {value.strip(chr(39))}"
 
 
 @contextmanager
-def counted_truncation(colbert: ColBERT) -> Iterator[None]:
-    """Around the work of a run: afterwards, say how many documents were longer than is read."""
+def counted_truncation(colbert: ColBERT, advice: str = "") -> Iterator[None]:
+    """Around the work of a run: afterwards, say how many texts were longer than the model reads.
+
+    Args:
+        colbert: What encodes the texts.
+        advice: What to say about documents that were cut.
+    """
     log = logging.getLogger("colbert_rag.text_encoder")
     before = colbert.truncation_info()
-    log.addFilter(_nothing)  # which would report the first call alone
+    log.addFilter(_nothing)  # the library's own warning counts the first call alone
     try:
         yield
     finally:
         log.removeFilter(_nothing)
-    after = colbert.truncation_info()
+    after, rules = colbert.truncation_info(), colbert.tokenizer.rules
+    if after.queries_cut > before.queries_cut:
+        note(f"note: a query is longer than {rules('query').length:,} tokens and was cut there")
     if cut := after.documents_cut - before.documents_cut:
         note(
             f"note: {cut:,} of {after.documents - before.documents:,} documents are longer than "
-            f"{colbert.checkpoint.recipe.document.length:,} tokens and were cut there"
+            f"{rules('document').length:,} tokens and were cut there{advice}"
         )
 
 
@@ -108,17 +122,14 @@ def _nothing(record: logging.LogRecord) -> bool:
     return False
 
 
-def add_model(parser: argparse.ArgumentParser, *, default: str = DEFAULT_CHECKPOINT) -> None:
-    """Declare which model, and where it runs."""
-    _add_model(parser, default, f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: {default})")
-
-
-def add_followed_model(parser: argparse.ArgumentParser, help: str) -> None:
-    """Declare which model, and where it runs, for a command that follows an index."""
-    _add_model(parser, None, help)
-
-
-def _add_model(parser: argparse.ArgumentParser, default: str | None, help: str) -> None:
+def add_model(
+    parser: argparse.ArgumentParser,
+    *,
+    default: str | None = DEFAULT_CHECKPOINT,
+    help: str | None = None,
+) -> None:
+    """Declare which model, and where it runs; without a default, the model is that of an index."""
+    help = help or f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: {default})"
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m", "--model", dest="checkpoint", metavar="CHECKPOINT", default=default, help=help
@@ -137,9 +148,8 @@ def _add_model(parser: argparse.ArgumentParser, default: str | None, help: str) 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Declare how a checkpoint is found and read; what is left out follows the checkpoint."""
-    group = parser.add_argument_group("checkpoint")
+    group = add_finding(parser)
     group.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
-    _add_finding(group)
     group.add_argument(
         "--raw",
         "--raw-token-embeddings",
@@ -161,21 +171,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--language", metavar="NAME", help="adapter of an XMOD model, as in en_XX")
 
 
-def add_finding(parser: argparse.ArgumentParser) -> None:
-    """Declare how a checkpoint is found, where an index says how it is read."""
-    _add_finding(parser.add_argument_group("checkpoint"))
-
-
-def _add_finding(group: argparse._ArgumentGroup) -> None:
+def add_finding(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Declare how a checkpoint is found; an index says how it is read."""
+    group = parser.add_argument_group("checkpoint")
     group.add_argument("--cache-folder", metavar="FOLDER", help="where downloads are kept")
     group.add_argument("--local-files-only", action="store_true", help="never use the network")
     group.add_argument(
         "--allow-pickle", action="store_true", help="read pytorch_model.bin, as plain tensors only"
     )
+    return group
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Declare how files are read."""
+    """Declare which files are read, and how."""
+    parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     group = parser.add_argument_group("reading")
     group.add_argument("--format", choices=tuple(READERS), help="instead of going by the suffix")
     group.add_argument("--split", choices=SPLITS, help="what is one document in text and Markdown")
@@ -207,17 +216,21 @@ def add_long_documents(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_score(group: argparse._ArgumentGroup) -> None:
-    """Declare the scale of scores."""
+def add_results(group: argparse._ArgumentGroup) -> None:
+    """Declare how many results there are, their scale of scores, and their form."""
+    group.add_argument(
+        "-k", "--top-k", type=parse_count, default=10, metavar="N", help="how many; 0 for all (10)"
+    )
     group.add_argument(
         "--score",
         choices=("mean", "sum"),
         default="mean",
         help="mean similarity of the query's tokens, -1 to 1, or ColBERT's sum (default: mean)",
     )
+    group.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
 
 
-def count_argument(text: str) -> int:
+def parse_count(text: str) -> int:
     """A number that counts something, for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
@@ -268,7 +281,7 @@ def hint_at_lines(documents: Sequence[SourceDocument]) -> None:
     """One paragraph of many lines is often a list that was meant line by line."""
     if len(documents) == 1 and "\n" in documents[0].text and not documents[0].title:
         note(
-            f"note: {documents[0].source} is one document, since no blank line parts it; "
+            f"note: {documents[0].source} is one document, since it holds no blank line; "
             "--split lines makes one of each line"
         )
 
@@ -286,15 +299,16 @@ def settings_of(arguments: argparse.Namespace, info: IndexInfo | None = None) ->
     given = vars(arguments)
     chosen = {name: given[name] for name in (f.name for f in fields(Settings)) if name in given}
     if info is not None:
-        unsaid = {option.name: option.default for option in fields(Settings)} | {"checkpoint": None}
-        said = {name: value for name, value in chosen.items() if value != unsaid[name]}
-        chosen = {"checkpoint": info.checkpoint, **_recipe(info), **said}
+        defaults = {option.name: option.default for option in fields(Settings)}
+        defaults["checkpoint"] = None
+        named = {name: value for name, value in chosen.items() if value != defaults[name]}
+        chosen = {"checkpoint": info.checkpoint, **_recipe(info), **named}
     elif chosen["checkpoint"] is None:
         chosen["checkpoint"] = DEFAULT_CHECKPOINT
     try:
         return Settings.normalised(**chosen)
     except (TypeError, ValueError) as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(in_options(str(error))) from error
 
 
 def _recipe(info: IndexInfo) -> dict[str, object]:
@@ -320,5 +334,5 @@ def open_model(settings: Settings) -> ColBERT:
     try:
         complete = resolved(settings)
     except ValueError as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(in_options(str(error))) from error
     return shared(complete)

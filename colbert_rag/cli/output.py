@@ -45,16 +45,13 @@ def width() -> int:
 
 
 def say(text: str = "") -> None:
-    """Write a line of the result."""
-    sys.stdout.write(f"{text}\n")
+    """Write a line of the result; what it quotes must not colour or move a terminal."""
+    sys.stdout.write(f"{visible(text)}\n")
 
 
 def note(text: str) -> None:
-    """Write a line about the work, which no pipe mistakes for a result.
-
-    What it quotes may come from a file, and must not colour or move a terminal.
-    """
-    sys.stderr.write(f"{visible(text)}\n")
+    """Write one line about the work to standard error, which no pipe mistakes for a result."""
+    sys.stderr.write(f"{one_line(text)}\n")
 
 
 def say_json(value: Mapping[str, object]) -> None:
@@ -63,7 +60,8 @@ def say_json(value: Mapping[str, object]) -> None:
     Only where the output cannot show a character is it escaped.
     """
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    say(json.dumps(_finite(value), ensure_ascii=encoding != "utf8", allow_nan=False))
+    line = json.dumps(_finite(value), ensure_ascii=encoding != "utf8", allow_nan=False)
+    sys.stdout.write(f"{line}\n")
 
 
 def _finite(value: object) -> object:
@@ -98,7 +96,7 @@ def say_facts(facts: Iterable[tuple[str, str]]) -> None:
     for name, value in rows:
         # A long path stays whole, so that it can be copied.
         lines = textwrap.wrap(
-            value, width() - indent, break_long_words=False, break_on_hyphens=False
+            one_line(value), width() - indent, break_long_words=False, break_on_hyphens=False
         ) or [""]
         for head, line in zip_longest([name], lines, fillvalue=""):
             say(f"{head:<{indent}}{line}")

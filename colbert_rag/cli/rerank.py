@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from colbert_rag.cli.options import (
     FORMS,
+    WHOLE,
     add_long_documents,
     add_model,
     add_reading,
     add_recipe,
-    add_score,
+    add_results,
     checked_query,
-    count_argument,
     counted_truncation,
     hint_at_lines,
     open_model,
@@ -69,7 +69,7 @@ class RankedDocument:
     def name(self) -> str:
         """Where it was read, and its id."""
         named = "" if self.document.id is None else f" ({self.document.id})"
-        return f"{self.document.place}{named}"
+        return f"{self.document.location}{named}"
 
     @property
     def span(self) -> tuple[int, int] | None:
@@ -92,17 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] QUERY [FILE ...]"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("query", metavar="QUERY", help="what to look for")
-    parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     results = parser.add_argument_group("results")
-    results.add_argument(
-        "-k",
-        "--top-k",
-        type=count_argument,
-        default=10,
-        metavar="N",
-        help="how many; 0 for all (10)",
-    )
-    add_score(results)
+    add_results(results)
     results.add_argument(
         "--min-score",
         type=float,
@@ -110,7 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="leave out what scores below",
     )
-    results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
     add_long_documents(results)
     add_reading(parser)
     add_model(parser)
@@ -127,8 +117,8 @@ def run(arguments: argparse.Namespace) -> int:
     # A document is scored once in a run, so there is nothing to remember.
     colbert = open_model(replace(settings, document_cache=None))
     start = time.perf_counter()
-    with counted_truncation(colbert):
-        places, seen = best_documents(
+    with counted_truncation(colbert, WHOLE):
+        results, seen = best_documents(
             colbert,
             query,
             batches,
@@ -137,12 +127,14 @@ def run(arguments: argparse.Namespace) -> int:
             least=arguments.min_score,
         )
     if arguments.json:
-        _say_records(places)
+        for rank, result in enumerate(results, start=1):
+            say_json(_record(rank, result))
     else:
         seconds = time.perf_counter() - start
-        say(f"{len(places)} of {seen:,} documents by {settings.checkpoint} in {seconds:.1f} s")
+        say(f"{len(results)} of {seen:,} documents by {settings.checkpoint} in {seconds:.1f} s")
         say_table(
-            Row(place.score, place.name, place.document.title, _shown(place)) for place in places
+            Row(result.score, result.name, result.document.title, _opening(result))
+            for result in results
         )
     return 0
 
@@ -180,15 +172,19 @@ def best_documents(
         mean: Whether scores are means instead of sums.
         least: Leave out what scores below.
     """
-    places: list[RankedDocument] = []
+    results: list[RankedDocument] = []
     seen = 0
     for batch in batches:
-        scored = _scored(colbert, query, batch, seen, mean=mean)
-        # "Not below" keeps a score that is not a number, which must not vanish unseen.
-        kept = [at for at in scored if not at.score < least]
-        places = sorted([*places, *kept], key=lambda at: at.order)[: top_k or None]
+        texts = [document.content for document in batch]
+        for ranked in colbert.rank(query, texts, show_progress=shows_progress()):
+            score = ranked.mean if mean else ranked.score
+            # "Not below" keeps a score that is not a number, which must not vanish unseen.
+            if not score < least:
+                document = batch[ranked.index]
+                results.append(RankedDocument(score, seen + ranked.index, document, ranked.span))
+        results = sorted(results, key=lambda result: result.order)[: top_k or None]
         seen += len(batch)
-    return places, seen
+    return results, seen
 
 
 def _batches(documents: Iterator[SourceDocument]) -> Iterator[list[SourceDocument]]:
@@ -196,39 +192,19 @@ def _batches(documents: Iterator[SourceDocument]) -> Iterator[list[SourceDocumen
         yield batch
 
 
-def _scored(
-    colbert: ColBERT, query: str, batch: Sequence[SourceDocument], start: int, *, mean: bool
-) -> list[RankedDocument]:
-    ranking = colbert.rank(
-        query, [document.content for document in batch], show_progress=shows_progress()
-    )
-    return [
-        RankedDocument(
-            place.mean if mean else place.score, start + place.index, batch[place.index], place.span
-        )
-        for place in ranking
-    ]
-
-
-def _shown(place: RankedDocument) -> str:
+def _opening(result: RankedDocument) -> str:
     """What a table shows the beginning of: the text, or the window that was best."""
-    start, stop = place.span or (0, None)
-    return f"{'... ' if start else ''}{place.document.text[start:stop]}"
+    start, stop = result.span or (0, None)
+    return f"{'... ' if start else ''}{result.document.text[start:stop]}"
 
 
-def _say_records(places: Iterable[RankedDocument]) -> None:
-    for rank, place in enumerate(places, start=1):
-        document = place.document
-        record: dict[str, object] = {
-            "rank": rank,
-            "score": place.score,
-            "index": place.index,
-            "source": document.source,
-            "line": document.line,
-            "id": document.id,
-            "title": document.title or None,
-            "text": document.text,
-            "span": place.span,
-            "metadata": document.metadata,
-        }
-        say_json(record)
+def _record(rank: int, result: RankedDocument) -> dict[str, object]:
+    return {
+        "rank": rank,
+        "score": result.score,
+        "index": result.index,
+        **result.document.origin(),
+        "text": result.document.text,
+        "span": result.span,
+        "metadata": result.document.metadata,
+    }

@@ -15,10 +15,10 @@ from colbert_rag.cli.indexes import add_server, is_index, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_finding,
-    add_followed_model,
-    add_score,
+    add_model,
+    add_results,
     checked_query,
-    count_argument,
+    counted_truncation,
     open_model,
     settings_of,
 )
@@ -57,31 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="what to look for, or -")
     parser.add_argument("index", metavar="INDEX", help="file, or http://HOST:PORT/COLLECTION")
     results = parser.add_argument_group("results")
-    results.add_argument(
-        "-k",
-        "--top-k",
-        type=count_argument,
-        default=10,
-        metavar="N",
-        help="how many; 0 for all (10)",
-    )
+    add_results(results)
     results.add_argument("--filter", metavar="JSON", help="which documents may be found")
-    add_score(results)
-    results.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
     add_server(parser)
-    add_followed_model(parser, "where the model of the index is, if it has moved")
+    add_model(parser, default=None, help="where the model of the index is, if it has moved")
     add_finding(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best."""
-    _check_order(arguments.query, arguments.index)
-    place = where(arguments, arguments.index)
+    _check_order(arguments)
+    target = where(arguments, arguments.index)
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
-    settings = settings_of(arguments, known_info(place))
+    settings = settings_of(arguments, known_info(target))
     colbert = open_model(replace(settings, document_cache=None))
-    with place.open(colbert, read_only=True) as index:
+    with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
         start = time.perf_counter()
         held = index.count()
         answers = index.search_many(queries, arguments.top_k or held, passing)
@@ -102,16 +93,20 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_order(query: str, index: str) -> None:
-    """Notice an index in the place of the query.
-
-    Raises:
-        UsageError: the two are swapped.
-    """
-    swapped = is_index(query) or query.startswith(("http://", "https://"))
-    if swapped and not is_index(index) and "://" not in index:
-        command = f"colbert-rag search {shlex.quote(index)} {shlex.quote(query)}"
+def _check_order(arguments: argparse.Namespace) -> None:
+    """Refuse an index given as the query, and a query given as the index."""
+    query, index = arguments.query, arguments.index
+    if _names_index(query) and not _names_index(index):
+        where(arguments, query)  # refuses a URL that holds a password before it is shown
+        command = shlex.join(["colbert-rag", "search", index, query])
         raise UsageError(f"{query} is an index, and stands where the query belongs: {command}")
+
+
+def _names_index(word: str) -> bool:
+    try:
+        return word.startswith(("http://", "https://")) or is_index(word)
+    except (OSError, ValueError):  # such as a query that is too long for the name of a file
+        return False
 
 
 def _queries(named: str) -> list[str]:
@@ -179,5 +174,5 @@ def _name(hit: Hit) -> str:
     source, line = hit.metadata.get("source"), hit.metadata.get("line")
     if not isinstance(source, str) or not isinstance(line, int):
         return hit.id
-    place = f"{source}:{line}"
-    return place if hit.id == text_digest(hit.text).hex() else f"{place} ({hit.id})"
+    location = f"{source}:{line}"
+    return location if hit.id == text_digest(hit.text).hex() else f"{location} ({hit.id})"

@@ -142,9 +142,20 @@ class Explanation:
             ],
         }
 
+    def to_text(self, *, width: int = 100, document: bool = False, styled: bool = False) -> str:
+        """A table of the query's words and their matches, for a terminal.
+
+        Args:
+            width: Columns to fill.
+            document: Show the document as well, with its matches marked; of a long one, the part
+                that matters most.
+            styled: Mark matches by a terminal's colours instead of brackets.
+        """
+        return to_text(self.overview, width=width, document=document, styled=styled)
+
     def __repr__(self) -> str:
         """A table for the terminal."""
-        return to_text(self.overview)
+        return self.to_text()
 
     def to_html(self) -> str:
         """The document with its matches marked: one element with a style of its own."""

@@ -32,9 +32,18 @@ class SourceDocument:
         return f"{self.title} {self.text}" if self.title else self.text
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File and line."""
         return f"{self.source}:{self.line}"
+
+    def origin(self) -> dict[str, object]:
+        """Where it was read and what it is called, for JSON."""
+        return {
+            "source": self.source,
+            "line": self.line,
+            "id": self.id,
+            "title": self.title or None,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -92,10 +92,12 @@ def _files_in(folder: Path, options: ReadingOptions) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
-    inside = folder.resolve()
+    top = Path(os.path.realpath(folder))
+    seen = {top}
     empty = True
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=options.follow_links):
+        names = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in names if _enters(Path(root, name), top, seen, options)]
         for name in sorted(files):
             file = Path(root, name)
             if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
@@ -104,15 +106,33 @@ def _files_in(folder: Path, options: ReadingOptions) -> Iterator[Path]:
             # end, and a link could show what only the reader may see.
             if not file.is_file():
                 options.skipped(f"{file} is left out: it is no regular file")
-            elif not options.follow_links and not file.resolve().is_relative_to(inside):
-                options.skipped(f"{file} is left out: it leads out of {folder}")
-            else:
+            elif options.follow_links or _stays(file, top, options):
                 empty = False
                 yield file
     if empty:
         raise ReadingError(
             f"{folder} holds nothing to read: expected files that end in {', '.join(SUFFIXES)}"
         )
+
+
+def _enters(folder: Path, top: Path, seen: set[Path], options: ReadingOptions) -> bool:
+    """Whether a sub-folder is read: once, though a link may lead to it, or back to one above."""
+    real = Path(os.path.realpath(folder))
+    if real in seen or (folder.is_symlink() and real.is_relative_to(top)):
+        return False
+    if not options.follow_links and not _stays(folder, top, options):
+        return False
+    seen.add(real)
+    return True
+
+
+def _stays(path: Path, top: Path, options: ReadingOptions) -> bool:
+    inside = Path(os.path.realpath(path)).is_relative_to(top)
+    if not inside:
+        options.skipped(
+            f"{path} is left out: it leads out of the folder, and --follow-links reads it"
+        )
+    return inside
 
 
 def _read(
@@ -127,7 +147,7 @@ def _read(
             document.content.encode()
         except UnicodeEncodeError as error:
             raise ReadingError(
-                f"{document.place}: the text holds a lone surrogate, which is not valid Unicode"
+                f"{document.location}: the text holds a lone surrogate, which is not valid Unicode"
             ) from error
         yield document
 

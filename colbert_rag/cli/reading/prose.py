@@ -25,7 +25,7 @@ NOT_A_HEADING = re.compile(r"\s|[-*+>|#]|\d+[.)]\s")
 def read_text(
     source: str, lines: Iterator[str], options: ReadingOptions
 ) -> Iterator[SourceDocument]:
-    """Paragraphs, which blank lines part; or lines; or the whole file."""
+    """Paragraphs between blank lines, or single lines, or the whole file."""
     for number, text in _cut(enumerate(lines, start=1), options.split or "paragraphs"):
         yield SourceDocument(source, number, text)
 

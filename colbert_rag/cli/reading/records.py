@@ -69,7 +69,7 @@ def read_json(
 def read_csv(
     source: str, lines: Iterator[str], options: ReadingOptions
 ) -> Iterator[SourceDocument]:
-    """Rows under a first line that names the columns; parted by comma, semicolon or tab.
+    """Rows under a first line that names the columns, with commas, semicolons or tabs between them.
 
     Raises:
         ReadingError: a row does not fit the first line, or there is no column of texts.
@@ -118,7 +118,7 @@ def first_line(lines: Iterator[str]) -> tuple[str, Iterator[str]]:
 
 
 def delimiter_of(header: str) -> str:
-    """What parts the columns: the candidate that the first line holds most often."""
+    """What stands between columns: the candidate that the first line holds most often."""
     return max(DELIMITERS, key=header.count)
 
 
