@@ -27,6 +27,9 @@ PACKAGES = (
     "llama-index-postprocessor-colbert-rerank",
     "maxsim-cpu",
 )
+FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""What decides a processor's speed, among what torch knows of it."""
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -69,15 +72,11 @@ def describe(threads: int) -> dict[str, str]:
 
     import colbert_rag
 
-    # Not in every torch that a GPU machine brings.
-    features: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    names = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
     found = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "threads": str(threads),
-        "cpu": f"{_cpu_name()}, {len(available_cpus())} usable CPUs, "
-        f"{', '.join(name for name in names if features.get(name))}",
+        "cpu": f"{cpu_name()}, {len(available_cpus())} usable CPUs, {', '.join(cpu_features())}",
         "memory": f"{_memory_bytes() / 2**30:.0f} GiB",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "colbert_rag": colbert_rag.__version__,
@@ -103,7 +102,17 @@ def _commit() -> str:
     return run.stdout.strip()
 
 
-def _cpu_name() -> str:
+def cpu_features() -> list[str]:
+    """Those of `FEATURES` that the processor has."""
+    import torch
+
+    # Not in every torch that a GPU machine brings.
+    found: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return [name for name in FEATURES if found.get(name)]
+
+
+def cpu_name() -> str:
+    """What the processor calls itself."""
     path = Path("/proc/cpuinfo")
     if path.exists():
         for line in path.read_text().splitlines():

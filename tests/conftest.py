@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from colbert_rag import ColBERT
     from tests.helpers.oracle import SentenceTransformersOracle
 
-# Imports that load torch stay inside the fixtures: some tests check that ours does not.
+# Imports that load torch stay inside the functions: some tests check that ours does not.
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what the tests ran on: which numbers they saw depends on it."""
+    from tests.helpers.machine import machine
+
+    terminalreporter.write_line(machine())
 
 
 @pytest.fixture(scope="session", autouse=True)
