@@ -6,8 +6,8 @@
   and what follows it is its output.
 * `<!-- not run: REASON -->` right above a block leaves it out.
 
-What is printed is compared word by word: numbers up to one unit of the last digit shown, bars not at
-all, and `...` stands for any words. So a page that shows digits says `dtype="float32"`: machines
+What is printed is compared word by word: numbers up to one unit of the last digit shown, bars not
+at all, and `...` stands for any words. So a page that shows digits says `dtype="float32"`: machines
 differ in what "auto" means, and bfloat16 moves the third digit.
 """
 
