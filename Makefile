@@ -14,7 +14,12 @@ export DEMO_QUERY := $(value QUERY)
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix gpu notebooks bench docs
+# Chosen so that two idle cores take half a minute: what every text passes through, from checkpoint to
+# score, and the indexes; no host, no command line, no page, and nothing that starts a process.
+QUICK := cache colbert device embeddings encoder filters habits hub_cache index machine maxsim \
+  overrides pooling refusals registry settings source windows
+
+.PHONY: help demo quick test check fix gpu notebooks bench docs
 
 help: ## Print this list
 	@echo 'Usage: make TARGET'
@@ -22,6 +27,11 @@ help: ## Print this list
 
 demo: $(VENV)/.demo ## Rank sample documents with real weights, offline; QUERY="..." asks your own
 	@$(BIN)/python -m colbert_rag.cli demo $${DEMO_QUERY:+-- "$$DEMO_QUERY"}
+
+quick: check ## Check, then run the fast tests of the core: a minute, while you work
+	@$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile \
+	  -m 'not slow and not network and not ray' -k 'not process' $(ARGS) \
+	  $(QUICK:%=tests/test_%.py)
 
 test: check ## Check, then run all tests that need no model hub; ARGS="-k word" selects
 	@$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile \

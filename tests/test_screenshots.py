@@ -19,7 +19,10 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine to take screenshots"),
 ]
 
-PICTURE = Path(__file__).parents[1] / "docs/images/explanation.png"
+IMAGES = Path(__file__).parents[1] / "docs/images"
+PICTURES = {"explanation.png": "#fff", "explanation-dark.png": "#131416"}
+"""Pictures of the pages by name, and the paper around them."""
+
 VIEWS = ("explanation", "hostile explanation", "ranking", "hostile ranking")
 WIDTHS = (1200, 400)
 
@@ -124,7 +127,10 @@ def test_tapping_a_query_word_marks_its_matches_and_no_others(
     assert not any(released)
 
 
-def test_the_picture_in_the_readme_is_a_screenshot_of_this_view(tmp_path: Path) -> None:
+@pytest.mark.parametrize("picture", PICTURES)
+def test_the_picture_in_the_readme_is_a_screenshot_of_this_view(
+    picture: str, tmp_path: Path
+) -> None:
     model = ColBERT.from_pretrained("offline-minilm", device="cpu", dtype="float32")
     view = model.explain(
         "Can I return a damaged parcel?",
@@ -133,18 +139,19 @@ def test_the_picture_in_the_readme_is_a_screenshot_of_this_view(tmp_path: Path) 
     )._repr_html_()
     # Drawn larger than in a notebook, whose pages set no margins of their own.
     style = "body{margin:0;padding:8px}body>div{font-family:Inter,system-ui,sans-serif!important}"
-    page = f"<style>{style}</style>{view}"
+    page = f"<style>{style}html{{background:{PICTURES[picture]}}}</style>{view}"
     script = """
     const box = document.querySelector("body > div").getBoundingClientRect();
     console.log("REPORT " + JSON.stringify([box.right, box.bottom]));
     """
 
-    rendering = render(page, tmp_path, script=script, size="900,500", scale=2)
+    dark = "dark" in picture
+    rendering = render(page, tmp_path, script=script, dark=dark, size="900,500", scale=2)
 
     [[right, bottom]] = rendering.reports
     assert right <= 900
     assert bottom <= 500
-    assert pixels(rendering.screenshot) == pixels(PICTURE) == (1800, 1000)
+    assert pixels(rendering.screenshot) == pixels(IMAGES / picture) == (1800, 1000)
 
 
 def pixels(png: Path) -> tuple[int, int]:
