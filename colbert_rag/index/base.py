@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from types import TracebackType
-from typing import Self
 
 import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import InvalidFilterError, ScoringError
+from colbert_rag.index import ingest
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import (
     Changes,
@@ -22,24 +21,19 @@ from colbert_rag.index.documents import (
     Hit,
     Stored,
     as_document,
+    check_found,
     check_ids,
     is_unicode,
 )
 from colbert_rag.index.filters import parse_filter
+from colbert_rag.index.handle import Handle
 from colbert_rag.index.info import IndexInfo, IndexStats
-from colbert_rag.index.ingest import (
-    SeenSources,
-    check_vectors,
-    compare,
-    encode_missing,
-    in_batches,
-)
 from colbert_rag.inputs import check_query
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
 
-class Index(ABC):
+class Index(Handle):
     """Searchable documents: `LocalIndex` keeps them in one file, `QdrantIndex` on a server.
 
     To add an engine, implement the abstract methods in a folder of its own.
@@ -47,18 +41,14 @@ class Index(ABC):
     Attributes:
         name: The file or collection, for messages.
         info: Which model made the index.
+        colbert: The model that encodes, where the index was opened with one.
     """
 
     def __init__(self, name: str, info: IndexInfo, colbert: Model | None) -> None:
-        """Name what is open; `colbert` encodes, where there is one."""
+        """Name what is open."""
         self.name = name
         self.info = info
-        self._colbert = colbert
-
-    @property
-    def colbert(self) -> Model | None:
-        """The model that encodes, where there is one."""
-        return self._colbert
+        self.colbert = colbert
 
     def add(
         self,
@@ -88,18 +78,18 @@ class Index(ABC):
         size = whole_number("batch_size", batch_size, least=1)
         changes = Changes()
         with self._writing():
-            for batch in in_batches(documents, size, show_progress=show_progress):
+            for batch in ingest.in_batches(documents, size, show_progress=show_progress):
                 changes += self._add_batch(batch, colbert)
         return changes
 
     def _add_batch(self, batch: Sequence[Document], colbert: Model) -> Changes:
         known = self._known([document.id for document in batch])
-        fresh, edited, changes = compare(batch, known)
+        fresh, edited, changes = ingest.compare(batch, known)
         if fresh or edited:
             texts = [document.text for document in fresh]
             held = self.embeddings_for(list(dict.fromkeys(texts)))
-            vectors = encode_missing(texts, held, colbert, self.info)
-            self._write(fresh, check_vectors(fresh, vectors, self.info.dim), edited)
+            vectors = ingest.encode_missing(texts, held, colbert, self.info)
+            self._write(fresh, ingest.check_vectors(fresh, vectors, self.info.dim), edited)
         return changes
 
     def add_encoded(self, documents: Sequence[Document], embeddings: TokenEmbeddings) -> Changes:
@@ -114,9 +104,9 @@ class Index(ABC):
         places = {document.id: place for place, document in enumerate(given)}
         if len(places) < len(given):
             raise ValueError("two of the documents have the same id, and only one can be stored")
-        halves = check_vectors(given, embeddings, self.info.dim)
+        halves = ingest.check_vectors(given, embeddings, self.info.dim)
         with self._writing():
-            fresh, edited, changes = compare(given, self._known(list(places)))
+            fresh, edited, changes = ingest.compare(given, self._known(list(places)))
             if len(fresh) < len(given):
                 halves = halves[[places[document.id] for document in fresh]]
             if fresh or edited:
@@ -132,7 +122,7 @@ class Index(ABC):
         given = [as_document(document) for document in documents]
         ids = [document.id for document in given]
         known = self._known(ids)
-        self._found([name for name in ids if name not in known])
+        check_found(ids, known, self.name)
         return self.add(given, show_progress=show_progress)
 
     def search(
@@ -234,27 +224,26 @@ class Index(ABC):
     ) -> Changes:
         """Add and update documents, and remove those of the same sources that were not given.
 
-        Several sources can share an index: documents of a source that neither `documents` nor
-        `sources` name stay. Nothing is removed unless all documents were stored, so that a call
-        that was interrupted can simply be repeated.
+        Sources can share an index: the documents of one that is not named here stay. Nothing is
+        removed before all is stored, so that an interrupted call can simply be repeated.
 
         Args:
             documents: As in `add`; each must have a source.
             source_key: The metadata key that says where a document is from.
             sources: Sources that may hold nothing any more.
-            batch_size: Documents encoded and committed together.
+            batch_size: As in `add`.
             show_progress: Draw a bar.
 
         Raises:
-            ValueError: a document has no source; nothing is removed then. Or `source_key` holds a
-                dot, which leads into a nested mapping.
+            ValueError: a document has no source, or `source_key` a dot; nothing is removed then.
         """
-        seen = SeenSources(source_key, sources)
+        seen = ingest.SeenSources(source_key, sources)
         given = seen.watch(documents)
         changes = Changes()
         if (first := next(given, None)) is not None:  # with none, no model is needed
-            given = chain([first], given)
-            changes = self.add(given, batch_size=batch_size, show_progress=show_progress)
+            changes = self.add(
+                chain([first], given), batch_size=batch_size, show_progress=show_progress
+            )
         with self._writing():
             gone = [name for name in self._ids_where(seen.sources) if name not in seen.ids]
             return changes + Changes(removed=self._delete(gone) if gone else 0)
@@ -316,10 +305,6 @@ class Index(ABC):
         """Give back the space of what was removed."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Release what the index holds; it cannot be used afterwards."""
-
-    @abstractmethod
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
@@ -352,34 +337,12 @@ class Index(ABC):
         return contextlib.nullcontext()
 
     def _model(self) -> Model:
-        if self._colbert is None:
+        if self.colbert is None:
             raise ValueError(
                 f"{self.name} was opened without a model, and encoding needs one: pass colbert "
                 "when opening it"
             )
-        return self._colbert
-
-    def _found(self, missing: Sequence[str]) -> None:
-        if missing:
-            some = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
-            raise KeyError(f"{self.name} holds no document with id {some}")
-
-    def __enter__(self) -> Self:
-        """The index itself; leaving the block closes it."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the index."""
-        self.close()
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        """The index itself: frameworks deep-copy components, and a connection is no value."""
-        return self
+        return self.colbert
 
     def __repr__(self) -> str:
         """Say where, and which model made it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from textwrap import shorten
 from typing import TypeAlias, Union
@@ -245,3 +245,15 @@ def check_ids(ids: Iterable[str]) -> list[str]:
         if not is_unicode(name):
             raise ValueError(f"id {name!r} holds a lone surrogate, which is not valid Unicode")
     return listed
+
+
+def check_found(ids: Iterable[str], found: Container[str], where: str) -> None:
+    """Refuse ids that an index does not hold; `where` names the index.
+
+    Raises:
+        KeyError: names them.
+    """
+    missing = [name for name in ids if name not in found]
+    if missing:
+        some = ", ".join(map(repr, missing[:5])) + (", ..." if len(missing) > 5 else "")
+        raise KeyError(f"{where} holds no document with id {some}")

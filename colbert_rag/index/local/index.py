@@ -13,7 +13,7 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Document, Hit, Stored, check_ids, text_digest
+from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.local.database import MEMORY, Database
 from colbert_rag.index.local.rows import Rows
@@ -188,7 +188,7 @@ class LocalIndex(Index):
                 "copy it into an index that has one with copy_index"
             )
         path = str(Path(self.name).absolute())
-        return (_reopened, (path, self._colbert, *self._reopening))
+        return (_reopened, (path, self.colbert, *self._reopening))
 
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
@@ -248,7 +248,7 @@ class LocalIndex(Index):
     def _positions(self, ids: Iterable[str]) -> list[int]:
         listed = check_ids(ids)
         positions = self._rows.positions_of(listed)
-        self._found([name for name in listed if name not in positions])
+        check_found(listed, positions, self.name)
         return [positions[name] for name in listed]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Document, Hit, Stored, check_ids
+from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.qdrant.collection import (
     MEAN,
@@ -113,7 +113,7 @@ class QdrantIndex(Index):
         """
         listed = check_ids(ids)
         found = {id_of(record): document_of(record) for record in self._points.fetch(set(listed))}
-        self._found([name for name in listed if name not in found])
+        check_found(listed, found, self.name)
         return [found[name] for name in listed]
 
     def embeddings(self, ids: Iterable[str]) -> TokenEmbeddings:
@@ -125,7 +125,7 @@ class QdrantIndex(Index):
         listed = check_ids(ids)
         records = self._points.fetch(set(listed), payload=["id"], vectors=True)
         found = {id_of(record): vectors_of(record) for record in records}
-        self._found([name for name in listed if name not in found])
+        check_found(listed, found, self.name)
         return TokenEmbeddings.from_list([found[name] for name in listed], dim=self.info.dim)
 
     def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:

@@ -1,0 +1,32 @@
+"""What an open index is to its holders: closed by a `with` block, shared by its copies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+
+class Handle(ABC):
+    """Something open, which is no value: two copies would close each other's connection."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the index holds; it cannot be used afterwards."""
+
+    def __enter__(self) -> Self:
+        """The index itself; leaving the block closes it."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the index."""
+        self.close()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        """The index itself: frameworks deep-copy components, and a connection is no value."""
+        return self
