@@ -13,7 +13,7 @@ from colbert_rag import TokenEmbeddings
 from colbert_rag.index import Document, Index, IndexInfo, LocalIndex
 
 DIM, QUERY_ROWS, K = 96, 32, 10
-INFO = IndexInfo("benchmark/random", "0" * 64, DIM, {})
+INFO = IndexInfo(checkpoint="benchmark/random", fingerprint="0" * 64, dim=DIM, recipe={})
 EDGE = "qdrant-edge-py"
 Found = list[tuple[str, float]]
 

@@ -53,14 +53,14 @@ _HOME = {
     "Ranking": "colbert_rag.ranking",
     "Settings": "colbert_rag.settings",
     "TokenEmbeddings": "colbert_rag.embeddings",
-    "clear_cache": "colbert_rag.shared",
+    "clear_cache": "colbert_rag.colbert",
     "open_checkpoint": "colbert_rag.checkpoint",
-    "shared_colbert": "colbert_rag.shared",
+    "shared_colbert": "colbert_rag.colbert",
 }
 
 if TYPE_CHECKING:
     from colbert_rag.checkpoint import Checkpoint, open_checkpoint
-    from colbert_rag.colbert import ColBERT
+    from colbert_rag.colbert import ColBERT, clear_cache, shared_colbert
     from colbert_rag.embeddings import TokenEmbeddings
     from colbert_rag.errors import (
         CheckpointError,
@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from colbert_rag.index.qdrant import QdrantIndex
     from colbert_rag.ranking import Ranked, Ranking
     from colbert_rag.settings import DEFAULT_CHECKPOINT, Settings
-    from colbert_rag.shared import clear_cache, shared_colbert
+
 else:
     # Out of a type checker's sight: a module with __getattr__ accepts every misspelt name.
     def __getattr__(name: str) -> object:

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 import threading
 import uuid
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Never, Unpack
 
 import torch
 
 from colbert_rag.cache import CacheInfo, DocumentCache
 from colbert_rag.checkpoint import Checkpoint, open_checkpoint
-from colbert_rag.device import DTYPES, resolve_device, resolve_dtype
+from colbert_rag.device import TORCH_DTYPES, resolved
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.encoder import Encoder
-from colbert_rag.errors import InvalidQueryError, ScoringError
-from colbert_rag.explanation import Explainer, Explanation
-from colbert_rag.hosting import host
+from colbert_rag.explanation import Explanation
+from colbert_rag.inputs import TextLike, check_query, read_text, read_texts
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
-from colbert_rag.scoring import Known, Scored, Scorer
-from colbert_rag.settings import DOCUMENT_CACHE_BYTES, Settings, whole_number
-from colbert_rag.text_encoder import TextEncoder
+from colbert_rag.scoring import KnownVectors, Scorer
+from colbert_rag.settings import ModelOptions, Settings, refuse_unknown, whole_number
+from colbert_rag.text_encoder import TextEncoder, TruncationInfo
 from colbert_rag.tokenizer import TextTokenizer
-
-logger = logging.getLogger(__name__)
-
-KEPT_PLACES = 10
-"""Places at the top of a ranking whose vectors it keeps, so as to explain them."""
 
 
 class ColBERT:
@@ -48,21 +39,21 @@ class ColBERT:
     def __init__(self, settings: Settings) -> None:
         """Describe a model without loading it; `from_pretrained` is the usual way.
 
-        Args:
-            settings: As `resolved` gives them.
-
         Raises:
             TypeError: the settings are something else, such as the name of a checkpoint.
+            ValueError: the device is not there.
         """
         if not isinstance(settings, Settings):
             raise TypeError(
                 f"settings is {settings!r}, expected Settings. To open a checkpoint: "
                 "ColBERT.from_pretrained(...)"
             )
-        self.settings = settings
+        self.settings = resolved(settings)
+        # Pickles carry what was asked for: a "cuda:0" that None became here may not exist there.
+        self._asked = replace(settings, token=None)
         self._lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
-        self._text_encoder: TextEncoder | None = None
+        self._scorer: Scorer | None = None
         self._fingerprint: str | None = None
         limit = settings.document_cache
         self._cache = DocumentCache(limit) if limit else None
@@ -71,87 +62,25 @@ class ColBERT:
 
     @classmethod
     def from_pretrained(
-        cls,
-        checkpoint: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_folder: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        device: str | None = None,
-        dtype: str = "auto",
-        query_marker: str | None = None,
-        document_marker: str | None = None,
-        query_length: int | None = None,
-        document_length: int | None = None,
-        query_expansion: bool | None = None,
-        attend_to_expansion: bool | None = None,
-        skiplist: Sequence[str] | None = None,
-        language: str | None = None,
-        raw_token_embeddings: bool = False,
-        allow_pickle: bool = False,
-        batch_tokens: int | None = None,
-        document_cache: int | None = DOCUMENT_CACHE_BYTES,
-        long_documents: str = "truncate",
+        cls, checkpoint: str | os.PathLike[str], **options: Unpack[ModelOptions]
     ) -> ColBERT:
-        """Open a published checkpoint and load it; options left at None follow the checkpoint.
+        """Open a published checkpoint and load it.
 
         Use `shared_colbert` instead to get the process's one instance of a configuration.
 
         Args:
             checkpoint: A hub id, a local folder, or "offline-minilm".
-            revision: Branch, tag or commit of the hub repository.
-            cache_folder: Where downloads are kept; None is the hub's own cache.
-            token: Access token of the hub; None uses the one you logged in with.
-            local_files_only: Never use the network.
-            device: Such as "cpu", "cuda:1" or "mps"; None takes CUDA, else MPS, else the CPU.
-            dtype: "auto" is the fastest type the device computes natively (bfloat16 or float32);
-                "float32" is exact.
-            query_marker: Vocabulary entry inserted into queries; "" for none.
-            document_marker: Vocabulary entry inserted into documents; "" for none.
-            query_length: Tokens of a query at most, specials and marker included.
-            document_length: Tokens of a document at most, specials and marker included.
-            query_expansion: Whether queries are filled up with the mask token.
-            attend_to_expansion: Whether the encoder sees those tokens.
-            skiplist: Words of documents that do not count in a score.
-            language: Language adapter of an XMOD backbone, such as "en_XX".
-            raw_token_embeddings: Use a plain encoder's own token vectors, without a projection.
-            allow_pickle: Read `pytorch_model.bin`, as plain tensors only.
-            batch_tokens: Tokens per forward pass; bounds memory.
-            document_cache: Bytes of document vectors kept for later calls; None or 0 for none.
-            long_documents: What `score` and `rank` do with a document longer than the document
-                length: "truncate" it, or score it by its best overlapping piece ("windows").
+            options: The fields of `Settings`, which explains each. Those that are left out follow
+                the checkpoint, or the machine.
 
         Raises:
             CheckpointError: the checkpoint cannot be opened; its subclass says why.
-            TypeError: an option has the wrong type.
+            TypeError: an option is unknown or has the wrong type.
             ValueError: an option is out of range, or the device is not there.
         """
-        settings = Settings.normalised(
-            checkpoint,
-            revision=revision,
-            cache_folder=cache_folder,
-            token=token,
-            local_files_only=local_files_only,
-            device=device,
-            dtype=dtype,
-            query_marker=query_marker,
-            document_marker=document_marker,
-            query_length=query_length,
-            document_length=document_length,
-            query_expansion=query_expansion,
-            attend_to_expansion=attend_to_expansion,
-            skiplist=skiplist,
-            language=language,
-            raw_token_embeddings=raw_token_embeddings,
-            allow_pickle=allow_pickle,
-            batch_tokens=batch_tokens,
-            document_cache=document_cache,
-            long_documents=long_documents,
-        )
-        model = cls(resolved(settings))
-        model.load()
-        return model
+        colbert = cls(Settings.normalised(checkpoint, **options))
+        colbert.load()
+        return colbert
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -164,7 +93,7 @@ class ColBERT:
     @property
     def tokenizer(self) -> TextTokenizer:
         """Text to ids and masks, by the checkpoint's recipe; loads the model if need be."""
-        return self._load().tokenizer
+        return self._loaded().text_encoder.tokenizer
 
     @property
     def dim(self) -> int:
@@ -179,7 +108,7 @@ class ColBERT:
     @property
     def dtype(self) -> torch.dtype:
         """Float type of weights and vectors."""
-        return DTYPES[self.settings.dtype]
+        return TORCH_DTYPES[self.settings.dtype]
 
     @property
     def fingerprint(self) -> str:
@@ -192,16 +121,16 @@ class ColBERT:
     @property
     def loaded(self) -> bool:
         """Whether the weights are in memory."""
-        return self._text_encoder is not None
+        return self._scorer is not None
 
     def load(self) -> None:
         """Load the weights now instead of at the first call."""
-        self._load()
+        self._loaded()
 
     def unload(self) -> None:
         """Give the memory of weights and cached vectors back; the next call loads again."""
         with self._lock:
-            self._text_encoder = None
+            self._scorer = None
             if self._cache is not None:
                 self._cache.clear()
         if self.device.startswith("cuda"):
@@ -220,16 +149,16 @@ class ColBERT:
             Unit-length vectors on the model's device, in its dtype, expansion rows included.
 
         Raises:
-            InvalidQueryError: a query is empty or blank.
+            InvalidQueryError: a query is blank.
             TypeError: not a list of strings.
         """
-        texts = _listed(texts)
-        for text in texts:
-            _check_query(text)
-        return self._load().queries(texts, show_progress=show_progress)
+        queries = read_texts(texts)
+        for query in queries:
+            check_query(query)
+        return self._loaded().text_encoder.queries(queries, show_progress=show_progress)
 
     def encode_documents(
-        self, texts: Sequence[str], *, show_progress: bool = False
+        self, texts: Sequence[TextLike], *, show_progress: bool = False
     ) -> TokenEmbeddings:
         """Token vectors of documents, each cut to the document length.
 
@@ -237,23 +166,26 @@ class ColBERT:
         would push everything else out.
 
         Args:
-            texts: The documents; an empty one is legal and keeps its special tokens.
+            texts: As in `rank`; an empty one is legal and keeps its special tokens.
             show_progress: Draw a progress bar on standard error.
 
         Returns:
             Unit-length vectors on the model's device, in its dtype, without skipped tokens.
 
         Raises:
-            TypeError: not a list of strings.
+            TypeError: not a list of texts.
         """
-        return self._load().documents(_listed(texts), show_progress=show_progress)
+        documents = read_texts(texts)
+        return self._loaded().text_encoder.documents(documents, show_progress=show_progress)
 
-    def score(self, query: str, texts: Sequence[str], *, known: Known | None = None) -> list[float]:
+    def score(
+        self, query: str, texts: Sequence[TextLike], *, known: KnownVectors | None = None
+    ) -> list[float]:
         """MaxSim of a query with each text, in input order.
 
         Args:
             query: The query.
-            texts: The documents.
+            texts: As in `rank`.
             known: As in `rank`.
 
         Returns:
@@ -261,150 +193,104 @@ class ColBERT:
             `long_documents="windows"`, that of its best window.
 
         Raises:
-            InvalidQueryError: the query is empty, blank or not a string.
-            TypeError: not a list of strings.
+            InvalidQueryError: the query is blank or not a string.
+            TypeError: not a list of texts.
         """
-        scored = self._score(query, _listed(texts), known, show_progress=False)
-        return [] if scored is None else scored.scores
+        check_query(query)
+        documents = read_texts(texts)
+        if not documents:
+            return []
+        return self._loaded().score(query, documents, known=known).scores
 
     def rank(
         self,
         query: str,
-        texts: Sequence[str],
+        texts: Sequence[TextLike],
         *,
         top_k: int | None = None,
-        known: Known | None = None,
+        known: KnownVectors | None = None,
         show_progress: bool = False,
+        **unknown: Never,
     ) -> Ranking:
         """Texts in the order of their MaxSim with a query, best first.
 
         Args:
             query: The query.
-            texts: The documents; equal ones are encoded once and all ranked.
+            texts: Strings, mappings with a `text`, or objects with one, such as an index's
+                `Document`. Equal texts are encoded once and all ranked.
             top_k: Places to return; None for all.
             known: Finds vectors that this model made earlier, such as the `embeddings_for` of an
                 index; asked for texts that are not in the document cache.
             show_progress: Draw a progress bar on standard error.
+            unknown: Refused, with the name that was probably meant.
 
         Raises:
-            InvalidQueryError: the query is empty, blank or not a string.
+            InvalidQueryError: the query is blank or not a string.
             ScoringError: not one text received a score that is a number.
-            TypeError: not a list of strings.
+            TypeError: not a list of texts.
             ValueError: `top_k` is negative.
         """
+        refuse_unknown("an argument of rank", unknown, known=("top_k", "known", "show_progress"))
+        check_query(query)
         if top_k is not None:
             top_k = whole_number("top_k", top_k, least=0)
-        texts = _listed(texts)
-        scored = self._score(query, texts, known, show_progress=show_progress)
-        if scored is None:
-            return Ranking([], query=query, texts=texts, query_rows=0)
-        lost = sum(math.isnan(score) for score in scored.scores)
-        if lost == len(texts):
-            raise ScoringError(
-                f"none of the {lost} texts has a score that is a number: the model's weights, or "
-                f"its arithmetic in {self.settings.dtype}, give NaN. Try dtype='float32'"
-            )
-        if lost:
-            logger.warning("%d of %d texts have no score and are ranked last", lost, len(texts))
-        ranking = Ranking.from_scores(
-            scored.scores,
-            query=query,
-            texts=texts,
-            query_rows=len(scored.query),
-            spans=scored.spans,
-            top_k=top_k,
-        )
-        best = [place.index for place in ranking[:KEPT_PLACES]]
-        vectors = scored.documents[[scored.winners[index] for index in best]]
-        kept = dict(zip(best, vectors, strict=True))
-        return ranking.explained_by(Explainer(self, query, scored.query, kept))
+        documents, items = read_texts(texts), tuple(texts)
+        if not documents:
+            return Ranking([], query=query, texts=documents, query_rows=0)
+        scorer = self._loaded()
+        scored = scorer.score(query, documents, known=known, show_progress=show_progress)
+        tokenizer = scorer.text_encoder.tokenizer
+        return scored.ranking(items, top_k=top_k, tokenizer=tokenizer, explain=self.explain)
 
-    def explain(self, query: str, text: str) -> Explanation:
+    def explain(self, query: str, text: TextLike) -> Explanation:
         """Which token of a document each token of a query matched, and what that adds up to.
 
         For the places of a ranking, `Ranking.explain` re-uses the vectors that ranked them.
 
-        Args:
-            query: The query.
-            text: The document.
-
         Raises:
-            InvalidQueryError: the query is empty, blank or not a string.
-            TypeError: the document is not a string.
+            InvalidQueryError: the query is blank or not a string.
+            TypeError: the document has no text.
         """
-        _check_query(query)
-        if not isinstance(text, str):
-            raise TypeError(f"text is {type(text).__name__}, expected a string")
-        scored = self._scorer().score(query, [text])
-        vectors = scored.query, scored.documents[scored.winners[0]]
-        return Explanation.of(
-            query, text, vectors=vectors, tokenizer=self.tokenizer, window=scored.spans[0]
-        )
+        check_query(query)
+        scorer = self._loaded()
+        scored = scorer.score(query, [read_text(text)])
+        return scored.explanation(0, scorer.text_encoder.tokenizer)
 
-    def cache_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
+    def cache_documents(self, texts: Sequence[TextLike], *, show_progress: bool = False) -> None:
         """Encode texts into the document cache ahead of the first query.
 
         Raises:
-            TypeError: not a list of strings.
+            TypeError: not a list of texts.
             ValueError: the model has no document cache.
         """
-        texts = _listed(texts)
+        documents = read_texts(texts)
         if self._cache is None:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
-        self._scorer().cache_documents(texts, show_progress=show_progress)
+        self._loaded().cache_documents(documents, show_progress=show_progress)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses and size of the document cache."""
         return CacheInfo(0, 0, 0, 0, 0) if self._cache is None else self._cache.info()
 
-    def _load(self) -> TextEncoder:
-        text_encoder = self._text_encoder
-        if text_encoder is not None:
-            return text_encoder
+    def truncation_info(self) -> TruncationInfo:
+        """How many texts were encoded since the model was loaded, and how many of them were cut."""
+        scorer = self._scorer
+        return TruncationInfo() if scorer is None else scorer.text_encoder.truncation_info()
+
+    def _loaded(self) -> Scorer:
+        scorer = self._scorer
+        if scorer is not None:
+            return scorer
         with self._lock:
-            if self._text_encoder is None:
-                self._text_encoder = self._load_now()
-            return self._text_encoder
-
-    def _load_now(self) -> TextEncoder:
-        checkpoint, settings = self.checkpoint, self.settings
-        model, projection = host(
-            checkpoint, device=self.device, dtype=self.dtype, language=settings.language
-        )
-        table = cast(torch.nn.Embedding, model.get_input_embeddings())
-        encoder = Encoder(
-            model,
-            projection,
-            backbone=checkpoint.backbone,
-            dim=checkpoint.dim,
-            batch_tokens=settings.batch_tokens,
-        )
-        return TextEncoder(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
-
-    def _score(
-        self, query: str, texts: list[str], known: Known | None, *, show_progress: bool
-    ) -> Scored | None:
-        """Score one query; None where there is nothing to score, and nothing needs loading."""
-        _check_query(query)
-        if not texts:
-            return None
-        return self._scorer().score(query, texts, known=known, show_progress=show_progress)
-
-    def _scorer(self) -> Scorer:
-        windows = self.settings.long_documents == "windows"
-        return Scorer(self._load(), self._cache, windows=windows)
-
-    def __copy__(self) -> ColBERT:
-        """The same instance: weights are shared, never doubled."""
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> ColBERT:
-        """The same instance: pydantic and both frameworks copy components deeply."""
-        return self
+            if self._scorer is None:
+                text_encoder = TextEncoder.of(self.checkpoint, self.settings)
+                windows = self.settings.long_documents == "windows"
+                self._scorer = Scorer(text_encoder, self._cache, windows=windows)
+            return self._scorer
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by description, without weights and without the access token."""
-        return (_restore, (replace(self.settings, token=None), self._identity))
+        """Copy and pickle by description: never the weights, nor the access token."""
+        return (_restored, (self._asked, self._identity))
 
     def __repr__(self) -> str:
         """Name, place and state."""
@@ -417,47 +303,48 @@ class ColBERT:
 
 _LIVE: weakref.WeakValueDictionary[str, ColBERT] = weakref.WeakValueDictionary()
 SHARED: Registry[Settings, ColBERT] = Registry()
-"""The process's instances, by resolved settings; `shared.py` is the way in."""
 
 
-def resolved(settings: Settings) -> Settings:
-    """The same settings with device and dtype decided, so that equal choices are equal values.
+def shared_colbert(checkpoint: str | os.PathLike[str], **options: Unpack[ModelOptions]) -> ColBERT:
+    """The process's one instance of a model, loaded by whoever asks first.
+
+    Two calls mean the same instance where they mean the same configuration: `device=None` and the
+    device it resolves to, a relative and an absolute path, a string and a `Path`. Other threads
+    that ask while it loads wait for it.
+
+    Args:
+        checkpoint: As in `ColBERT.from_pretrained`.
+        options: As in `ColBERT.from_pretrained`.
 
     Raises:
-        ValueError: the device is not there.
+        CheckpointError: the checkpoint cannot be opened; its subclass says why.
+        TypeError: an option is unknown or has the wrong type.
+        ValueError: an option is out of range, or the device is not there.
     """
-    device = resolve_device(settings.device)
-    return settings.with_device(device, resolve_dtype(settings.dtype, device))
+    return shared(Settings.normalised(checkpoint, **options))
 
 
-def shared(settings: Settings) -> ColBERT:
-    """The one instance for resolved settings, loaded by whoever asks first."""
+def shared(settings: Settings, *, load: bool = True) -> ColBERT:
+    """`shared_colbert` for settings; `load=False` leaves the weights where they are."""
 
     def build() -> ColBERT:
-        model = ColBERT(settings)
-        model.load()
-        return model
+        colbert = ColBERT(settings)
+        if load:
+            colbert.load()
+        return colbert
 
-    return SHARED.get(settings, build)
+    return SHARED.get(resolved(settings), build)
 
 
-def _restore(settings: Settings, identity: str) -> ColBERT:
-    """Unpickle: the very instance where it still lives, else the shared one."""
+def clear_cache() -> None:
+    """Forget every shared instance and give back the memory of its weights.
+
+    Instances that somebody still holds go on working, and load again at their next call.
+    """
+    for colbert in SHARED.clear():
+        colbert.unload()
+
+
+def _restored(settings: Settings, identity: str) -> ColBERT:
+    """The very instance where it still lives, else the shared one."""
     return _LIVE.get(identity) or shared(settings)
-
-
-def _check_query(query: object) -> None:
-    if not isinstance(query, str):
-        raise InvalidQueryError(f"query is {type(query).__name__}, expected a string")
-    if not query.strip():
-        raise InvalidQueryError("query is empty or blank, expected some text to search for")
-
-
-def _listed(texts: object) -> list[str]:
-    """The caller's texts as a list of our own, which stays as it is when his changes."""
-    if isinstance(texts, str | bytes) or not isinstance(texts, Sequence):
-        raise TypeError(f"texts is {type(texts).__name__}, expected a list of strings")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{index}] is {type(text).__name__}, expected a string")
-    return list(texts)

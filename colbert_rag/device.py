@@ -5,10 +5,13 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import suppress
+from dataclasses import replace
 
 import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from colbert_rag.settings import Settings
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Processor features that multiply bfloat16 in hardware, on x86 and on ARM."""
@@ -61,12 +64,22 @@ def resolve_dtype(dtype: str, device: str) -> str:
     chosen = os.environ.get(AUTO_DTYPE)
     if not chosen:
         return "bfloat16" if computes_bfloat16(device) else "float32"
-    if chosen not in DTYPES:
+    if chosen not in TORCH_DTYPES:
         raise ValueError(
             f"the environment variable {AUTO_DTYPE} is {chosen!r}, expected one of "
-            f"{', '.join(DTYPES)}"
+            f"{', '.join(TORCH_DTYPES)}"
         )
     return chosen
+
+
+def resolved(settings: Settings) -> Settings:
+    """The same settings with device and dtype decided, so that equal choices are equal values.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    device = resolve_device(settings.device)
+    return replace(settings, device=device, dtype=resolve_dtype(settings.dtype, device))
 
 
 def computes_bfloat16(device: str) -> bool:

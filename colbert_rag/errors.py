@@ -33,6 +33,13 @@ what was expected and what to do.
 from __future__ import annotations
 
 
+def install_command(extra: str) -> str:
+    """What to type to get an extra: with a release of this package, and inside a checkout of it."""
+    return (
+        f"pip install 'colbert-rag-components[{extra}]', or in a checkout: pip install '.[{extra}]'"
+    )
+
+
 class ColBERTRagError(Exception):
     """The root of every error this package raises on purpose."""
 
@@ -137,8 +144,8 @@ class MissingExtraError(ColBERTRagError, ImportError):
         self.package = package
         self.extra = extra
         super().__init__(
-            f"{package} is not installed, and colbert_rag needs it here. "
-            f"Install it with: pip install 'colbert-rag-components[{extra}]'"
+            f"{package} is not installed, and colbert_rag needs it here. Install it with: "
+            + install_command(extra)
         )
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -7,11 +7,13 @@ for weights, a tokenizer or a local folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.ranking import Ranking
 from colbert_rag.settings import Settings
+
+if TYPE_CHECKING:  # an index, which needs no tokenizer, must not load one for a name
+    from colbert_rag.ranking import Ranking
 
 
 @runtime_checkable

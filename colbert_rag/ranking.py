@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, overload
 
 from colbert_rag.display import Html, bar, decimal, element, fitted, one_line, panel
+from colbert_rag.errors import MissingExtraError
 from colbert_rag.explanation import Explanation
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _SHOWN = 50  # places that the views list
 _SNIPPET = 300  # characters of a text in a notebook
@@ -30,24 +34,49 @@ _CSS = """
 _EMPTY = element("small", "empty text")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked:
-    """One text's place.
+    """One text's place in a ranking.
 
     Attributes:
-        index: Its position in the texts that were ranked.
+        rank: Its place, counted from 1.
+        index: Its position in the list that was ranked, counted from 0 as Python does.
         score: MaxSim: the sum over the query's rows of the best similarity each finds.
+        text: The text.
+        query_rows: How many similarities the score sums.
         span: Start and end, in characters, of the window that has this score; None where the text
             was scored as one.
+        item: What the caller gave for the text: itself, or the mapping or object that holds it.
     """
 
+    rank: int
     index: int
     score: float
+    text: str
+    query_rows: int
     span: tuple[int, int] | None = None
+    item: object = field(default=None, compare=False, repr=False)
+
+    @property
+    def mean(self) -> float:
+        """The mean similarity, from -1 to 1: comparable between queries, as the sum is not."""
+        return self.score / self.query_rows
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON; a score that is not finite becomes None."""
+        finite = math.isfinite(self.score)
+        return {
+            "rank": self.rank,
+            "index": self.index,
+            "score": self.score if finite else None,
+            "mean": self.mean if finite else None,
+            "text": self.text,
+            "span": None if self.span is None else list(self.span),
+        }
 
 
-Explain = Callable[[int, str, tuple[int, int] | None], Explanation]
-"""Explains the score of the text at a position of the input: position, text, window."""
+Explain = Callable[[Ranked], Explanation]
+"""Explains the score of one place."""
 
 
 class Ranking(Sequence[Ranked]):
@@ -59,8 +88,7 @@ class Ranking(Sequence[Ranked]):
     Attributes:
         query: The query.
         texts: All texts that were ranked, in input order.
-        query_rows: Rows of the query that were summed; `score / query_rows` is the mean
-            similarity, at most 1 and comparable between queries.
+        query_rows: Rows of the query that were summed.
     """
 
     def __init__(
@@ -87,6 +115,7 @@ class Ranking(Sequence[Ranked]):
         query: str,
         texts: Sequence[str],
         query_rows: int,
+        items: Sequence[object] | None = None,
         spans: Sequence[tuple[int, int] | None] | None = None,
         top_k: int | None = None,
     ) -> Ranking:
@@ -97,8 +126,16 @@ class Ranking(Sequence[Ranked]):
         keys = [(math.isnan(score), -score) for score in scores]
         order = sorted(range(len(scores)), key=keys.__getitem__)
         ranked = [
-            Ranked(index, scores[index], None if spans is None else spans[index])
-            for index in order[:top_k]
+            Ranked(
+                rank=rank,
+                index=index,
+                score=scores[index],
+                text=texts[index],
+                query_rows=query_rows,
+                span=None if spans is None else spans[index],
+                item=texts[index] if items is None else items[index],
+            )
+            for rank, index in enumerate(order[:top_k], start=1)
         ]
         return cls(ranked, query=query, texts=texts, query_rows=query_rows)
 
@@ -112,28 +149,65 @@ class Ranking(Sequence[Ranked]):
             explain=explain,
         )
 
-    def explain(self, rank: int) -> Explanation:
+    def explain(self, position: int) -> Explanation:
         """Which words made the score of one place.
 
         At the top of a ranking this re-uses the vectors that ranked it. Others come from the
         model's document cache, or are computed again.
 
         Args:
-            rank: The place, counted from 0 as in `ranking[rank]`.
+            position: Counted from 0 as in `ranking[position]`.
 
         Raises:
             IndexError: there is no such place.
             ValueError: the ranking has been pickled, or was not made by a model.
         """
-        if not -len(self) <= rank < len(self):
-            raise IndexError(f"rank {rank} is outside the {len(self)} places of this ranking")
+        if not -len(self) <= position < len(self):
+            raise IndexError(
+                f"position {position} is outside the {len(self)} places of this ranking"
+            )
         if self._explain is None:
             raise ValueError(
                 "this ranking has no model to ask, because it was pickled or made by hand. Use "
-                "ColBERT.explain(ranking.query, ranking.texts[ranking[rank].index])"
+                "ColBERT.explain(ranking.query, ranking[position].text)"
             )
-        place = self[rank]
-        return self._explain(place.index, self.texts[place.index], place.span)
+        return self._explain(self[position])
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON: the query and its places, best first."""
+        return {
+            "query": self.query,
+            "query_rows": self.query_rows,
+            "ranked": [place.to_dict() for place in self],
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A table with a row for each place: rank, index, score, mean and text.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtraError("pandas", extra="notebook") from error
+        return pd.DataFrame(
+            {
+                "rank": [place.rank for place in self],
+                "index": [place.index for place in self],
+                "score": [place.score for place in self],
+                "mean": [place.mean for place in self],
+                "text": [place.text for place in self],
+            }
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without vectors and model: what is stored should not carry or load them."""
+        return {**self.__dict__, "_explain": None}
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Ranking:
+        """The same one: nothing in it changes."""
+        return self
 
     def __len__(self) -> int:
         """How many places there are."""
@@ -156,12 +230,12 @@ class Ranking(Sequence[Ranked]):
         lines = [f"{self._summary()} for {one_line(self.query)!r}"]
         if self:
             lines.append(f"{'rank':>4}  {'score':>8} {'':{_BAR}} {'input':>6} {'moved':>6}  text")
-        for rank, place in enumerate(self[:_SHOWN]):
+        for place in self[:_SHOWN]:
             row = (
-                f"{rank:>4}  {decimal(place.score, 4):>8} {bar(self._part(place), _BAR)} "
-                f"{place.index:>6} {_moved(rank, place):>6}  "
+                f"{place.rank:>4}  {decimal(place.score, 4):>8} {bar(self._part(place), _BAR)} "
+                f"{place.index + 1:>6} {_moved(place):>6}  "
             )
-            text = one_line(_beginning(self.texts[place.index], place, _WIDTH))
+            text = one_line(_beginning(place, _WIDTH))
             lines.append((row + fitted(text, _WIDTH - len(row))).rstrip())
         return "\n".join([*lines, *self._left_out()])
 
@@ -175,32 +249,32 @@ class Ranking(Sequence[Ranked]):
         heads = dict.fromkeys(["rank", "score", "input", "moved", "text"], "number")
         heads |= {"score": "score", "text": ""}
         titles = element("tr", *(element("th", text, class_=heads[text]) for text in heads))
-        rows = [self._row(rank, place) for rank, place in enumerate(self[:_SHOWN])]
+        rows = [self._row(place) for place in self[:_SHOWN]]
         foot = [*self._left_out()]
         if rows and self._explain is not None:
-            foot.append("Its method explain(0) shows which words made the score of rank 0.")
+            foot.append("Its method explain(0) shows which words made the first score.")
         return panel(
             element("table", caption, element("thead", titles), element("tbody", *rows)),
             *(element("p", element("small", line), class_="foot") for line in foot),
             css=_CSS,
         )
 
-    def _row(self, rank: int, place: Ranked) -> Html:
-        moved = _moved(rank, place)
+    def _row(self, place: Ranked) -> Html:
+        moved = _moved(place)
         kind = {"▲": "up", "▼": "down"}.get(moved[0], "soft")
         fill = element("i", style=f"width:{100 * self._part(place):.1f}%")
-        text = one_line(_beginning(self.texts[place.index], place, _SNIPPET))
+        text = one_line(_beginning(place, _SNIPPET))
         return element(
             "tr",
-            element("td", str(rank), class_="number"),
+            element("td", str(place.rank), class_="number"),
             element(
                 "td",
                 element("span", decimal(place.score, 4), class_="number"),
                 element("span", fill, class_="track"),
                 class_="score",
             ),
-            element("td", str(place.index), class_="number soft"),
-            element("td", moved, class_=f"number {kind}", title=_spoken(rank, place)),
+            element("td", str(place.index + 1), class_="number soft"),
+            element("td", moved, class_=f"number {kind}", title=_spoken(place)),
             element("td", element("span", text, class_="text", dir="auto") if text else _EMPTY),
         )
 
@@ -220,22 +294,22 @@ class Ranking(Sequence[Ranked]):
         return max(place.score / best, 0.0)
 
 
-def _moved(rank: int, place: Ranked) -> str:
-    places = place.index - rank
+def _moved(place: Ranked) -> str:
+    places = place.index + 1 - place.rank
     return f"▲ {places}" if places > 0 else f"▼ {-places}" if places < 0 else "="
 
 
-def _spoken(rank: int, place: Ranked) -> str:
-    places = place.index - rank
+def _spoken(place: Ranked) -> str:
+    places = place.index + 1 - place.rank
     if not places:
         return "the same place as in the input"
     count = "1 place" if abs(places) == 1 else f"{abs(places)} places"
     return f"{count} {'up' if places > 0 else 'down'} from the input"
 
 
-def _beginning(text: str, place: Ranked, width: int) -> str:
+def _beginning(place: Ranked, width: int) -> str:
     """Where reading a text begins that is cut to `width`: at the window that has the score."""
     start = 0 if place.span is None else place.span[0]
-    part = text[start : start + 2 * width]
+    part = place.text[start : start + 2 * width]
     flat = part[:width] + "…" if len(part) > width else part
     return f"…{flat}" if start else flat

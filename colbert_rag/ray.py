@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from colbert_rag.colbert import shared_colbert
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import Changes, Document, Index, IndexInfo
 from colbert_rag.index.documents import as_document, metadata_json
 from colbert_rag.index.pooling import pool_tokens
-from colbert_rag.shared import ModelOptions, shared_colbert
+from colbert_rag.settings import ModelOptions
 
 Batch: TypeAlias = Mapping[str, NDArray[Any]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,34 +13,117 @@ from torch import Tensor
 
 from colbert_rag.cache import DocumentCache
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.errors import ScoringError
+from colbert_rag.explanation import Explanation
 from colbert_rag.maxsim import maxsim
+from colbert_rag.ranking import Ranked, Ranking
 from colbert_rag.text_encoder import TextEncoder
-from colbert_rag.tokenizer import Span
+from colbert_rag.tokenizer import Span, TextTokenizer
 from colbert_rag.windows import find_windows
 
-Known: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
+logger = logging.getLogger(__name__)
+
+KnownVectors: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Finds vectors, `(rows, dim)`, that the same model made earlier, of any of the texts."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+KEPT_PLACES = 10
+"""Places at the top of a ranking whose vectors it keeps, so as to explain them."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Scored:
     """One query against some texts.
 
     Attributes:
-        query: The query's vectors, `(query_rows, dim)`.
-        pieces: What was scored: the texts, or the windows of long ones, in order.
-        documents: Vectors of the pieces.
-        scores: For each text, the score of its best piece.
-        winners: For each text, the number of that piece.
+        query: The query.
+        texts: The texts.
+        vectors: The query's vectors, `(query_rows, dim)`.
+        pieces: Vectors of what was scored: the texts, or the windows of long ones, in order.
+        winners: For each text, the number of its best piece.
+        scores: For each text, the score of that piece.
         spans: For each text, where that piece lies in it; None where it is the whole text.
     """
 
-    query: Tensor
-    pieces: list[str]
-    documents: TokenEmbeddings
-    scores: list[float]
+    query: str
+    texts: Sequence[str]
+    vectors: Tensor
+    pieces: TokenEmbeddings
     winners: list[int]
+    scores: list[float]
     spans: list[Span | None]
+
+    def explanation(self, index: int, tokenizer: TextTokenizer) -> Explanation:
+        """Why the text at `index` has its score."""
+        piece = self.pieces[self.winners[index]]
+        return _explained(
+            self.query, self.texts[index], (self.vectors, piece), tokenizer, self.spans[index]
+        )
+
+    def ranking(
+        self,
+        items: Sequence[object],
+        *,
+        top_k: int | None,
+        tokenizer: TextTokenizer,
+        explain: Callable[[str, str], Explanation],
+    ) -> Ranking:
+        """The texts in the order of their scores.
+
+        Args:
+            items: What the caller gave for each text.
+            top_k: Places to return; None for all.
+            tokenizer: Made the tokens, and names them in explanations.
+            explain: Explains the score of a text whose vectors the ranking does not keep.
+
+        Raises:
+            ScoringError: not one score is a number.
+        """
+        self._check_scores()
+        ranking = Ranking.from_scores(
+            self.scores,
+            query=self.query,
+            texts=self.texts,
+            query_rows=len(self.vectors),
+            items=items,
+            spans=self.spans,
+            top_k=top_k,
+        )
+        # Only these are held: all vectors of a long list would take gigabytes.
+        best = [place.index for place in ranking[:KEPT_PLACES]]
+        pieces = self.pieces[[self.winners[index] for index in best]]
+        query, vectors, kept = self.query, self.vectors, dict(zip(best, pieces, strict=True))
+
+        def explain_place(place: Ranked) -> Explanation:
+            if place.index not in kept:
+                return explain(query, place.text)
+            both = vectors, kept[place.index]
+            return _explained(query, place.text, both, tokenizer, place.span)
+
+        return ranking.explained_by(explain_place)
+
+    def _check_scores(self) -> None:
+        lost = sum(map(math.isnan, self.scores))
+        if lost == len(self.scores):
+            raise ScoringError(
+                f"none of the {lost} texts has a score that is a number: the model's weights, or "
+                f"its arithmetic in {str(self.vectors.dtype).removeprefix('torch.')}, give NaN. "
+                "Try dtype='float32'"
+            )
+        if lost:
+            logger.warning(
+                "%d of %d texts have no score and are ranked last", lost, len(self.scores)
+            )
+
+
+def _explained(
+    query: str,
+    text: str,
+    vectors: tuple[Tensor, Tensor],
+    tokenizer: TextTokenizer,
+    window: Span | None,
+) -> Explanation:
+    return Explanation.of(query, text, vectors=vectors, tokenizer=tokenizer, window=window)
 
 
 class Scorer:
@@ -55,7 +139,7 @@ class Scorer:
             cache: Where document vectors are kept, or None.
             windows: Whether long documents are scored window by window, instead of being cut.
         """
-        self._text_encoder = text_encoder
+        self.text_encoder = text_encoder
         self._cache = cache
         self._windows = windows
 
@@ -64,35 +148,36 @@ class Scorer:
         query: str,
         texts: Sequence[str],
         *,
-        known: Known | None = None,
+        known: KnownVectors | None = None,
         show_progress: bool = False,
     ) -> Scored:
         """Score one query with at least one text; what is not `known` is encoded."""
-        vectors = self._text_encoder.queries([query])[0]
+        vectors = self.text_encoder.queries([query])[0]
         pieces, windows = self._pieces(texts)
         documents = self._documents(pieces, known=known, show_progress=show_progress)
         scores = maxsim(vectors, documents).tolist()
-        winners, start = [], 0
-        for spans in windows:
-            places = range(start, start + len(spans))
-            winners.append(max(places, key=lambda i: (not math.isnan(scores[i]), scores[i])))
-            start = places.stop
-        flat = [span for spans in windows for span in spans]
+        winners: list[int] = []
+        spans: list[Span | None] = []
+        start = 0
+        for own in windows:
+            numbers = range(start, start + len(own))
+            winner = max(numbers, key=lambda i: (not math.isnan(scores[i]), scores[i]))
+            winners.append(winner)
+            spans.append(own[winner - start] if len(own) > 1 else None)
+            start = numbers.stop
         return Scored(
-            vectors,
-            pieces,
-            documents,
-            [scores[winner] for winner in winners],
-            winners,
-            [
-                flat[winner] if len(spans) > 1 else None
-                for winner, spans in zip(winners, windows, strict=True)
-            ],
+            query=query,
+            texts=texts,
+            vectors=vectors,
+            pieces=documents,
+            winners=winners,
+            scores=[scores[winner] for winner in winners],
+            spans=spans,
         )
 
     def cache_documents(self, texts: Sequence[str], *, show_progress: bool = False) -> None:
         """Put the vectors of texts into the cache."""
-        size = self._text_encoder.stretch
+        size = self.text_encoder.stretch
         for start in range(0, len(texts), size):
             pieces, _ = self._pieces(texts[start : start + size])
             self._documents(pieces, show_progress=show_progress)
@@ -101,7 +186,7 @@ class Scorer:
         """What is encoded for some texts, and where each piece lies in its text."""
         if not self._windows:
             return list(texts), [[(0, len(text))] for text in texts]
-        windows = find_windows(self._text_encoder.tokenizer, texts)
+        windows = find_windows(self.text_encoder.tokenizer, texts)
         pieces = [
             text[start:stop]
             for text, spans in zip(texts, windows, strict=True)
@@ -110,7 +195,7 @@ class Scorer:
         return pieces, windows
 
     def _documents(
-        self, texts: Sequence[str], *, known: Known | None = None, show_progress: bool
+        self, texts: Sequence[str], *, known: KnownVectors | None = None, show_progress: bool
     ) -> TokenEmbeddings:
         """Vectors of documents, each distinct text encoded at most once."""
         unique = list(dict.fromkeys(texts))
@@ -118,7 +203,7 @@ class Scorer:
         if known is not None:
             found |= self._recalled([text for text in unique if text not in found], known)
         missing = [text for text in unique if text not in found]
-        fresh = self._text_encoder.documents(missing, show_progress=show_progress)
+        fresh = self.text_encoder.documents(missing, show_progress=show_progress)
         new = dict(zip(missing, fresh, strict=True))
         if self._cache is not None:
             self._cache.put(new)
@@ -127,11 +212,11 @@ class Scorer:
         vectors = found | new
         return TokenEmbeddings.from_list([vectors[text] for text in texts])
 
-    def _recalled(self, texts: Sequence[str], known: Known) -> dict[str, Tensor]:
+    def _recalled(self, texts: Sequence[str], known: KnownVectors) -> dict[str, Tensor]:
         """Vectors from outside, as the model would give them, and into the cache where exact."""
         if not texts:
             return {}
-        encoder = self._text_encoder.encoder
+        encoder = self.text_encoder.encoder
         device, dtype = encoder.device, encoder.dtype
         stored = known(texts)
         for rows in stored.values():

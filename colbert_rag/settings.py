@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex, TypedDict, Unpack
 
 DEFAULT_CHECKPOINT = "answerdotai/answerai-colbert-small-v1"
 """What adapters and the command line open when no checkpoint is named: 33M parameters, dim 96."""
@@ -23,12 +24,59 @@ DOCUMENT_CACHE_BYTES = 256 * 2**20
 """Default size of the document embedding cache: about 4,500 documents of 150 tokens at dim 96."""
 
 
+class ModelOptions(TypedDict, total=False):
+    """What a caller may choose about a model beside its checkpoint; `Settings` explains each."""
+
+    revision: str | None
+    cache_folder: str | os.PathLike[str] | None
+    token: str | bool | None
+    local_files_only: bool
+    device: str | None
+    dtype: str
+    query_marker: str | None
+    document_marker: str | None
+    query_length: int | None
+    document_length: int | None
+    query_expansion: bool | None
+    attend_to_expansion: bool | None
+    skiplist: Sequence[str] | None
+    language: str | None
+    raw_token_embeddings: bool
+    allow_pickle: bool
+    batch_tokens: int | None
+    document_cache: int | None
+    long_documents: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """One model as its caller described it; equal settings mean one shared instance.
 
-    Field meanings are those of `ColBERT.from_pretrained`. Optional fields left at None follow the
-    checkpoint.
+    Options left at None follow the checkpoint, or the machine.
+
+    Attributes:
+        checkpoint: A hub id, a local folder, or "offline-minilm".
+        revision: Branch, tag or commit of the hub repository.
+        cache_folder: Where downloads are kept; None is the hub's own cache.
+        token: Access token of the hub; None uses the one you logged in with.
+        local_files_only: Never use the network.
+        device: Such as "cpu", "cuda:1" or "mps"; None takes CUDA, else MPS, else the CPU.
+        dtype: "auto" is the fastest type the device computes natively (bfloat16 or float32), or
+            what the environment variable COLBERT_RAG_AUTO_DTYPE says; "float32" is exact.
+        query_marker: Vocabulary entry inserted into queries; "" for none.
+        document_marker: Vocabulary entry inserted into documents; "" for none.
+        query_length: Tokens of a query at most, specials and marker included.
+        document_length: Tokens of a document at most, specials and marker included.
+        query_expansion: Whether queries are filled up with the mask token.
+        attend_to_expansion: Whether the encoder sees those tokens.
+        skiplist: Words of documents that do not count in a score.
+        language: Language adapter of an XMOD backbone, such as "en_XX".
+        raw_token_embeddings: Use a plain encoder's own token vectors, without a projection.
+        allow_pickle: Read `pytorch_model.bin`, as plain tensors only.
+        batch_tokens: Tokens per forward pass; bounds memory.
+        document_cache: Bytes of document vectors kept for later calls; None or 0 for none.
+        long_documents: What `score` and `rank` do with a document longer than the document length:
+            "truncate" it, or score it by its best overlapping piece ("windows").
     """
 
     checkpoint: str
@@ -85,12 +133,7 @@ class Settings:
 
     @classmethod
     def normalised(
-        cls,
-        checkpoint: str | os.PathLike[str],
-        *,
-        cache_folder: str | os.PathLike[str] | None = None,
-        skiplist: Sequence[str] | None = None,
-        **options: object,
+        cls, checkpoint: str | os.PathLike[str], **options: Unpack[ModelOptions]
     ) -> Settings:
         """Bring every spelling of the same choice to one form.
 
@@ -100,24 +143,38 @@ class Settings:
             TypeError: an option is unknown or has the wrong type.
             ValueError: an option is out of range.
         """
+        chosen: dict[str, Any] = dict(options)
+        refuse_unknown("an option of a model", chosen, known=ModelOptions.__annotations__)
         name = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
         if isinstance(name, str) and name.strip() and name != OFFLINE_CHECKPOINT:
             folder = Path(name).expanduser()
             if folder.exists():
                 name = str(folder.resolve())
-        if skiplist is not None and not isinstance(skiplist, str):
-            skiplist = tuple(skiplist)
-        folder_name = None if cache_folder is None else str(Path(cache_folder).expanduser())
-        return cls(
-            checkpoint=name,
-            cache_folder=folder_name,
-            skiplist=skiplist,  # type: ignore[arg-type]  # a str is refused in __post_init__
-            **options,  # type: ignore[arg-type]  # checked by the dataclass and __post_init__
-        )
+        if chosen.get("cache_folder") is not None:
+            chosen["cache_folder"] = str(Path(chosen["cache_folder"]).expanduser())
+        if not isinstance(chosen.get("skiplist"), str | None):
+            chosen["skiplist"] = tuple(chosen["skiplist"])
+        return cls(checkpoint=name, **chosen)
 
-    def with_device(self, device: str, dtype: str) -> Settings:
-        """The same choice with device and dtype resolved, so that `None` and `"cpu"` are equal."""
-        return replace(self, device=device, dtype=dtype)
+
+OTHER_WORDS = {"k": "top_k", "top_n": "top_k", "limit": "top_k", "max_length": "document_length"}
+"""What other packages call an argument of ours."""
+
+
+def refuse_unknown(what: str, given: Iterable[str], *, known: Iterable[str]) -> None:
+    """Refuse arguments that do not exist, and name the one that was probably meant.
+
+    Raises:
+        TypeError: one of them is not known.
+    """
+    names = list(known)
+    for name in given:
+        if name not in names:
+            near = [OTHER_WORDS.get(name, ""), *get_close_matches(name, names, n=1)]
+            meant = next((word for word in near if word in names), None)
+            if meant is not None:
+                raise TypeError(f"{name} is not {what}; did you mean {meant}?")
+            raise TypeError(f"{name} is not {what}, expected one of {', '.join(names)}")
 
 
 def whole_number(name: str, value: object, *, least: int) -> int:

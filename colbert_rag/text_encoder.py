@@ -1,16 +1,23 @@
-"""A loaded model at work: texts are tokenised ahead and encoded window by window."""
+"""A loaded model at work: texts are tokenised ahead of the encoder, and counted where cut."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from tqdm import tqdm
 
+from colbert_rag.checkpoint import Checkpoint
+from colbert_rag.device import TORCH_DTYPES
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.encoder import Encoder, Progress
+from colbert_rag.encoder import Encoder
+from colbert_rag.hosting import host
+from colbert_rag.settings import Settings
 from colbert_rag.tokenizer import Kind, TextTokenizer, TokenBatch
 
 logger = logging.getLogger(__name__)
@@ -18,6 +25,30 @@ logger = logging.getLogger(__name__)
 STRETCH = {"cpu": 512, "mps": 2048, "cuda": 4096}
 """Texts tokenised and sorted by length together, by device: enough to fill batches, little enough
 that the next stretch is ready in time, and that joining them holds little twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TruncationInfo:
+    """How many texts a model has encoded, and how many of them were too long and were cut.
+
+    Attributes:
+        queries: Queries encoded.
+        queries_cut: Those that were longer than the query length.
+        documents: Documents, or windows of them, encoded.
+        documents_cut: Those that were longer than the document length.
+    """
+
+    queries: int = 0
+    queries_cut: int = 0
+    documents: int = 0
+    documents_cut: int = 0
+
+    def with_more(self, kind: Kind, texts: int, cut: int) -> TruncationInfo:
+        """The counts after some more texts of one kind."""
+        if kind == "query":
+            return replace(self, queries=self.queries + texts, queries_cut=self.queries_cut + cut)
+        documents, documents_cut = self.documents + texts, self.documents_cut + cut
+        return replace(self, documents=documents, documents_cut=documents_cut)
 
 
 class TextEncoder:
@@ -28,7 +59,35 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.stretch = STRETCH.get(encoder.device.type, 2048)
-        self._reported: set[Kind] = set()
+        self._truncation = TruncationInfo()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, settings: Settings) -> TextEncoder:
+        """Load the weights of a checkpoint; device and dtype of the settings are resolved.
+
+        Raises:
+            CheckpointError: weights or tokenizer are not those of a model we host.
+        """
+        model, projection = host(
+            checkpoint,
+            device=str(settings.device),
+            dtype=TORCH_DTYPES[settings.dtype],
+            language=settings.language,
+        )
+        table = cast(torch.nn.Embedding, model.get_input_embeddings())
+        encoder = Encoder(
+            model,
+            projection,
+            backbone=checkpoint.backbone,
+            dim=checkpoint.dim,
+            batch_tokens=settings.batch_tokens,
+        )
+        return cls(TextTokenizer.of(checkpoint, rows=table.num_embeddings), encoder)
+
+    def truncation_info(self) -> TruncationInfo:
+        """How many texts were encoded so far, and how many of them were cut."""
+        return self._truncation
 
     def queries(self, texts: Sequence[str], *, show_progress: bool = False) -> TokenEmbeddings:
         """Token vectors of queries, in order."""
@@ -52,9 +111,12 @@ class TextEncoder:
         size = self.stretch
         stretches = [texts[start : start + size] for start in range(0, len(texts), size)]
         noun = "queries" if kind == "query" else "documents"
+        cut = 0
         with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress) as bar:
             if len(stretches) <= 1:
-                return self._run(tokenize(texts), kind, bar.update)
+                batch = tokenize(texts)
+                self._count(kind, len(texts), batch.truncated)
+                return self.encoder.encode(batch, progress=bar.update)
             with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as ahead:
                 parts = []
                 upcoming = ahead.submit(tokenize, stretches[0])
@@ -62,21 +124,26 @@ class TextEncoder:
                     batch = upcoming.result()
                     if following is not None:
                         upcoming = ahead.submit(tokenize, following)
-                    parts.append(self._run(batch, kind, bar.update))
+                    cut += batch.truncated
+                    parts.append(self.encoder.encode(batch, progress=bar.update))
+        self._count(kind, len(texts), cut)
         return _join(parts)
 
-    def _run(self, batch: TokenBatch, kind: Kind, progress: Progress) -> TokenEmbeddings:
-        if batch.truncated and kind not in self._reported:
-            self._reported.add(kind)
+    def _count(self, kind: Kind, texts: int, cut: int) -> None:
+        """Count one call's texts; the first call that cuts some says so."""
+        with self._lock:
+            before = self._truncation
+            self._truncation = before.with_more(kind, texts, cut)
+        reported = before.queries_cut if kind == "query" else before.documents_cut
+        if cut and not reported:
             logger.warning(
-                "%d of %d texts are longer than %s_length=%d tokens and were cut; further cuts "
-                "are not reported",
-                batch.truncated,
-                len(batch),
+                "%d of %d texts are longer than %s_length=%d tokens and were cut; later ones are "
+                "only counted, by truncation_info()",
+                cut,
+                texts,
                 kind,
                 self.tokenizer.rules(kind).length,
             )
-        return self.encoder.encode(batch, progress=progress)
 
 
 def _join(parts: list[TokenEmbeddings]) -> TokenEmbeddings:

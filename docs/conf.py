@@ -38,8 +38,11 @@ napoleon_use_ivar = True
 # What other packages define has its page elsewhere, and what is not public has none.
 nitpick_ignore_regex = [
     (r"py:.*", r"(collections|langchain_core|llama_index|numpy|os|pathlib|pydantic|torch)\..*"),
-    (r"py:.*", r"colbert_rag\.(backbones|checkpoint|adapter|index|model|shared|tokenizer)\..*"),
-    (r"py:.*", r"DocumentLike|IndexField|Json|MetadataMode|PathText|Ranker|SkipJsonSchema|Tensor"),
+    (r"py:.*", r"colbert_rag\.(backbones|checkpoint|adapter|index|inputs|model|tokenizer)\..*"),
+    (
+        r"py:.*",
+        r"DocumentLike|ModelOptions|HasText|TextLike|pd|IndexField|Json|MetadataMode|PathText|Ranker|SkipJsonSchema|Tensor",
+    ),
 ]
 
 html_theme = "furo"

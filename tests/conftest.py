@@ -16,6 +16,25 @@ if TYPE_CHECKING:
 
 # Imports that load torch stay inside the functions: some tests check that ours does not.
 
+FLOAT_TYPES = ("float32", "bfloat16")
+"""What `dtype="auto"` means on one machine or another. Where bfloat16 is not native it is emulated,
+which is slow, and gives the same numbers."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked `both_dtypes` as on either kind of machine."""
+    if metafunc.definition.get_closest_marker("both_dtypes") is not None:
+        metafunc.parametrize("auto_dtype", FLOAT_TYPES, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def auto_dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """What `dtype="auto"` means in this process and those it starts; None leaves it open."""
+    dtype: str | None = getattr(request, "param", None)
+    if dtype is not None:
+        monkeypatch.setenv("COLBERT_RAG_AUTO_DTYPE", dtype)
+    return dtype
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say what the tests ran on: which numbers they saw depends on it."""

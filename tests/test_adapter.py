@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
-import colbert_rag.colbert
+import colbert_rag.text_encoder
 from colbert_rag import ColBERT, clear_cache, shared_colbert
 from colbert_rag.adapter import Reranking, SharedModel
 from colbert_rag.explanation import Explanation
@@ -41,13 +41,13 @@ def forget_shared_models() -> Iterator[None]:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folder of each checkpoint whose weights are read while the test runs."""
     folders: list[str] = []
-    host = colbert_rag.colbert.host
+    host = colbert_rag.text_encoder.host
 
     def counting(checkpoint, **options):
         folders.append(str(checkpoint.folder))
         return host(checkpoint, **options)
 
-    monkeypatch.setattr(colbert_rag.colbert, "host", counting)
+    monkeypatch.setattr(colbert_rag.text_encoder, "host", counting)
     return folders
 
 

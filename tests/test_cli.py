@@ -1,7 +1,9 @@
 """The command line: results, wrong usage, errors in one line, and what it does not import."""
 
+import argparse
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -16,6 +18,14 @@ import pytest
 import colbert_rag
 from colbert_rag import ColBERT
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
+from colbert_rag.cli.options import (
+    OPTIONS,
+    add_long_documents,
+    add_model,
+    add_recipe,
+    in_options,
+)
+from colbert_rag.cli.output import say_json
 from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.settings import DEFAULT_CHECKPOINT
 from tests.helpers.tiny import DROP, edit_json
@@ -35,6 +45,7 @@ CONTENTS = [
     "",
 ]
 QUERY = "Which planet is red?"
+CUT = "note: 1 of 5 documents are longer than 40 tokens and were cut there\n"
 HEAVY = {"torch", "transformers", "pydantic", "langchain_core", "llama_index"}
 
 
@@ -89,7 +100,7 @@ def test_json_results_are_those_of_the_library(run, facts: Path, tiny_colbert) -
     status, out, err = run(QUERY, facts, "--json", "--score", "sum")
 
     found = records(out)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, CUT)
     assert [at["index"] for at in found] == [at.index for at in expected]
     assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=1e-4)
     assert [at["rank"] for at in found] == [1, 2, 3, 4, 5]
@@ -117,7 +128,7 @@ def test_reading_in_windows_changes_nothing(
     run, facts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole, _ = run(QUERY, facts, "--json")
-    monkeypatch.setattr(rerank, "WINDOW_DOCUMENTS", 2)
+    monkeypatch.setattr(rerank, "BATCH_DOCUMENTS", 2)
     _, parts, _ = run(QUERY, facts, "--json")
 
     for one, other in zip(records(whole), records(parts), strict=True):
@@ -153,8 +164,8 @@ def test_a_long_document_is_scored_by_its_best_window_when_asked_to(
 def test_the_title_is_no_part_of_the_text_that_a_span_points_into() -> None:
     document = SourceDocument("a.jsonl", 1, "text", title="A title")
 
-    assert rerank.Place(1.0, 0, document, (0, 10)).span == (0, 2)
-    assert rerank.Place(1.0, 0, document).span is None
+    assert rerank.RankedDocument(1.0, 0, document, (0, 10)).span == (0, 2)
+    assert rerank.RankedDocument(1.0, 0, document).span is None
 
 
 @pytest.mark.parametrize(("top_k", "shown"), [("2", 2), ("99", 5), ("0", 5)])
@@ -279,7 +290,7 @@ def test_the_offline_model_knows_the_red_planet(
         pytest.param(["\udcff", "x.txt"], "QUERY is not valid", id="a query that is not Unicode"),
         pytest.param(["q", "x.txt", "-k", "-1"], "'-1' is not a whole number", id="top_k"),
         pytest.param(["q", "x.txt", "--score", "max"], "invalid choice: 'max'", id="score"),
-        pytest.param(["q", "x.txt", "--query-length", "2"], "query_length is 2", id="length"),
+        pytest.param(["q", "x.txt", "--query-length", "2"], "--query-length is 2", id="length"),
         pytest.param(["q", "x.txt", "--top", "2"], "unrecognized arguments: --top", id="typo"),
     ],
 )
@@ -384,7 +395,7 @@ def test_inspect_gives_the_same_as_json(
     status = main(["inspect", str(tiny_checkpoint), "--json"])
 
     (found,) = records(capsys.readouterr().out)
-    model = tiny_colbert._load()
+    model = tiny_colbert._loaded().text_encoder
     assert status == 0
     assert (found["opens"], found["refused"]) == (True, [])
     assert found["dim"] == tiny_colbert.dim
@@ -415,7 +426,7 @@ def test_inspect_describes_every_layer_of_the_projection(
 
     (found,) = records(capsys.readouterr().out)
     layers = [(at["in"], at["out"], at["residual"], at["bias"]) for at in found["projection"]]
-    encoder = colbert(name)._load().encoder
+    encoder = colbert(name)._loaded().text_encoder.encoder
     modules = (encoder._model, encoder._projection)
     assert layers == projection
     assert found["parameters"] == sum(
@@ -652,3 +663,63 @@ def test_text_reaches_any_output(tiny_checkpoint: Path, tmp_path: Path, monkeypa
 
     assert status == 0
     assert rb"\u706b burns" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("query_length is 2, expected at least 4", "--query-length is 2, expected at least 4"),
+        ("Pass query_marker= with an entry", "Pass --query-marker with an entry"),
+        ("pass raw_token_embeddings=True", "pass --raw"),
+        ("Pass query_expansion=False if", "Pass --no-query-expansion if"),
+        ("use checkpoint='offline-minilm' after", "use --model offline-minilm after"),
+        ("Try dtype='float32'", "Try --dtype float32"),
+        ("the checkpoint is damaged", "the checkpoint is damaged"),
+    ],
+)
+def test_errors_speak_of_options(message: str, said: str) -> None:
+    assert in_options(message) == said
+
+
+def test_options_are_named_as_the_parsers_name_them() -> None:
+    parser = argparse.ArgumentParser()
+    add_model(parser)
+    add_recipe(parser)
+    add_long_documents(parser.add_argument_group("results"))
+
+    for name, option in OPTIONS.items():
+        (action,) = (each for each in parser._actions if option in each.option_strings)
+        assert action.dest == name
+
+
+def test_what_a_file_holds_does_not_reach_the_terminal_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "red\x1b[31m.jsonl").write_text('{"te\x1bxt": 1}\n', encoding="utf-8")
+
+    status = main(["rerank", QUERY, str(tmp_path)])
+
+    err = capsys.readouterr().err
+    assert status == 1
+    assert err.startswith("error: ")
+    assert "\x1b" not in err
+
+
+def test_json_has_no_number_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    say_json({"a": math.inf, "b": [math.nan, 1.5], "c": {"d": -math.inf}})
+
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [None, 1.5], "c": {"d": None}}
+
+
+def test_what_was_cut_is_said_once_for_the_whole_run(
+    facts: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setattr(rerank, "BATCH_DOCUMENTS", 2)
+    long = "mars " * 300
+    facts.write_text("".join(f'{{"text": "{n} {long}"}}\n' for n in range(7)), encoding="utf-8")
+
+    main(["rerank", QUERY, str(facts), "-m", str(tiny_checkpoint), "--device", "cpu"])
+
+    assert capsys.readouterr().err.splitlines() == [
+        "note: 7 of 7 documents are longer than 40 tokens and were cut there"
+    ]

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
+from colbert_rag import shared_colbert
 from colbert_rag.cli import index as index_command
 from colbert_rag.cli import indexes, main
 from colbert_rag.index import LocalIndex, QdrantIndex
 from tests.helpers.qdrant_http import API_KEY, serve
-from tests.test_cli import CONTENTS, FACTS, QUERY, loaded_by, records, refused
+from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, loaded_by, records, refused
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -92,7 +93,7 @@ def test_index_stores_what_is_read_with_where_it_was_read(make: Run, facts: Path
     with LocalIndex("x.sqlite") as index:
         documents = {document.text: document for document in index}
     mars = documents["Mars Mars is known as the Red Planet."]
-    assert (status, err, changed(out)) == (0, "", (5, 0, 0))
+    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
     assert out.splitlines()[1].startswith("x.sqlite holds 5 documents by ")
     assert list(documents) == CONTENTS
     assert mars.id == "mars"
@@ -268,16 +269,19 @@ def test_a_missing_file_is_said_before_the_model_is_looked_for(facts: Path, run:
 # search
 
 
-def test_search_finds_what_the_library_ranks(made: str, run: Run, tiny_colbert) -> None:
-    expected = tiny_colbert.rank(QUERY, CONTENTS)
+@pytest.mark.both_dtypes
+def test_search_finds_what_the_library_ranks(facts: Path, run: Run, tiny_checkpoint: Path) -> None:
+    expected = shared_colbert(tiny_checkpoint, device="cpu").rank(QUERY, CONTENTS)
+    on_cpu = ("-m", tiny_checkpoint, "--device", "cpu")
+    assert run("index", facts, "--to", "facts.sqlite", *on_cpu)[0] == 0
 
-    status, out, err = run("search", QUERY, made, "--json", "--score", "sum")
+    status, out, err = run("search", QUERY, "facts.sqlite", "--json", "--score", "sum", *on_cpu)
 
     found = records(out)
     assert (status, err) == (0, "")
     assert [at["text"] for at in found] == [CONTENTS[at.index] for at in expected]
     # Stored vectors are float16.
-    assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=0.02)
+    assert [at["score"] for at in found] == pytest.approx([at.score for at in expected], abs=2e-3)
     assert [at["rank"] for at in found] == [1, 2, 3, 4, 5]
     assert {at["query"] for at in found} == {QUERY}
 
@@ -447,7 +451,7 @@ def test_a_server_is_filled_and_searched_like_a_file(
     there = run("search", QUERY, url, "--json", "--filter", '{"line": {"$gt": 1}}')
     here = run("search", QUERY, made, "--json", "--filter", '{"line": {"$gt": 1}}')
 
-    assert (status, err, changed(out)) == (0, "", (5, 0, 0))
+    assert (status, err, changed(out)) == (0, CUT, (5, 0, 0))
     assert [at["id"] for at in records(there[1])] == [at["id"] for at in records(here[1])]
     assert [at["score"] for at in records(there[1])] == pytest.approx(
         [at["score"] for at in records(here[1])], abs=1e-3
@@ -507,7 +511,10 @@ def test_a_key_goes_over_the_wire(made: str, run: Run, monkeypatch: pytest.Monke
         monkeypatch.delenv("QDRANT_API_KEY")
         missing = run("info", f"{http.url}/c")
 
-    hint = "Set QDRANT_API_KEY, or name a variable with --api-key-env\n"
+    hint = (
+        "Pass api_key to QdrantClient; on the command line, set QDRANT_API_KEY or name a variable "
+        "with --api-key-env\n"
+    )
     assert (status, err, changed(out)) == (0, "", (5, 0, 0))
     assert refusal == (1, "", f"error: {http.url}: the API key was refused. {hint}")
     assert missing == (1, "", f"error: {http.url}: it asks for an API key. {hint}")
@@ -559,3 +566,16 @@ def test_verify_is_for_files(facts: Path, capsys: pytest.CaptureFixture[str]) ->
 
     assert status == 2
     assert "--verify is for files" in err
+
+
+def test_an_index_in_the_place_of_the_query_is_noticed(made: str, run: Run, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["search", made, "red planet"])
+
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert f"colbert-rag search 'red planet' {made}" in err
+
+
+def test_a_query_that_looks_like_an_index_is_no_mistake(made: str, run: Run) -> None:
+    assert run("search", "http://mars/planet", made, "--device", "cpu")[0] == 0

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import collections
 import copy
+import json
 import logging
 import math
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from colbert_rag import ColBERT, TokenEmbeddings, scoring
-from colbert_rag import colbert as colbert_module
+from colbert_rag.encoder import Encoder
 from colbert_rag.errors import InvalidQueryError, MetadataError, ScoringError
+from colbert_rag.index import Document
+from colbert_rag.ranking import Ranking
+from colbert_rag.settings import ModelOptions, Settings
+from colbert_rag.text_encoder import TruncationInfo
 from tests.helpers.oracle import naive_maxsim
 
 QUERY = "which planet is red"
@@ -139,13 +147,13 @@ def test_half_a_surrogate_pair_is_replaced_not_fatal(model: ColBERT) -> None:
 
 def test_equal_texts_are_encoded_once(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    encode = colbert_module.Encoder.encode
+    encode = Encoder.encode
 
     def counting(self: object, batch: object, **options: object) -> TokenEmbeddings:
         encoded.append(len(batch))  # type: ignore[arg-type]
         return encode(self, batch, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(colbert_module.Encoder, "encode", counting)
+    monkeypatch.setattr(Encoder, "encode", counting)
     model.rank(QUERY, TEXTS)
     model.rank("another query", [*reversed(TEXTS), "something new"])
 
@@ -184,7 +192,7 @@ def test_warming_without_a_cache_is_refused(checkpoint: Callable[[str], Path]) -
 def test_windows_of_texts_join_in_order(model: ColBERT, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.encode_documents(TEXTS)
 
-    monkeypatch.setattr(model._load(), "stretch", 2)
+    monkeypatch.setattr(model._loaded().text_encoder, "stretch", 2)
     found = model.encode_documents(TEXTS)
 
     assert found.offsets.tolist() == expected.offsets.tolist()
@@ -212,8 +220,116 @@ def test_cut_texts_are_reported_once(model: ColBERT, caplog: pytest.LogCaptureFi
 
     assert [record.getMessage() for record in caplog.records] == [
         f"1 of 2 texts are longer than document_length={model.checkpoint.recipe.document.length} "
-        "tokens and were cut; further cuts are not reported"
+        "tokens and were cut; later ones are only counted, by truncation_info()"
     ]
+
+
+def test_what_was_cut_is_counted_over_all_calls(model: ColBERT) -> None:
+    long = " ".join(["mars"] * 1000)
+    assert model.truncation_info() == TruncationInfo()
+
+    model.rank(QUERY, [long, "mars"])
+    model.encode_documents([long, long + " again", "venus"])
+    model.encode_queries([long])
+
+    assert model.truncation_info() == TruncationInfo(
+        queries=2, queries_cut=1, documents=5, documents_cut=3
+    )
+
+
+def test_a_call_of_several_stretches_reports_its_total(
+    model: ColBERT, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model._loaded().text_encoder, "stretch", 2)
+
+    with caplog.at_level(logging.WARNING):
+        model.encode_documents([" ".join(["mars"] * 1000), "venus"] * 3)
+
+    (record,) = caplog.records
+    assert record.getMessage().startswith("3 of 6 texts are longer than document_length=")
+
+
+def test_what_holds_a_text_is_ranked_as_its_text(model: ColBERT) -> None:
+    given = [{"text": TEXTS[0], "page": 7}, Document("m", TEXTS[1]), TEXTS[3]]
+
+    ranking = model.rank(QUERY, given)
+
+    plain = model.rank(QUERY, [TEXTS[0], TEXTS[1], TEXTS[3]])
+    assert [(place.index, place.score, place.text) for place in ranking] == [
+        (place.index, place.score, place.text) for place in plain
+    ]
+    assert all(place.item is given[place.index] for place in ranking)
+    assert model.score(QUERY, given) == model.score(QUERY, [TEXTS[0], TEXTS[1], TEXTS[3]])
+
+
+def test_what_holds_no_text_is_refused_with_its_keys(model: ColBERT) -> None:
+    with pytest.raises(TypeError, match=r"texts\[1\] is a mapping with the keys 'body', expected"):
+        model.rank(QUERY, ["mars", {"body": "mars"}])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"top_n": 1}, "top_n is not an argument of rank; did you mean top_k?"),
+        ({"k": 1}, "k is not an argument of rank; did you mean top_k?"),
+        ({"show_progres": True}, "did you mean show_progress?"),
+        ({"colour": 1}, "expected one of top_k, known, show_progress"),
+    ],
+)
+def test_an_argument_that_rank_does_not_have_is_refused_with_its_name_here(
+    model: ColBERT, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        model.rank(QUERY, TEXTS, **wrong)
+
+
+def test_places_count_from_one_and_say_the_mean(model: ColBERT) -> None:
+    ranking = model.rank(QUERY, TEXTS, top_k=3)
+
+    assert [place.rank for place in ranking] == [1, 2, 3]
+    rows = len(model.encode_queries([QUERY])[0])
+    assert [place.mean for place in ranking] == pytest.approx(
+        [place.score / rows for place in ranking]
+    )
+    assert [place.text for place in ranking] == [TEXTS[place.index] for place in ranking]
+
+
+def test_a_ranking_becomes_plain_values_and_a_table(model: ColBERT) -> None:
+    pandas = pytest.importorskip("pandas")
+    ranking = model.rank(QUERY, TEXTS)
+
+    record = json.loads(json.dumps(ranking.to_dict(), allow_nan=False))
+    table = ranking.to_pandas()
+
+    assert record["query"] == QUERY
+    assert [place["index"] for place in record["ranked"]] == [place.index for place in ranking]
+    assert isinstance(table, pandas.DataFrame)
+    assert list(table.columns) == ["rank", "index", "score", "mean", "text"]
+    assert table["score"].tolist() == [place["score"] for place in record["ranked"]]
+
+
+def test_a_score_that_is_no_number_is_none_in_plain_values() -> None:
+    ranking = Ranking.from_scores([math.nan, 1.0], query="q", texts=["a", "b"], query_rows=2)
+
+    json.dumps(ranking.to_dict(), allow_nan=False)
+    assert ranking[1].to_dict()["score"] is None
+
+
+def test_settings_and_options_name_the_same_choices() -> None:
+    assert {*ModelOptions.__annotations__} == {f.name for f in fields(Settings)} - {"checkpoint"}
+
+
+def test_an_unknown_option_is_refused_with_the_one_that_was_meant() -> None:
+    with pytest.raises(TypeError, match="did you mean document_length"):
+        ColBERT.from_pretrained("offline-minilm", document_lenght=3)  # type: ignore[call-arg]
+
+
+def test_a_pickle_asks_for_what_was_asked_for(checkpoint: Callable[[str], Path]) -> None:
+    colbert = ColBERT(Settings.normalised(checkpoint("stanford-bert"), token="secret"))
+
+    _, (asked, _) = colbert.__reduce__()
+
+    assert (asked.device, asked.dtype, asked.token) == (None, "auto", None)
 
 
 def with_broken_rows(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:

@@ -20,24 +20,24 @@ from colbert_rag.cli.docstrings import (
     FRAMEWORKS,
     LONGEST_PASSAGE,
     QUESTIONS,
+    Docstring,
     KeywordSearch,
-    Passage,
     compare,
     read_passages,
     standard_library,
 )
 
 PASSAGES = [
-    Passage("a", "The dog runs after another dog."),
-    Passage("b", "A cat sleeps."),
-    Passage("c", "One dog sits, says the cat."),
-    Passage("d", "Running is what a hare does, and it goes on at some length about running."),
-    Passage("e", "Nothing of the kind is here."),
+    Docstring("a", "The dog runs after another dog."),
+    Docstring("b", "A cat sleeps."),
+    Docstring("c", "One dog sits, says the cat."),
+    Docstring("d", "Running is what a hare does, and it goes on at some length about running."),
+    Docstring("e", "Nothing of the kind is here."),
 ]
 
 
 @pytest.fixture(scope="module")
-def library() -> list[Passage]:
+def library() -> list[Docstring]:
     return standard_library(limit=150)
 
 
@@ -99,13 +99,13 @@ def test_a_file_that_cannot_be_parsed_has_no_passages(tmp_path: Path) -> None:
     assert list(read_passages(template, "template")) == []
 
 
-def test_modules_are_read_and_not_imported(library: list[Passage]) -> None:
+def test_modules_are_read_and_not_imported(library: list[Docstring]) -> None:
     # Among the modules of the fixture; importing it would open a web browser.
     assert "antigravity" not in sys.modules
     assert library[0].name < "antigravity" < library[-1].name
 
 
-def test_the_limit_is_kept(library: list[Passage]) -> None:
+def test_the_limit_is_kept(library: list[Docstring]) -> None:
     assert len(library) == 150
     assert len({passage.name for passage in library}) == 150
 
@@ -145,7 +145,7 @@ def test_no_query_is_taken_for_search_syntax(query: str, search: KeywordSearch) 
 
 
 def test_only_as_many_as_asked_for_are_found(search: KeywordSearch) -> None:
-    assert len(search("dog cat", k=2)) == 2
+    assert len(search("dog cat", top_k=2)) == 2
 
 
 # Comparison and frameworks

@@ -76,6 +76,7 @@ def messages() -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.both_dtypes
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -48,7 +48,7 @@ def test_packed_texts_get_the_vectors_of_padded_ones(
 ) -> None:
     model = colbert(name, document_length=200)
     batch = model.tokenizer.documents(TEXTS)
-    encoder = model._load().encoder
+    encoder = model._loaded().text_encoder.encoder
 
     packed, padded = encoder.encode(batch), padding(encoder).encode(batch)
 
@@ -62,7 +62,7 @@ def test_a_text_much_longer_than_the_window_is_cut_into_blocks_without_a_seam(
     # Longer than WINDOW_BLOCK, so that windows reach across the border between two blocks.
     model = colbert("stanford-modernbert", document_length=310)
     batch = model.tokenizer.documents([" ".join(["mars is a red planet"] * 80)])
-    encoder = model._load().encoder
+    encoder = model._loaded().text_encoder.encoder
 
     packed, padded = encoder.encode(batch), padding(encoder).encode(batch)
 
@@ -86,7 +86,7 @@ class Recorder:
 
 
 def recorded(model: ColBERT, batch_tokens: int, *, packs: bool = True) -> tuple[Encoder, Recorder]:
-    encoder = model._load().encoder
+    encoder = model._loaded().text_encoder.encoder
     recorder = Recorder(encoder._model)
     row = replace(encoder._backbone, packs=packs)
     wrapped = Encoder(
@@ -159,7 +159,7 @@ class Shortage:
 
 
 def short_of_memory(model: ColBERT, room: int, error: Exception) -> tuple[Encoder, Shortage]:
-    encoder = model._load().encoder
+    encoder = model._loaded().text_encoder.encoder
     shortage = Shortage(encoder._model, room, error)
     wrapped = Encoder(
         shortage,  # type: ignore[arg-type]
@@ -189,7 +189,7 @@ def test_a_full_device_gets_smaller_batches_and_the_same_vectors(
 
     found = encoder.encode(batch)
 
-    expected = tiny_colbert._load().encoder.encode(batch)
+    expected = tiny_colbert._loaded().text_encoder.encoder.encode(batch)
     assert shortage.refused > 0
     torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
 
@@ -245,7 +245,7 @@ def test_texts_without_tokens_have_no_rows(tiny_colbert: ColBERT) -> None:
         tokens.scoring,
     )
 
-    found = tiny_colbert._load().encoder.encode(batch)
+    found = tiny_colbert._loaded().text_encoder.encoder.encode(batch)
 
     assert found.lengths.tolist() == [0, length, 0]
 

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from colbert_rag import ColBERT, Explanation, InvalidQueryError, Ranking
+from colbert_rag.colbert import shared_colbert
 from colbert_rag.encoder import Encoder
 from colbert_rag.explanation import Token
 from colbert_rag.explanation.overview import Place
 from colbert_rag.explanation.passage import best_passage
 from colbert_rag.explanation.words import words
-from colbert_rag.shared import shared_colbert
 from colbert_rag.tokenizer import TextTokenizer, TokenBatch
 from tests.helpers.texts import DOCUMENTS, LITERALS, OUTER_SPACES
 
@@ -341,7 +341,7 @@ def test_places_further_down_are_explained_as_well(tiny_colbert: ColBERT) -> Non
 def test_there_is_nothing_to_explain_outside_a_ranking(tiny_colbert: ColBERT) -> None:
     ranking = tiny_colbert.rank("planet", ["mars"])
 
-    with pytest.raises(IndexError, match="rank 1 is outside the 1 places"):
+    with pytest.raises(IndexError, match="position 1 is outside the 1 places"):
         ranking.explain(1)
 
 
@@ -364,7 +364,7 @@ def test_a_query_without_words_is_refused(query: str, tiny_colbert: ColBERT) -> 
 
 
 def test_a_document_that_is_not_a_text_is_refused(tiny_colbert: ColBERT) -> None:
-    with pytest.raises(TypeError, match="text is list, expected a string"):
+    with pytest.raises(TypeError, match="text is list, expected a string, or something"):
         tiny_colbert.explain("mars", ["mars"])  # type: ignore[arg-type]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -13,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 from qdrant_client import QdrantClient, models
+from qdrant_client.common import client_exceptions
+from qdrant_client.http import exceptions
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import (
@@ -23,6 +27,8 @@ from colbert_rag.errors import (
 )
 from colbert_rag.index import Changes, Document, LocalIndex, QdrantIndex, copy_index
 from colbert_rag.index.qdrant import collection
+from colbert_rag.index.qdrant.errors import MEANINGS, translated
+from tests.helpers import qdrant_http
 from tests.helpers.edge import EdgeOracle
 from tests.helpers.filter_cases import FILTERS, METADATA
 from tests.helpers.index_fakes import WordEncoder, sentences
@@ -310,6 +316,91 @@ def test_a_search_over_the_wire_does_not_fetch_vectors(server: Server, remote: Q
     assert search["using"] == "colbert"
     assert search["with_payload"] == ["id", "text", "metadata", "order"]
     assert "with_vector" not in search
+
+
+def test_every_exception_of_the_client_has_a_meaning():
+    defined = {
+        kind
+        for module in (exceptions, client_exceptions)
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Exception)
+    }
+
+    assert len(defined) >= 5
+    assert defined <= set(MEANINGS)
+
+
+@over_the_wire
+@pytest.mark.parametrize(
+    ("key", "said"), [(None, "it asks for an API key"), ("wrong", "the API key was refused")]
+)
+def test_a_server_that_wants_another_key_says_so(server: Server, key: str | None, said: str):
+    client = QdrantClient(url=server.url, api_key=key, check_compatibility=False)
+
+    with pytest.raises(IndexStorageError, match=rf"^{server.url}: {said}\. Pass api_key to Qdrant"):
+        QdrantIndex(client, "t", WordEncoder())
+
+    client.close()
+
+
+@over_the_wire
+def test_a_key_that_is_revoked_later_is_said_by_every_method(
+    server: Server, remote: QdrantClient, monkeypatch: pytest.MonkeyPatch
+):
+    index = QdrantIndex(remote, "t", WordEncoder())
+    index.add([Document("a", "mars")])
+    monkeypatch.setattr(qdrant_http, "API_KEY", "another")
+
+    for use in (
+        lambda: index.add(["venus"]),
+        lambda: index.update([Document("a", "venus")]),
+        lambda: index.delete(["a"]),
+        lambda: index.search("mars"),
+        lambda: index.get(["a"]),
+        lambda: index.embeddings(["a"]),
+        lambda: index.embeddings_for(["mars"]),
+        lambda: list(index.encoded()),
+        lambda: list(index),
+        index.count,
+    ):
+        with pytest.raises(IndexStorageError, match="the API key was refused"):
+            use()
+
+
+@pytest.mark.parametrize("grpc", [False, True])
+def test_where_no_server_answers_the_error_names_the_place(grpc: bool):
+    # Nothing listens on port 1.
+    client = QdrantClient(
+        url="http://127.0.0.1:1", grpc_port=1, prefer_grpc=grpc, check_compatibility=False
+    )
+
+    with pytest.raises(IndexStorageError, match=r"^http://127\.0\.0\.1:1[: ].*") as caught:
+        QdrantIndex(client, "t", WordEncoder())
+
+    assert "\n" not in str(caught.value)
+    client.close()
+
+
+def test_a_server_that_is_busy_says_for_how_long(client: QdrantClient):
+    class Busy(QdrantClient):
+        def collection_exists(self, *arguments: object, **options: object) -> bool:
+            raise client_exceptions.ResourceExhaustedResponse("rate limit", 7)
+
+    busy = Busy(":memory:")
+
+    with pytest.raises(IndexStorageError, match=r"\(rate limit\): try again in 7 seconds"):
+        QdrantIndex(busy, "t", WordEncoder())
+
+    busy.close()
+
+
+def test_what_is_no_error_of_the_server_passes_as_it_is(client: QdrantClient):
+    ours = translated(client)
+
+    with pytest.raises(ValueError, match="not found"):  # by the form in memory itself
+        ours.get_collection("nowhere")
+    assert ours.init_options == client.init_options
+    assert copy.copy(ours).collection_exists("nowhere") is False
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -372,7 +372,7 @@ def agent(rerank: ColBERTRerank, store: InMemoryVectorStore) -> Any:
     @tool(response_format="content_and_artifact")
     def retrieve(query: str) -> tuple[str, list[Document]]:
         """Search the handbook."""
-        found = rerank.compress_documents(store.similarity_search(query, k=10), query)
+        found = rerank.compress_documents(store.similarity_search(query, top_k=10), query)
         return "\n".join(contents(found)), found
 
     def turns() -> Iterator[AIMessage]:

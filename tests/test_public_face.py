@@ -116,6 +116,7 @@ def test_a_missing_extra_names_its_pip_command(package: str, code: str, extra: s
     said = run_python(f"{blocked}\nfrom colbert_rag import MissingExtraError\n{caught}").stdout
 
     assert f"pip install 'colbert-rag-components[{extra}]'" in said
+    assert f"in a checkout: pip install '.[{extra}]'" in said
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

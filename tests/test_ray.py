@@ -245,7 +245,7 @@ def test_a_pipeline_of_workers_fills_an_index(
 
     with LocalIndex(tmp_path / "planets.sqlite", tiny_colbert) as index:
         changes = write_encoded(index, encoded.iter_batches(batch_size=20))
-        found = index.search(QUERY, k=60)
+        found = index.search(QUERY, top_k=60)
 
     texts = [row["text"] for row in corpus]
     assert changes == Changes(added=60)

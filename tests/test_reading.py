@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from colbert_rag.cli.reading import (
-    FORMATS,
+    READERS,
     SUFFIXES,
     ReadingError,
     ReadingOptions,
@@ -239,7 +240,7 @@ def test_several_paths_are_read_in_the_order_given(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_has_a_reader(suffix: str) -> None:
-    assert SUFFIXES[suffix] in {None, *FORMATS}
+    assert SUFFIXES[suffix] in {None, *READERS}
 
 
 def test_suffixes_are_known_in_capitals_too(tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_a_file_is_read_as_a_stream() -> None:
     assert [next(documents).line for _ in range(3)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", READERS)
 def test_any_bytes_give_documents_or_an_error_of_ours(form: str) -> None:
     rng = random.Random(0)
     alphabet = [b"\n", b'"', b"{", b"}", b"text", b":", b",", b"#", b"-", b"`", b"\xff", b" "]
@@ -405,3 +406,35 @@ def test_a_folder_without_anything_to_read_says_what_would_be_read(tmp_path: Pat
 def test_a_reading_error_is_one_of_ours_and_a_value_error() -> None:
     assert issubclass(ReadingError, ColBERTRagError)
     assert issubclass(ReadingError, ValueError)
+
+
+# Folders that somebody else has filled
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_a_folder_is_read_without_its_special_files_and_links_out_of_it(tmp_path: Path) -> None:
+    write(tmp_path, "secret.txt", "secret")
+    write(tmp_path, "folder/a.txt", "mars")
+    (tmp_path / "folder" / "b.txt").symlink_to(tmp_path / "secret.txt")
+    (tmp_path / "folder" / "c.txt").symlink_to("a.txt")
+    (tmp_path / "folder" / "d.txt").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "folder" / "e.txt")
+    skipped: list[str] = []
+
+    assert texts(tmp_path / "folder", skipped=skipped.append) == ["mars", "mars"]
+
+    assert [Path(line.split(" is left out")[0]).name for line in skipped] == [
+        "b.txt",
+        "d.txt",
+        "e.txt",
+    ]
+    assert "leads out of" in skipped[0]
+    assert "no regular file" in skipped[2]
+
+
+def test_links_out_of_a_folder_are_followed_on_request(tmp_path: Path) -> None:
+    write(tmp_path, "other.txt", "venus")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "b.txt").symlink_to(tmp_path / "other.txt")
+
+    assert texts(tmp_path / "folder", follow_links=True) == ["venus"]

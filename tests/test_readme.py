@@ -12,6 +12,7 @@ from tests.helpers.pages import read_blocks, run_page
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.both_dtypes
 def test_the_code_of_the_readme_runs_and_prints_what_it_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from colbert_rag import ColBERT, clear_cache, shared_colbert
+from colbert_rag import ColBERT, clear_cache, shared_colbert, text_encoder
 from colbert_rag import colbert as colbert_module
 
 WORDS = "mars venus jupiter saturn is a red planet known for its rings and storms".split()
@@ -68,13 +68,13 @@ def test_eight_threads_rank_through_one_cache_as_one_does(colbert: Callable[...,
 def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The checkpoints whose weights were read, in order; nothing is shared before and after."""
     read: list[str] = []
-    host = colbert_module.host
+    host = text_encoder.host
 
     def counting(checkpoint: object, **options: object) -> object:
         read.append(checkpoint.name)  # type: ignore[attr-defined]
         return host(checkpoint, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(colbert_module, "host", counting)
+    monkeypatch.setattr(text_encoder, "host", counting)
     clear_cache()
     yield read
     clear_cache()

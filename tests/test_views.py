@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from colbert_rag import ColBERT, Ranked, Ranking
+from colbert_rag import ColBERT, Ranking
 from colbert_rag.display import bar, columns, element, fitted, one_line, visible
 
 HOSTILE = {
@@ -267,7 +267,7 @@ def test_a_score_that_is_not_a_number_is_a_dash() -> None:
     shown = ranking([1.0, math.nan], ["mars", "venus"])
 
     assert "nan" not in shown._repr_html_()
-    assert str(shown).split("\n")[-1].split()[:2] == ["1", "-"]
+    assert str(shown).split("\n")[-1].split()[:2] == ["2", "-"]
 
 
 def test_a_ranking_in_a_terminal_is_a_table() -> None:
@@ -276,10 +276,10 @@ def test_a_ranking_in_a_terminal_is_a_table() -> None:
     assert str(shown).split("\n") == [
         "Ranking of 3 texts for 'red planet'",
         "rank     score           input  moved  text",
-        "   0    3.0000 ████████      1    ▲ 1  "
+        "   1    3.0000 ████████      2    ▲ 1  "
         "the red planet the red planet the red planet the red planet …",
-        "   1    1.5000 ████          2    ▲ 1",
-        "   2    1.0000 ██▋           0    ▼ 2  mars is red",
+        "   2    1.5000 ████          3    ▲ 1",
+        "   3    1.0000 ██▋           1    ▼ 2  mars is red",
     ]
 
 
@@ -299,7 +299,7 @@ def test_an_empty_ranking_is_shown_as_one() -> None:
 
 def test_a_window_is_shown_from_where_it_begins() -> None:
     texts = ["venus " * 50 + "mars"]
-    shown = Ranking([Ranked(0, 1.0, (300, 304))], query="red", texts=texts, query_rows=4)
+    shown = Ranking.from_scores([1.0], query="red", texts=texts, query_rows=4, spans=[(300, 304)])
 
     assert str(shown).endswith("…mars")
     assert Page(shown._repr_html_()).texts["text"].endswith("…mars")

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from colbert_rag.colbert import SHARED, ColBERT, resolved
+from colbert_rag.colbert import ColBERT, shared
+from colbert_rag.device import resolved
 from colbert_rag.errors import InvalidQueryError
 from colbert_rag.model import Ranker
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings
-from colbert_rag.shared import shared_colbert
 
 
 def path_as_text(value: object) -> object:
@@ -119,7 +119,7 @@ class SharedModel(BaseModel):
         """
         if self.colbert is not None:
             return self.colbert
-        return shared_colbert(self.model, **{name: getattr(self, name) for name in OPTIONS})
+        return shared(self._settings())
 
     def load(self) -> None:
         """Load the weights now instead of at the first query."""
@@ -134,9 +134,8 @@ class SharedModel(BaseModel):
         if isinstance(self.colbert, ColBERT):
             self.colbert.unload()
         elif self.colbert is None:
-            settings = resolved(self._settings())
             # Not `self.ranker`, which would load what is to be unloaded.
-            SHARED.get(settings, lambda: ColBERT(settings)).unload()
+            shared(self._settings(), load=False).unload()
 
     def _settings(self) -> Settings:
         return _settings(self.__dict__)

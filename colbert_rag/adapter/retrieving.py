@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -57,8 +58,7 @@ class Retrieving(SharedIndex):
         hits = index.search_embeddings(queries, k, filter)[0]
         if self.score == "sum":
             return hits
-        rows = len(queries[0])
-        return [Hit(hit.document, hit.score / rows) for hit in hits]
+        return [replace(hit, score=hit.mean) for hit in hits]
 
     def _store(self, documents: Iterable[Document], *, show_progress: bool) -> list[str]:
         """Encode and store documents, and return their ids."""

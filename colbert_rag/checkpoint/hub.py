@@ -19,7 +19,12 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
-from colbert_rag.errors import HubUnreachableError, NotACheckpointError, PickleWeightsError
+from colbert_rag.errors import (
+    HubUnreachableError,
+    NotACheckpointError,
+    PickleWeightsError,
+    install_command,
+)
 from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
 
 WEIGHTS = re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
@@ -69,7 +74,7 @@ def download(settings: Settings) -> Path:
             f"{name!r} is not a folder here, is not in {kept}, and could not be downloaded "
             f"({type(error).__name__}: {_first_line(error)}). Without a connection, give the path "
             f"of a local folder instead, or use checkpoint={OFFLINE_CHECKPOINT!r} after "
-            "pip install 'colbert-rag-components[offline]'"
+            + install_command("offline")
         ) from error
 
 

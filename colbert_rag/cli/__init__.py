@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from colbert_rag import __version__
 from colbert_rag.cli import demo, explain, index, info, inspect, rerank, search
-from colbert_rag.cli.options import UsageError
+from colbert_rag.cli.options import UsageError, in_options
 from colbert_rag.cli.output import note
+from colbert_rag.display import one_line
 from colbert_rag.errors import ColBERTRagError
 
 __all__ = ["main"]
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command.run(_parsed(parser, words[1:]))
         sys.stdout.flush()
     except UsageError as error:
-        parser.error(str(error))
+        parser.error(in_options(one_line(str(error))))
     except KeyboardInterrupt:
         note("interrupted")
         return 130
@@ -125,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ColBERTRagError, OSError) as error:
-        note(f"error: {_one_line(error)}")
+        note(f"error: {in_options(_one_line(error))}")
         return 1
     return status
 
@@ -177,5 +178,5 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        return one_line(f"{error.filename}: {error.strerror}")
+    return one_line(str(error)) or type(error).__name__

@@ -18,7 +18,7 @@ from colbert_rag.errors import MissingExtraError
 from colbert_rag.settings import OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:
-    from colbert_rag.cli.docstrings import Comparison, Passage
+    from colbert_rag.cli.docstrings import Comparison, Docstring
     from colbert_rag.colbert import ColBERT
 
 SHOWN = 3
@@ -118,7 +118,7 @@ def _say_comparison(comparison: Comparison, passages: int) -> None:
         )
 
 
-def _entry(passage: Passage, place: str, column: int) -> list[str]:
+def _entry(passage: Docstring, place: str, column: int) -> list[str]:
     title = f"{place:<2} {passage.name}"
     if len(title) > column:
         title = f"{title[: column - 3]}..."

@@ -53,7 +53,7 @@ SKIPPED_FOLDERS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class Docstring:
     """The docstring of a module, class or function.
 
     Attributes:
@@ -70,7 +70,7 @@ class Passage:
         return f"{self.name}: {self.text}"
 
 
-def standard_library(*, limit: int | None = None, show_progress: bool = False) -> list[Passage]:
+def standard_library(*, limit: int | None = None, show_progress: bool = False) -> list[Docstring]:
     """The docstrings of the public parts of the standard library, in alphabetical order of modules.
 
     Sources are parsed and nothing is imported: importing all modules would start windows and read
@@ -84,7 +84,7 @@ def standard_library(*, limit: int | None = None, show_progress: bool = False) -
         ColBERTRagError: this Python came without the sources of its library.
     """
     root = Path(sysconfig.get_path("stdlib"))
-    passages: dict[str, Passage] = {}
+    passages: dict[str, Docstring] = {}
     bar = tqdm(_modules(root), desc="Reading docstrings", unit="module", disable=not show_progress)
     for file, module in bar:
         for passage in read_passages(file, module):
@@ -114,7 +114,7 @@ def _modules(root: Path) -> list[tuple[Path, str]]:
     return sorted(found, key=lambda pair: pair[1])
 
 
-def read_passages(file: Path, module: str) -> Iterator[Passage]:
+def read_passages(file: Path, module: str) -> Iterator[Docstring]:
     """The docstrings of a source file, outermost first; none where it cannot be parsed."""
     try:
         with warnings.catch_warnings():
@@ -127,10 +127,10 @@ def read_passages(file: Path, module: str) -> Iterator[Passage]:
 
 def _docstrings(
     node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, name: str
-) -> Iterator[Passage]:
+) -> Iterator[Docstring]:
     text = ast.get_docstring(node)
     if text and len(text.split()) > 2:
-        yield Passage(name, _opening(text))
+        yield Docstring(name, _opening(text))
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return
     for inner in node.body:
@@ -153,7 +153,7 @@ def _opening(text: str) -> str:
 class KeywordSearch:
     """BM25 over passages, by SQLite's full-text search, in memory."""
 
-    def __init__(self, passages: Sequence[Passage]) -> None:
+    def __init__(self, passages: Sequence[Docstring]) -> None:
         """Index the passages.
 
         Raises:
@@ -205,20 +205,20 @@ class Comparison:
     """
 
     query: str
-    found: list[Passage]
+    found: list[Docstring]
     search_seconds: float
     ranking: Ranking
     rank_seconds: float
 
     @property
-    def best(self) -> list[Passage]:
+    def best(self) -> list[Docstring]:
         """All passages in the new order."""
         return [self.found[at.index] for at in self.ranking]
 
 
 def compare(
     query: str,
-    passages: Sequence[Passage],
+    passages: Sequence[Docstring],
     search: KeywordSearch,
     model: ColBERT,
     *,

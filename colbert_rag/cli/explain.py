@@ -20,12 +20,13 @@ from colbert_rag.cli.options import (
     add_reading,
     add_recipe,
     checked_query,
+    count_argument,
+    counted_truncation,
     open_model,
     settings_of,
-    whole_number,
 )
 from colbert_rag.cli.output import note, say, say_json, width
-from colbert_rag.cli.rerank import Place, best_places, read_windows
+from colbert_rag.cli.rerank import RankedDocument, best_documents, read_batches
 from colbert_rag.display import (
     Html,
     bar,
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--rank", type=whole_number, default=1, metavar="N", help="explain the N-th best (1)"
+        "--rank", type=count_argument, default=1, metavar="N", help="explain the N-th best (1)"
     )
     add_long_documents(results)
     form = results.add_mutually_exclusive_group()
@@ -108,15 +109,16 @@ def run(arguments: argparse.Namespace) -> int:
     if rank < 1:
         raise UsageError(f"--rank is {rank}, expected 1 for the best, or more")
     settings = settings_of(arguments)
-    windows = read_windows(arguments)
-    if windows is None:
+    batches = read_batches(arguments)
+    if batches is None:
         return 0
-    model = open_model(settings)
-    places, seen = best_places(model, query, windows, top_k=rank)
+    colbert = open_model(settings)
+    with counted_truncation(colbert):
+        places, seen = best_documents(colbert, query, batches, top_k=rank)
     if len(places) < rank:
         raise UsageError(f"--rank is {rank}, and there are only {seen:,} documents")
     place = places[-1]
-    explanation = model.explain(query, place.document.content)
+    explanation = colbert.explain(query, place.document.content)
     heading = f"{place.name}, number {rank} of {seen:,}"
     if arguments.json:
         say_json(_record(rank, place) | explanation.to_dict())
@@ -135,12 +137,12 @@ def run(arguments: argparse.Namespace) -> int:
 def page(heading: str, explanation: Explanation) -> str:
     """A web page that needs nothing else."""
     title = element("title", one_line(f"{explanation.query} - {heading}"))
-    body = element("body", element("h1", heading), Html("\n" + explanation._repr_html_()))
+    body = element("body", element("h1", heading), Html("\n" + explanation.to_html()))
     head = element("head", Html("\n"), HEAD, title)
     return f"<!DOCTYPE html>\n{markup(element('html', head, body))}\n"
 
 
-def _record(rank: int, place: Place) -> dict[str, object]:
+def _record(rank: int, place: RankedDocument) -> dict[str, object]:
     document = place.document
     return {
         "rank": rank,

@@ -18,6 +18,7 @@ from colbert_rag.cli.options import (
     add_followed_model,
     add_reading,
     add_recipe,
+    counted_truncation,
     hint_at_lines,
     open_model,
     read,
@@ -107,11 +108,11 @@ def _encode(
     arguments: argparse.Namespace, documents: Iterable[SourceDocument], target: Where
 ) -> None:
     settings = settings_of(arguments, target.info())
-    model = open_model(replace(settings, document_cache=None))
+    colbert = open_model(replace(settings, document_cache=None))
     given = _Given(documents)
-    with target.open(model, token_pooling=arguments.token_pooling) as index:
+    with target.open(colbert, token_pooling=arguments.token_pooling) as index:
         start = time.perf_counter()
-        with _resumable(index, target):
+        with _resumable(index, target), counted_truncation(colbert):
             changes = index.add(given, show_progress=shows_progress())
         given.report()
         _say_changes(changes, time.perf_counter() - start)

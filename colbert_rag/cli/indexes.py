@@ -15,8 +15,6 @@ from urllib.parse import unquote, urlsplit
 
 from colbert_rag.cli.options import UsageError
 from colbert_rag.cli.output import note
-from colbert_rag.display import one_line
-from colbert_rag.errors import IndexStorageError, MissingExtraError
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -34,7 +32,6 @@ SQLITE = b"SQLite format 3\0"
 """How the file of an index begins."""
 
 MEMORY = ":memory:"
-LONGEST_REASON = 200
 
 
 class Where(Protocol):
@@ -137,30 +134,13 @@ class Server:
     @contextmanager
     def _client(self) -> Iterator[QdrantClient]:
         """A connection whose errors are ours."""
-        try:
-            from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
-        except ImportError as error:
-            raise MissingExtraError("qdrant-client", extra="qdrant") from error
+        from colbert_rag.index.qdrant.errors import translated
 
         client = connect(self.url, self.api_key)
         try:
-            yield client
-        except UnexpectedResponse as error:
-            raise IndexStorageError(self._refusal(error)) from error
-        except ApiException as error:
-            reason = one_line(str(error))[:LONGEST_REASON]
-            raise IndexStorageError(
-                f"{self.url} does not answer as a Qdrant server does ({reason})"
-            ) from error
+            yield translated(client)
         finally:
             client.close()
-
-    def _refusal(self, error: Exception) -> str:
-        status = getattr(error, "status_code", None)
-        if status in (401, 403):
-            given = "the API key was refused" if self.api_key else "it asks for an API key"
-            return f"{self.url}: {given}. Set {API_KEY}, or name a variable with --api-key-env"
-        return f"{self.url}: {one_line(str(error))[:LONGEST_REASON]}"
 
 
 def connect(url: str, api_key: str | None) -> QdrantClient:

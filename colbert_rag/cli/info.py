@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.indexes import File, Where, add_server, known_info, where
@@ -13,7 +11,7 @@ from colbert_rag.cli.options import UsageError
 from colbert_rag.cli.output import say_facts, say_json, size
 
 if TYPE_CHECKING:
-    from colbert_rag.index import IndexInfo
+    from colbert_rag.index import IndexInfo, IndexStats
 
 DESCRIPTION = """\
 Describe an index: how much it holds, and which model made it. The model is not
@@ -27,15 +25,6 @@ examples:
 
 BYTES_PER_VALUE = 2
 """Vectors are stored as float16."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Holdings:
-    """How much an index holds; None is not known."""
-
-    documents: int
-    tokens: int | None = None
-    bytes: int | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +45,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verify and not isinstance(place, File):
         raise UsageError("--verify is for files: a server looks after its own")
     info = known_info(place)
-    if arguments.verify:
-        _verify(place.name)
-    held = _file_holdings(place.name, info) if isinstance(place, File) else _holdings(place)
+    with place.open(read_only=True) as index:
+        if arguments.verify:
+            index.verify()
+        held = index.stats()
     if arguments.json:
         say_json(_record(place, info, held, verified=arguments.verify))
     else:
@@ -66,40 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(path: str) -> None:
-    from colbert_rag.index import LocalIndex
-
-    with LocalIndex(path, read_only=True) as index:
-        index.verify()
-
-
-def _holdings(place: Where) -> _Holdings:
-    with place.open(read_only=True) as index:
-        return _Holdings(index.count())
-
-
-def _file_holdings(path: str, info: IndexInfo) -> _Holdings:
-    """Counted from the catalogue, without reading any vector."""
-    from colbert_rag.index.local.database import Database
-    from colbert_rag.index.local.rows import Rows
-
-    database = Database(path, read_only=True, create=False, busy_timeout=5.0)
-    try:
-        with database.reading():
-            _, lengths = Rows(database, info.dim).catalog(after=0)
-    finally:
-        database.close()
-    # What was committed last may still be in the log beside the file.
-    files = (Path(path), Path(f"{path}-wal"))
-    taken = sum(file.stat().st_size for file in files if file.exists())
-    return _Holdings(len(lengths), int(lengths.sum()), taken)
-
-
-def _per_token(held: _Holdings) -> float | None:
+def _per_token(held: IndexStats) -> float | None:
     return held.bytes / held.tokens if held.bytes and held.tokens else None
 
 
-def _record(place: Where, info: IndexInfo, held: _Holdings, *, verified: bool) -> dict[str, object]:
+def _record(
+    place: Where, info: IndexInfo, held: IndexStats, *, verified: bool
+) -> dict[str, object]:
     per_token = _per_token(held)
     return {
         "index": place.name,
@@ -114,7 +77,7 @@ def _record(place: Where, info: IndexInfo, held: _Holdings, *, verified: bool) -
 
 
 def _facts(
-    place: Where, info: IndexInfo, held: _Holdings, *, verified: bool
+    place: Where, info: IndexInfo, held: IndexStats, *, verified: bool
 ) -> Iterator[tuple[str, str]]:
     yield "Index", place.name
     yield "Documents", f"{held.documents:,}"

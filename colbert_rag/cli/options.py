@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
+import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, BinaryIO
 
 from colbert_rag.cli.output import note, shows_progress
 from colbert_rag.cli.reading import (
-    FORMATS,
+    READERS,
     SPLITS,
     STDIN,
     ReadingOptions,
@@ -39,8 +42,70 @@ FORMS = """\
 """What can be read, for the help of a command that reads."""
 
 
+OPTIONS = {
+    "allow_pickle": "--allow-pickle",
+    "batch_tokens": "--batch-tokens",
+    "cache_folder": "--cache-folder",
+    "checkpoint": "--model",
+    "device": "--device",
+    "document_length": "--document-length",
+    "document_marker": "--document-marker",
+    "dtype": "--dtype",
+    "language": "--language",
+    "local_files_only": "--local-files-only",
+    "long_documents": "--long-documents",
+    "query_expansion": "--query-expansion",
+    "query_length": "--query-length",
+    "query_marker": "--query-marker",
+    "raw_token_embeddings": "--raw",
+    "revision": "--revision",
+}
+"""What a setting of a model is called here; the others have no option."""
+
+_SETTING = re.compile(
+    rf"(?<!the )\b(?P<name>{'|'.join(OPTIONS)})"
+    r"(?: is (?P<found>)|=(?:(?P<yes>True)|(?P<no>False)|'(?P<value>[^']*)')?)"
+)
+
+
 class UsageError(Exception):
     """Arguments that cannot be right, found only after they were parsed."""
+
+
+def in_options(message: str) -> str:
+    """A message of the library in the words of the command line: `--raw` for `...=True`."""
+
+    def spelled(match: re.Match[str]) -> str:
+        option = OPTIONS[match["name"]]
+        if match["found"] is not None:
+            return f"{option} is "
+        if match["no"]:
+            return f"--no-{option.removeprefix('--')}"
+        return f"{option} {match['value']}" if match["value"] else option
+
+    return _SETTING.sub(spelled, message)
+
+
+@contextmanager
+def counted_truncation(colbert: ColBERT) -> Iterator[None]:
+    """Around the work of a run: afterwards, say how many documents were longer than is read."""
+    log = logging.getLogger("colbert_rag.text_encoder")
+    before = colbert.truncation_info()
+    log.addFilter(_nothing)  # which would report the first call alone
+    try:
+        yield
+    finally:
+        log.removeFilter(_nothing)
+    after = colbert.truncation_info()
+    if cut := after.documents_cut - before.documents_cut:
+        note(
+            f"note: {cut:,} of {after.documents - before.documents:,} documents are longer than "
+            f"{colbert.checkpoint.recipe.document.length:,} tokens and were cut there"
+        )
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def add_model(parser: argparse.ArgumentParser, *, default: str = DEFAULT_CHECKPOINT) -> None:
@@ -112,7 +177,7 @@ def _add_finding(group: argparse._ArgumentGroup) -> None:
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Declare how files are read."""
     group = parser.add_argument_group("reading")
-    group.add_argument("--format", choices=tuple(FORMATS), help="instead of going by the suffix")
+    group.add_argument("--format", choices=tuple(READERS), help="instead of going by the suffix")
     group.add_argument("--split", choices=SPLITS, help="what is one document in text and Markdown")
     group.add_argument(
         "--field", metavar="NAME", help="where records have their text (default: text, content...)"
@@ -126,6 +191,9 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
         "--title-field",
         metavar="NAME",
         help="where they have a title (default: title); '' for none",
+    )
+    group.add_argument(
+        "--follow-links", action="store_true", help="read links that lead out of a folder, too"
     )
 
 
@@ -149,7 +217,7 @@ def add_score(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def whole_number(text: str) -> int:
+def count_argument(text: str) -> int:
     """A number that counts something, for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
@@ -189,6 +257,8 @@ def read(arguments: argparse.Namespace) -> Iterator[SourceDocument]:
         text_field=arguments.field,
         id_field=arguments.id_field,
         title_field=arguments.title_field,
+        follow_links=arguments.follow_links,
+        skipped=lambda reason: note(f"note: {reason}"),
     )
     stdin: BinaryIO = sys.stdin.buffer if STDIN in paths else io.BytesIO()
     return read_documents(paths, options, stdin=stdin)
@@ -229,7 +299,7 @@ def settings_of(arguments: argparse.Namespace, info: IndexInfo | None = None) ->
 
 def _recipe(info: IndexInfo) -> dict[str, object]:
     """Only what a recipe consists of: an index may come from somebody else."""
-    from colbert_rag.index.protocol import RECIPE_OPTIONS
+    from colbert_rag.index.info import RECIPE_OPTIONS
 
     return {name: info.recipe[name] for name in RECIPE_OPTIONS if name in info.recipe}
 
@@ -244,7 +314,8 @@ def open_model(settings: Settings) -> ColBERT:
     if shows_progress():
         note(f"Loading {settings.checkpoint} ...")
     # Imported here because torch takes a second to import, and `--help` needs none of it.
-    from colbert_rag.colbert import resolved, shared
+    from colbert_rag.colbert import shared
+    from colbert_rag.device import resolved
 
     try:
         complete = resolved(settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from colbert_rag.display import columns, one_line
+from colbert_rag.display import columns, one_line, visible
 
 NARROWEST, WIDEST = 60, 100
 
@@ -49,17 +50,31 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write a line about the work, which no pipe mistakes for a result."""
-    sys.stderr.write(f"{text}\n")
+    """Write a line about the work, which no pipe mistakes for a result.
+
+    What it quotes may come from a file, and must not colour or move a terminal.
+    """
+    sys.stderr.write(f"{visible(text)}\n")
 
 
 def say_json(value: Mapping[str, object]) -> None:
-    """Write a result as one line of JSON.
+    """Write a result as one line of JSON, in which a number that is not finite becomes null.
 
     Only where the output cannot show a character is it escaped.
     """
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    say(json.dumps(value, ensure_ascii=encoding != "utf8"))
+    say(json.dumps(_finite(value), ensure_ascii=encoding != "utf8", allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    """The same value with None for what JSON does not know: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def shows_progress() -> bool:

@@ -18,11 +18,12 @@ from colbert_rag.cli.options import (
     add_recipe,
     add_score,
     checked_query,
+    count_argument,
+    counted_truncation,
     hint_at_lines,
     open_model,
     read,
     settings_of,
-    whole_number,
 )
 from colbert_rag.cli.output import Row, note, say, say_json, say_table, shows_progress
 from colbert_rag.cli.reading import SourceDocument
@@ -30,7 +31,7 @@ from colbert_rag.cli.reading import SourceDocument
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
 
-WINDOW_DOCUMENTS = 2048
+BATCH_DOCUMENTS = 2048
 """Documents held and scored at a time: under 500 MB of vectors, and long enough to sort by length
 without much padding."""
 
@@ -53,7 +54,7 @@ examples:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankedDocument:
     """A document with its score, and its number in the order of reading.
 
     `window` is the part of its content that has this score, or None where all of it was read.
@@ -94,7 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "-k", "--top-k", type=whole_number, default=10, metavar="N", help="how many; 0 for all (10)"
+        "-k",
+        "--top-k",
+        type=count_argument,
+        default=10,
+        metavar="N",
+        help="how many; 0 for all (10)",
     )
     add_score(results)
     results.add_argument(
@@ -115,20 +121,21 @@ def run(arguments: argparse.Namespace) -> int:
     """Rerank, and print the best."""
     query = checked_query(arguments.query)
     settings = settings_of(arguments)
-    windows = read_windows(arguments)
-    if windows is None:
+    batches = read_batches(arguments)
+    if batches is None:
         return 0
     # A document is scored once in a run, so there is nothing to remember.
-    model = open_model(replace(settings, document_cache=None))
+    colbert = open_model(replace(settings, document_cache=None))
     start = time.perf_counter()
-    places, seen = best_places(
-        model,
-        query,
-        windows,
-        top_k=arguments.top_k,
-        mean=arguments.score == "mean",
-        least=arguments.min_score,
-    )
+    with counted_truncation(colbert):
+        places, seen = best_documents(
+            colbert,
+            query,
+            batches,
+            top_k=arguments.top_k,
+            mean=arguments.score == "mean",
+            least=arguments.min_score,
+        )
     if arguments.json:
         _say_records(places)
     else:
@@ -140,78 +147,81 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_windows(arguments: argparse.Namespace) -> Iterator[list[SourceDocument]] | None:
+def read_batches(arguments: argparse.Namespace) -> Iterator[list[SourceDocument]] | None:
     """The documents, as many at a time as are scored together; None where there are none.
 
     The first are read now, before any model is loaded: a wrong file name shows at once.
     """
-    windows = _windows(read(arguments))
-    first = next(windows, None)
+    batches = _batches(read(arguments))
+    first = next(batches, None)
     if first is None:
         note("no documents found")
         return None
     hint_at_lines(first)
-    return chain([first], windows)
+    return chain([first], batches)
 
 
-def best_places(
-    model: ColBERT,
+def best_documents(
+    colbert: ColBERT,
     query: str,
-    windows: Iterable[Sequence[SourceDocument]],
+    batches: Iterable[Sequence[SourceDocument]],
     *,
     top_k: int,
     mean: bool = False,
     least: float = -math.inf,
-) -> tuple[list[Place], int]:
+) -> tuple[list[RankedDocument], int]:
     """The best documents, best first, and how many there were in all.
 
     Args:
-        model: What scores them.
+        colbert: What scores them.
         query: The query.
-        windows: The documents, held one window at a time.
+        batches: The documents, held one batch at a time.
         top_k: How many to keep; 0 for all.
         mean: Whether scores are means instead of sums.
         least: Leave out what scores below.
     """
-    places: list[Place] = []
+    places: list[RankedDocument] = []
     seen = 0
-    for window in windows:
-        scored = _scored(model, query, window, seen, mean=mean)
+    for batch in batches:
+        scored = _scored(colbert, query, batch, seen, mean=mean)
         # "Not below" keeps a score that is not a number, which must not vanish unseen.
         kept = [at for at in scored if not at.score < least]
         places = sorted([*places, *kept], key=lambda at: at.order)[: top_k or None]
-        seen += len(window)
+        seen += len(batch)
     return places, seen
 
 
-def _windows(documents: Iterator[SourceDocument]) -> Iterator[list[SourceDocument]]:
-    while window := list(islice(documents, WINDOW_DOCUMENTS)):
-        yield window
+def _batches(documents: Iterator[SourceDocument]) -> Iterator[list[SourceDocument]]:
+    while batch := list(islice(documents, BATCH_DOCUMENTS)):
+        yield batch
 
 
 def _scored(
-    model: ColBERT, query: str, window: Sequence[SourceDocument], start: int, *, mean: bool
-) -> list[Place]:
-    ranking = model.rank(
-        query, [document.content for document in window], show_progress=shows_progress()
+    colbert: ColBERT, query: str, batch: Sequence[SourceDocument], start: int, *, mean: bool
+) -> list[RankedDocument]:
+    ranking = colbert.rank(
+        query, [document.content for document in batch], show_progress=shows_progress()
     )
-    rows = ranking.query_rows if mean else 1
-    return [Place(at.score / rows, start + at.index, window[at.index], at.span) for at in ranking]
+    return [
+        RankedDocument(
+            place.mean if mean else place.score, start + place.index, batch[place.index], place.span
+        )
+        for place in ranking
+    ]
 
 
-def _shown(place: Place) -> str:
+def _shown(place: RankedDocument) -> str:
     """What a table shows the beginning of: the text, or the window that was best."""
     start, stop = place.span or (0, None)
     return f"{'... ' if start else ''}{place.document.text[start:stop]}"
 
 
-def _say_records(places: Iterable[Place]) -> None:
+def _say_records(places: Iterable[RankedDocument]) -> None:
     for rank, place in enumerate(places, start=1):
         document = place.document
         record: dict[str, object] = {
             "rank": rank,
-            # JSON knows no NaN.
-            "score": None if math.isnan(place.score) else place.score,
+            "score": place.score,
             "index": place.index,
             "source": document.source,
             "line": document.line,

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import add_server, known_info, where
+from colbert_rag.cli.indexes import add_server, is_index, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_finding,
     add_followed_model,
     add_score,
     checked_query,
+    count_argument,
     open_model,
     settings_of,
-    whole_number,
 )
 from colbert_rag.cli.output import Row, say, say_json, say_table
 from colbert_rag.cli.reading import STDIN
@@ -57,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("index", metavar="INDEX", help="file, or http://HOST:PORT/COLLECTION")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "-k", "--top-k", type=whole_number, default=10, metavar="N", help="how many; 0 for all (10)"
+        "-k",
+        "--top-k",
+        type=count_argument,
+        default=10,
+        metavar="N",
+        help="how many; 0 for all (10)",
     )
     results.add_argument("--filter", metavar="JSON", help="which documents may be found")
     add_score(results)
@@ -69,31 +75,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best."""
+    _check_order(arguments.query, arguments.index)
     place = where(arguments, arguments.index)
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
     settings = settings_of(arguments, known_info(place))
-    model = open_model(replace(settings, document_cache=None))
-    with place.open(model, read_only=True) as index:
+    colbert = open_model(replace(settings, document_cache=None))
+    with place.open(colbert, read_only=True) as index:
         start = time.perf_counter()
         held = index.count()
-        vectors = model.encode_queries(queries)
-        answers = index.search_embeddings(vectors, arguments.top_k or held, passing)
+        answers = index.search_many(queries, arguments.top_k or held, passing)
         seconds = time.perf_counter() - start
-    rows = vectors.lengths.tolist() if arguments.score == "mean" else [1] * len(queries)
+    mean = arguments.score == "mean"
     if not arguments.json:
         found = len(answers[0]) if len(answers) == 1 else sum(map(len, answers))
         asked = "" if len(queries) == 1 else f" for {len(queries):,} queries"
         say(f"{found:,} of {held:,} documents{asked} by {settings.checkpoint} in {seconds:.1f} s")
-    for query, hits, count in zip(queries, answers, rows, strict=True):
+    for query, hits in zip(queries, answers, strict=True):
         if arguments.json:
-            _say_records(query, hits, count)
+            _say_records(query, hits, mean=mean)
             continue
         if len(queries) > 1:
             say()
             say(f"Query: {one_line(query)}")
-        say_table(_row(hit, count) for hit in hits)
+        say_table(_row(hit, mean=mean) for hit in hits)
     return 0
+
+
+def _check_order(query: str, index: str) -> None:
+    """Notice an index in the place of the query.
+
+    Raises:
+        UsageError: the two are swapped.
+    """
+    swapped = is_index(query) or query.startswith(("http://", "https://"))
+    if swapped and not is_index(index) and "://" not in index:
+        command = f"colbert-rag search {shlex.quote(index)} {shlex.quote(query)}"
+        raise UsageError(f"{query} is an index, and stands where the query belongs: {command}")
 
 
 def _queries(named: str) -> list[str]:
@@ -134,12 +152,12 @@ def _filter(text: str | None) -> Mapping[str, object] | None:
     return passing
 
 
-def _say_records(query: str, hits: Iterable[Hit], rows: int) -> None:
+def _say_records(query: str, hits: Iterable[Hit], *, mean: bool) -> None:
     for rank, hit in enumerate(hits, start=1):
         record: dict[str, object] = {
             "query": query,
             "rank": rank,
-            "score": hit.score / rows,
+            "score": hit.mean if mean else hit.score,
             "id": hit.id,
             "text": hit.text,
             "metadata": hit.metadata,
@@ -147,12 +165,12 @@ def _say_records(query: str, hits: Iterable[Hit], rows: int) -> None:
         say_json(record)
 
 
-def _row(hit: Hit, rows: int) -> Row:
+def _row(hit: Hit, *, mean: bool) -> Row:
     """The hit as `rerank` would show it, had it read the document now."""
     title = hit.metadata.get("title")
     title = title if isinstance(title, str) else ""
     text = hit.text.removeprefix(f"{title} ") if title else hit.text
-    return Row(hit.score / rows, _name(hit), title, text)
+    return Row(hit.mean if mean else hit.score, _name(hit), title, text)
 
 
 def _name(hit: Hit) -> str:

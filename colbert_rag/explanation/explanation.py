@@ -24,8 +24,6 @@ from colbert_rag.explanation.passage import Passage, best_passage
 from colbert_rag.explanation.text_view import to_text
 from colbert_rag.tokenizer import Span, TextTokenizer
 
-Json = dict[str, object]
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation:
@@ -124,7 +122,7 @@ class Explanation:
             raise ValueError(f"width is {width}, expected at least 1 character")
         return best_passage(self.text, self.overview.places, width)
 
-    def to_dict(self) -> Json:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for JSON; a number that is not finite becomes None."""
         return {
             "query": self.query,
@@ -148,15 +146,19 @@ class Explanation:
         """A table for the terminal."""
         return to_text(self.overview)
 
-    def _repr_html_(self) -> str:
-        """The document with its matches marked, for a notebook."""
+    def to_html(self) -> str:
+        """The document with its matches marked: one element with a style of its own."""
         return to_html(self.overview)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()
 
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _token(token: Token) -> Json:
+def _token(token: Token) -> dict[str, object]:
     start, stop = token.span or (None, None)
     return {"token": token.text, "role": token.role, "start": start, "stop": stop}

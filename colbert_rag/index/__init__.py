@@ -1,13 +1,14 @@
 """Searchable documents: `LocalIndex` keeps them in one file, `QdrantIndex` on a server.
 
-Both hold to the protocol `Index`, with the same filters, the same scores and the same order.
+Both are an `Index`, with the same filters, the same scores and the same order.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from colbert_rag.index.base import Index
 from colbert_rag.index.documents import Changes, Document, Hit
-from colbert_rag.index.protocol import Index, IndexInfo
+from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.transfer import copy_index
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Hit",
     "Index",
     "IndexInfo",
+    "IndexStats",
     "LocalIndex",
     "QdrantIndex",
     "copy_index",

@@ -1,4 +1,4 @@
-"""What both indexes do alike: everything between the caller's texts and the store's vectors."""
+"""`Index`: the one list of what an index does, and what all of them do alike."""
 
 from __future__ import annotations
 
@@ -12,40 +12,51 @@ import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.errors import InvalidQueryError, ScoringError
+from colbert_rag.errors import InvalidFilterError, ScoringError
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import (
     Changes,
     Document,
     DocumentLike,
     Hit,
+    Stored,
     as_document,
+    check_ids,
     is_unicode,
 )
 from colbert_rag.index.filters import parse_filter
-from colbert_rag.index.ingest import Store, add_documents, add_encoded
-from colbert_rag.index.protocol import Encoder, IndexInfo
+from colbert_rag.index.info import IndexInfo, IndexStats
+from colbert_rag.index.ingest import (
+    SeenSources,
+    check_vectors,
+    compare,
+    encode_missing,
+    in_batches,
+)
+from colbert_rag.inputs import check_query
+from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
 
-class StoredIndex(ABC):
-    """The common part of `LocalIndex` and `QdrantIndex`.
+class Index(ABC):
+    """Searchable documents: `LocalIndex` keeps them in one file, `QdrantIndex` on a server.
+
+    To add an engine, implement the abstract methods in a folder of its own.
 
     Attributes:
         name: The file or collection, for messages.
         info: Which model made the index.
     """
 
-    def __init__(self, name: str, store: Store, colbert: Encoder | None) -> None:
-        """Serve the documents of `store`; `colbert` encodes, where there is one."""
+    def __init__(self, name: str, info: IndexInfo, colbert: Model | None) -> None:
+        """Name what is open; `colbert` encodes, where there is one."""
         self.name = name
-        self.info: IndexInfo = store.info
-        self._store = store
+        self.info = info
         self._colbert = colbert
 
     @property
-    def colbert(self) -> Encoder | None:
-        """The model that encodes, where the index was opened with one."""
+    def colbert(self) -> Model | None:
+        """The model that encodes, where there is one."""
         return self._colbert
 
     def add(
@@ -73,14 +84,22 @@ class StoredIndex(ABC):
             ValueError: the model gave vectors that cannot be stored, or the index has no model.
         """
         colbert = self._model()
+        size = whole_number("batch_size", batch_size, least=1)
+        changes = Changes()
         with self._writing():
-            return add_documents(
-                self._store,
-                colbert,
-                documents,
-                batch_size=batch_size,
-                show_progress=show_progress,
-            )
+            for batch in in_batches(documents, size, show_progress=show_progress):
+                changes += self._add_batch(batch, colbert)
+        return changes
+
+    def _add_batch(self, batch: Sequence[Document], colbert: Model) -> Changes:
+        known = self._known([document.id for document in batch])
+        fresh, edited, changes = compare(batch, known)
+        if fresh or edited:
+            texts = [document.text for document in fresh]
+            held = self.embeddings_for(list(dict.fromkeys(texts)))
+            vectors = encode_missing(texts, held, colbert, self.info)
+            self._write(fresh, check_vectors(fresh, vectors, self.info.dim), edited)
+        return changes
 
     def add_encoded(self, documents: Sequence[Document], embeddings: TokenEmbeddings) -> Changes:
         """Store documents whose vectors exist already, as one batch; needs no model.
@@ -90,8 +109,18 @@ class StoredIndex(ABC):
             embeddings: As they are to be stored: made by the model of `info`, and pooled if it
                 says so.
         """
+        given = [as_document(document) for document in documents]
+        places = {document.id: place for place, document in enumerate(given)}
+        if len(places) < len(given):
+            raise ValueError("two of the documents have the same id, and only one can be stored")
+        halves = check_vectors(given, embeddings, self.info.dim)
         with self._writing():
-            return add_encoded(self._store, documents, embeddings)
+            fresh, edited, changes = compare(given, self._known(list(places)))
+            if len(fresh) < len(given):
+                halves = halves[[places[document.id] for document in fresh]]
+            if fresh or edited:
+                self._write(fresh, halves, edited)
+        return changes
 
     def update(self, documents: Iterable[DocumentLike], *, show_progress: bool = False) -> Changes:
         """Replace documents that the index holds; new metadata alone needs no encoding.
@@ -101,55 +130,61 @@ class StoredIndex(ABC):
         """
         given = [as_document(document) for document in documents]
         ids = [document.id for document in given]
-        known = self._store.known(ids)
+        known = self._known(ids)
         self._found([name for name in ids if name not in known])
         return self.add(given, show_progress=show_progress)
 
     def search(
-        self, query: str, k: int = 10, filter: Mapping[str, object] | None = None
+        self, query: str, top_k: int = 10, filter: Mapping[str, object] | None = None
     ) -> list[Hit]:
-        """The `k` documents with the highest MaxSim sums, best first.
+        """The documents with the highest MaxSim, best first.
 
         Args:
             query: What to look for.
-            k: How many documents, at most.
+            top_k: How many documents, at most.
             filter: Which metadata a document must have; see `colbert_rag.index.filters`.
 
         Raises:
             InvalidFilterError: the filter is not in the language.
-            InvalidQueryError: the query is empty or no string.
-            ValueError: `k` is negative, or the index has no model.
+            InvalidQueryError: the query is blank or no string.
+            ValueError: `top_k` is negative, or the index has no model.
         """
-        return self.search_many([query], k, filter)[0]
+        return self.search_many([query], top_k, filter)[0]
 
     def search_many(
-        self, queries: Sequence[str], k: int = 10, filter: Mapping[str, object] | None = None
+        self, queries: Sequence[str], top_k: int = 10, filter: Mapping[str, object] | None = None
     ) -> list[list[Hit]]:
         """`search` for several queries, which are encoded and scored together."""
         if isinstance(queries, str):
             raise TypeError(f"queries is one string, expected several: [{queries!r}]")
         for query in queries:
-            if not isinstance(query, str) or not query.strip():
-                raise InvalidQueryError(f"the query is {query!r}, expected text that is not blank")
-        parse_filter(filter)  # before the model is loaded for nothing
+            check_query(query)
+        condition = parse_filter(filter)  # before the model is loaded for nothing
+        top_k = whole_number("top_k", top_k, least=0)
         colbert = self._model()
-        k = whole_number("k", k, least=0)
-        if not queries or k == 0 or self.count() == 0:
+        if not queries or top_k == 0 or self.count() == 0:
             return [[] for _ in queries]
-        return self.search_embeddings(colbert.encode_queries(queries), k, filter)
+        return self._search_vectors(colbert.encode_queries(queries), top_k, condition)
 
     def search_embeddings(
-        self, queries: TokenEmbeddings, k: int = 10, filter: Mapping[str, object] | None = None
+        self,
+        queries: TokenEmbeddings,
+        top_k: int = 10,
+        filter: Mapping[str, object] | None = None,
     ) -> list[list[Hit]]:
         """`search_many` for queries that are encoded already; needs no model.
 
         Raises:
             InvalidFilterError: the filter is not in the language.
             ScoringError: the vectors of a query are not finite.
-            ValueError: `k` is negative, or the vectors have the wrong width.
+            ValueError: `top_k` is negative, or the vectors have the wrong width.
         """
-        k = whole_number("k", k, least=0)
         condition = parse_filter(filter)
+        return self._search_vectors(queries, whole_number("top_k", top_k, least=0), condition)
+
+    def _search_vectors(
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
+    ) -> list[list[Hit]]:
         if queries.dim != self.info.dim:
             raise ValueError(
                 f"the queries are {queries.dim} wide, expected {self.info.dim} as the index holds"
@@ -158,9 +193,65 @@ class StoredIndex(ABC):
             raise ScoringError(
                 "the vectors of a query hold NaN or infinity, so nothing can be ranked"
             )
-        if k == 0:
+        if top_k == 0:
             return [[] for _ in range(len(queries))]
-        return self._search(queries, k, condition)
+        return self._search(queries, top_k, condition)
+
+    def delete(
+        self, ids: Iterable[str] | None = None, *, filter: Mapping[str, object] | None = None
+    ) -> int:
+        """Remove documents by their ids or by their metadata, and return how many there were.
+
+        Args:
+            ids: Unknown ones are no error.
+            filter: Removes all that pass it; see `colbert_rag.index.filters`.
+
+        Raises:
+            InvalidFilterError: the filter is not in the language, or would let everything pass.
+            ValueError: both are given, or neither.
+        """
+        if (ids is None) == (filter is None):
+            raise ValueError("delete takes either ids or a filter")
+        if ids is not None:
+            return self._delete(check_ids(ids))
+        condition = parse_filter(filter)
+        if condition is None:
+            raise InvalidFilterError("the filter is empty, and would delete every document")
+        return self._delete(
+            [document.id for document in self if condition.matches(document.metadata)]
+        )
+
+    def sync(
+        self,
+        documents: Iterable[DocumentLike],
+        *,
+        source_key: str = "source",
+        sources: Iterable[str] = (),
+        batch_size: int = 256,
+        show_progress: bool = False,
+    ) -> Changes:
+        """Add and update documents, and remove those of the same sources that were not given.
+
+        Several sources can share an index: documents of a source that neither `documents` nor
+        `sources` name stay. Nothing is removed unless all documents were stored, so that a call
+        that was interrupted can simply be repeated.
+
+        Args:
+            documents: As in `add`; each must have a source.
+            source_key: The metadata key that says where a document is from.
+            sources: Sources that may hold nothing any more.
+            batch_size: Documents encoded and committed together.
+            show_progress: Draw a bar.
+
+        Raises:
+            ValueError: a document has no source; nothing is removed then.
+        """
+        seen = SeenSources(source_key, sources)
+        changes = self.add(
+            seen.watch(documents), batch_size=batch_size, show_progress=show_progress
+        )
+        gone = [document.id for document in self if seen.lacks(document)]
+        return changes + Changes(removed=self._delete(gone) if gone else 0)
 
     def embeddings_for(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Stored vectors of those of the texts that the index holds; float16, on the CPU.
@@ -168,11 +259,7 @@ class StoredIndex(ABC):
         With `info.token_pooling` they are the pooled ones.
         """
         # What cannot be stored is not held.
-        return self._store.embeddings_for([text for text in texts if is_unicode(text)])
-
-    @abstractmethod
-    def delete(self, ids: Iterable[str]) -> int:
-        """Remove documents, and return how many there were; unknown ids are no error."""
+        return self._held([text for text in texts if is_unicode(text)])
 
     @abstractmethod
     def get(self, ids: Iterable[str]) -> list[Document]:
@@ -206,6 +293,19 @@ class StoredIndex(ABC):
         """How many documents the index holds."""
 
     @abstractmethod
+    def stats(self) -> IndexStats:
+        """How much the index holds."""
+
+    def verify(self) -> None:
+        """Read everything that the index holds, and check what can be checked.
+
+        Raises:
+            IndexCorruptError: something is damaged; says what (`LocalIndex`).
+        """
+        for _ in self.encoded():
+            pass
+
+    @abstractmethod
     def compact(self) -> None:
         """Give back the space of what was removed."""
 
@@ -215,15 +315,33 @@ class StoredIndex(ABC):
 
     @abstractmethod
     def _search(
-        self, queries: TokenEmbeddings, k: int, condition: Condition | None
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
-        """The best documents for each query, with `k` at least 1."""
+        """The best documents for each query, with `top_k` at least 1."""
+
+    @abstractmethod
+    def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
+        """What is held under some ids."""
+
+    @abstractmethod
+    def _held(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Vectors of those of the texts that are held."""
+
+    @abstractmethod
+    def _write(
+        self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
+    ) -> None:
+        """Put documents in place of any with the same ids, and set the metadata of `edited`."""
+
+    @abstractmethod
+    def _delete(self, ids: Sequence[str]) -> int:
+        """Remove documents, and return how many there were."""
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         """Held during a write."""
         return contextlib.nullcontext()
 
-    def _model(self) -> Encoder:
+    def _model(self) -> Model:
         if self._colbert is None:
             raise ValueError(
                 f"{self.name} was opened without a model, and encoding needs one: pass colbert "

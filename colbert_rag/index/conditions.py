@@ -1,4 +1,4 @@
-"""The nodes a metadata filter is read into: each can be evaluated, or translated for Qdrant."""
+"""The nodes a metadata filter is read into; each says whether metadata matches."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeAlias
 
-from colbert_rag.errors import InvalidFilterError
 from colbert_rag.index.documents import Json
 
 Scalar: TypeAlias = bool | int | float | str | None
 Path: TypeAlias = tuple[str, ...]
 Bound: TypeAlias = float | datetime
-Translated: TypeAlias = dict[str, object]
 
-# Integers up to here are exact as the doubles in which Qdrant compares ranges.
-_EXACT = 2**53
 _MOMENT = re.compile(
     r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d(:\d\d)?)?)?)?", re.ASCII
 )
@@ -28,10 +24,6 @@ class Condition(Protocol):
 
     def matches(self, metadata: Mapping[str, Json]) -> bool:
         """Whether a document with this metadata passes."""
-        ...
-
-    def to_qdrant(self) -> Translated:
-        """The same condition in the JSON form of Qdrant's REST interface."""
         ...
 
 
@@ -58,24 +50,6 @@ class OneOf:
             if value is None or isinstance(value, bool | int | float | str)
         )
 
-    def to_qdrant(self) -> Translated:
-        """Strings by match, numbers by ranges of one point: Qdrant's match parts 1 from 1.0."""
-        key = qdrant_key(self.path)
-        plain = sorted(self.values, key=lambda pair: (type(pair[1]).__name__, str(pair[1])))
-        strings = [value for _, value in plain if isinstance(value, str)]
-        options: list[Translated] = []
-        if strings:
-            options.append({"key": key, "match": {"any": strings}})
-        for is_bool, value in plain:
-            if value is None:
-                options += [{"is_empty": {"key": key}}, {"is_null": {"key": key}}]
-            elif is_bool or (isinstance(value, int) and abs(value) > _EXACT):
-                options.append({"key": key, "match": {"value": value}})
-            elif isinstance(value, int | float):
-                options.append({"key": key, "range": {"gte": float(value), "lte": float(value)}})
-        # Qdrant reads an empty list of alternatives as no condition, so "none of them" is an id.
-        return _alternatives(options) if options else {"has_id": []}
-
 
 @dataclass(frozen=True, slots=True)
 class Between:
@@ -95,14 +69,6 @@ class Between:
                 return True
         return False
 
-    def to_qdrant(self) -> Translated:
-        """A range; moments become ISO 8601 text."""
-        bounds = {
-            operator.removeprefix("$"): bound.isoformat() if isinstance(bound, datetime) else bound
-            for operator, bound in self.bounds.items()
-        }
-        return {"key": qdrant_key(self.path), "range": bounds}
-
 
 @dataclass(frozen=True, slots=True)
 class Every:
@@ -113,10 +79,6 @@ class Every:
     def matches(self, metadata: Mapping[str, Json]) -> bool:
         """Whether all of them match."""
         return all(condition.matches(metadata) for condition in self.conditions)
-
-    def to_qdrant(self) -> Translated:
-        """A nested `must`."""
-        return {"must": [condition.to_qdrant() for condition in self.conditions]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +91,6 @@ class Some:
         """Whether one of them matches."""
         return any(condition.matches(metadata) for condition in self.conditions)
 
-    def to_qdrant(self) -> Translated:
-        """A nested `should`."""
-        return _alternatives([condition.to_qdrant() for condition in self.conditions])
-
 
 @dataclass(frozen=True, slots=True)
 class Not:
@@ -143,10 +101,6 @@ class Not:
     def matches(self, metadata: Mapping[str, Json]) -> bool:
         """Whether it does not match."""
         return not self.condition.matches(metadata)
-
-    def to_qdrant(self) -> Translated:
-        """A nested `must_not`."""
-        return {"must_not": [self.condition.to_qdrant()]}
 
 
 def as_number(value: object) -> float | None:
@@ -187,16 +141,3 @@ def _values_at(metadata: Mapping[str, Json], path: Path) -> Sequence[Json]:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return value
     return (value,)
-
-
-def _alternatives(options: list[Translated]) -> Translated:
-    return options[0] if len(options) == 1 else {"should": options}
-
-
-def qdrant_key(path: Path) -> str:
-    """The path below the payload's `metadata`; quotes hold what Qdrant would read as syntax."""
-    for part in path:
-        if '"' in part:
-            raise InvalidFilterError(f"Qdrant cannot filter on {part!r}: a key with a double quote")
-    quoted = (part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in path)
-    return ".".join(("metadata", *quoted))

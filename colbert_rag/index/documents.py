@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import shorten
 from typing import TypeAlias, Union
 
 # Spelled with Union: `|` cannot join a class and the name of what is being defined.
@@ -31,10 +32,22 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document found by a search, with its MaxSim sum."""
+    """A document that a search found.
+
+    Attributes:
+        document: The document.
+        score: MaxSim: the sum over the query's rows of the best similarity each finds.
+        query_rows: How many similarities the score sums.
+    """
 
     document: Document
     score: float
+    query_rows: int
+
+    @property
+    def mean(self) -> float:
+        """The mean similarity, from -1 to 1: comparable between queries, as the sum is not."""
+        return self.score / self.query_rows
 
     @property
     def id(self) -> str:
@@ -53,7 +66,7 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Stored:
     """What an index holds under an id, as far as a write needs it.
 
     Attributes:
@@ -73,11 +86,13 @@ class Changes:
         added: Under an id the index did not know.
         updated: Under a known id, with another text or other metadata.
         unchanged: Already there, word for word; skipped without encoding.
+        removed: Not given to `sync`, though from one of its sources.
     """
 
     added: int = 0
     updated: int = 0
     unchanged: int = 0
+    removed: int = 0
 
     def __add__(self, other: Changes) -> Changes:
         """Both together."""
@@ -85,6 +100,7 @@ class Changes:
             self.added + other.added,
             self.updated + other.updated,
             self.unchanged + other.unchanged,
+            self.removed + other.removed,
         )
 
 
@@ -110,7 +126,7 @@ def as_document(item: DocumentLike) -> Document:
             f"found {type(item).__name__}, expected a Document, a text, or a mapping with 'text'"
         )
     if not isinstance(item.text, str):
-        raise TypeError(f"document {item.id!r} has a text of type {type(item.text).__name__}")
+        raise TypeError(f"{_called(item)} has a text of type {type(item.text).__name__}")
     if not isinstance(item.id, str):
         raise TypeError(f"id {item.id!r} is a {type(item.id).__name__}, expected str")
     try:
@@ -119,7 +135,7 @@ def as_document(item: DocumentLike) -> Document:
         (document.id + metadata_json(document.metadata)).encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"document {item.id!r} holds a lone surrogate ({error}), which is not valid Unicode"
+            f"{_called(item)} holds a lone surrogate ({error}), which is not valid Unicode"
         ) from error
     return document
 
@@ -145,17 +161,25 @@ def _from_mapping(item: Mapping[str, Json]) -> Document:
 def _plain_metadata(document: Document) -> dict[str, Json]:
     if not isinstance(document.metadata, Mapping):
         raise TypeError(
-            f"document {document.id!r} has metadata of type {type(document.metadata).__name__}, "
+            f"{_called(document)} has metadata of type {type(document.metadata).__name__}, "
             "expected a mapping"
         )
     try:
         return {_key(key): _plain(value, str(key)) for key, value in document.metadata.items()}
     except (TypeError, ValueError) as error:
-        raise type(error)(f"metadata of document {document.id!r}: {error}") from error
+        raise type(error)(f"metadata of {_called(document)}: {error}") from error
     except RecursionError:
         raise ValueError(
-            f"metadata of document {document.id!r} is nested too deeply, or holds itself"
+            f"metadata of {_called(document)} is nested too deeply, or holds itself"
         ) from None
+
+
+def _called(document: Document) -> str:
+    """A document in a message: by its id, or by how it begins where it has none yet."""
+    if document.id:
+        return f"document {document.id!r}"
+    beginning = document.text if isinstance(document.text, str) else ""
+    return f"the document that begins {shorten(beginning, 40, placeholder='...')!r}"
 
 
 def _key(key: object) -> str:

@@ -1,9 +1,8 @@
-"""What every index does with documents before it stores them: skip, reuse, encode, pool, check."""
+"""What happens to documents before an index stores them: skip, reuse, encode, pool, check."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,97 +13,47 @@ from colbert_rag.index.documents import (
     Changes,
     Document,
     DocumentLike,
-    Known,
+    Stored,
     as_document,
     metadata_json,
     text_digest,
 )
+from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.pooling import pool_tokens
-from colbert_rag.index.protocol import Encoder, IndexInfo
-from colbert_rag.settings import whole_number
+from colbert_rag.model import Model
 
 
-class Store(Protocol):
-    """The writing side of an index."""
+def in_batches(
+    documents: Iterable[DocumentLike], size: int, *, show_progress: bool
+) -> Iterator[list[Document]]:
+    """Documents in groups of at most `size`, in none of which an id occurs twice.
 
-    @property
-    def info(self) -> IndexInfo:
-        """Which model made the index."""
-        ...
-
-    def known(self, ids: Sequence[str]) -> Mapping[str, Known]:
-        """What is held under some ids."""
-        ...
-
-    def embeddings_for(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Vectors of those of the texts that are held."""
-        ...
-
-    def write(
-        self,
-        documents: Sequence[Document],
-        vectors: TokenEmbeddings,
-        edited: Sequence[Document],
-    ) -> None:
-        """Put documents in place of any with the same ids, and set the metadata of `edited`."""
-        ...
-
-
-def add_documents(
-    store: Store,
-    colbert: Encoder,
-    documents: Iterable[DocumentLike],
-    *,
-    batch_size: int,
-    show_progress: bool,
-) -> Changes:
-    """Encode and store documents, a batch at a time, so that a killed run can be run again."""
-    batch_size = whole_number("batch_size", batch_size, least=1)
+    Raises:
+        TypeError: a single document instead of several, or something that is none.
+    """
     if isinstance(documents, str | Mapping):
         raise TypeError("documents is a single document, expected several: put it in a list")
-    batches = _batches(documents, batch_size)
-    if show_progress:
-        batches = _watched(batches, len(documents) if isinstance(documents, Sized) else None)
-    changes = Changes()
-    for batch in batches:
-        changes += _add_batch(store, colbert, batch)
-    return changes
-
-
-def _watched(batches: Iterator[list[Document]], total: int | None) -> Iterator[list[Document]]:
-    """The same batches, with a bar that counts those that are done."""
-    with tqdm(total=total, unit=" documents") as bar:
-        for batch in batches:
-            yield batch
+    total = len(documents) if isinstance(documents, Sized) else None
+    with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
+        batch: dict[str, Document] = {}
+        for item in documents:
+            document = as_document(item)
+            if document.id in batch:
+                yield list(batch.values())
+                bar.update(len(batch))
+                batch = {}
+            batch[document.id] = document
+            if len(batch) == size:  # now, and not when the next comes, which may take long
+                yield list(batch.values())
+                bar.update(len(batch))
+                batch = {}
+        if batch:
+            yield list(batch.values())
             bar.update(len(batch))
 
 
-def _batches(documents: Iterable[DocumentLike], size: int) -> Iterator[list[Document]]:
-    """Documents in groups in which no id occurs twice."""
-    batch: dict[str, Document] = {}
-    for item in documents:
-        document = as_document(item)
-        if document.id in batch:
-            yield list(batch.values())
-            batch = {}
-        batch[document.id] = document
-        if len(batch) == size:
-            yield list(batch.values())
-            batch = {}
-    if batch:
-        yield list(batch.values())
-
-
-def _add_batch(store: Store, colbert: Encoder, batch: Sequence[Document]) -> Changes:
-    fresh, edited, changes = compare(batch, store.known([document.id for document in batch]))
-    if fresh or edited:
-        vectors = _encoded(store, colbert, [document.text for document in fresh])
-        store.write(fresh, check_vectors(fresh, vectors, store.info.dim), edited)
-    return changes
-
-
 def compare(
-    batch: Sequence[Document], known: Mapping[str, Known]
+    batch: Sequence[Document], known: Mapping[str, Stored]
 ) -> tuple[list[Document], list[Document], Changes]:
     """Which documents need vectors, which only new metadata, and what that will have changed."""
     fresh: list[Document] = []
@@ -122,22 +71,22 @@ def compare(
     return fresh, edited, Changes(added, updated, len(batch) - added - updated)
 
 
-def _encoded(store: Store, colbert: Encoder, texts: Sequence[str]) -> TokenEmbeddings:
-    """Vectors of all texts, encoding each text once and none that the store holds."""
-    distinct = list(dict.fromkeys(texts))
-    vectors = store.embeddings_for(distinct)
-    missing = [text for text in distinct if text not in vectors]
+def encode_missing(
+    texts: Sequence[str], held: Mapping[str, Tensor], colbert: Model, info: IndexInfo
+) -> TokenEmbeddings:
+    """Vectors of all texts, in order; each text that is not held is encoded once."""
+    missing = [text for text in dict.fromkeys(texts) if text not in held]
+    vectors = dict(held)
     if missing:
         encoded = colbert.encode_documents(missing)
         if len(encoded) != len(missing):
             raise ValueError(
                 f"the model gave vectors for {len(encoded)} of {len(missing)} documents"
             )
-        pooling = store.info.token_pooling
-        if pooling is not None:
-            encoded = pool_tokens(encoded, pooling)
+        if info.token_pooling is not None:
+            encoded = pool_tokens(encoded, info.token_pooling)
         vectors |= zip(missing, encoded.to("cpu"), strict=True)
-    return TokenEmbeddings.from_list([vectors[text] for text in texts], dim=store.info.dim)
+    return TokenEmbeddings.from_list([vectors[text] for text in texts], dim=info.dim)
 
 
 def check_vectors(
@@ -177,17 +126,38 @@ def _all_finite(halves: Tensor) -> bool:
     return int((halves.view(torch.int16) & 0x7FFF).max()) < 0x7C00
 
 
-def add_encoded(
-    store: Store, documents: Sequence[Document], embeddings: TokenEmbeddings
-) -> Changes:
-    """Store documents with the vectors that were made for them."""
-    given = [as_document(document) for document in documents]
-    if len({document.id for document in given}) < len(given):
-        raise ValueError("two of the documents have the same id, and only one can be stored")
-    halves = check_vectors(given, embeddings, store.info.dim)
-    fresh, edited, changes = compare(given, store.known([document.id for document in given]))
-    if len(fresh) < len(given):
-        places = {document.id: place for place, document in enumerate(given)}
-        halves = halves[[places[document.id] for document in fresh]]
-    store.write(fresh, halves, edited)
-    return changes
+class SeenSources:
+    """Notes which documents went by and where they are from, so as to tell what has vanished."""
+
+    def __init__(self, key: str, sources: Iterable[str]) -> None:
+        """Read sources under the metadata `key`; `sources` count as seen from the start."""
+        if isinstance(sources, str):
+            raise TypeError(f"sources is one string, expected several: [{sources!r}]")
+        self._key = key
+        self._sources = set(sources)
+        self._ids: set[str] = set()
+
+    def watch(self, documents: Iterable[DocumentLike]) -> Iterator[Document]:
+        """The same documents.
+
+        Raises:
+            ValueError: one does not say where it is from.
+        """
+        if isinstance(documents, str | Mapping):
+            raise TypeError("documents is a single document, expected several: put it in a list")
+        for item in documents:
+            document = as_document(item)
+            source = document.metadata.get(self._key)
+            if not isinstance(source, str):
+                raise ValueError(
+                    f"document {document.id!r} has {source!r} as its {self._key!r}, expected text: "
+                    "without a source nobody can say what has vanished from it"
+                )
+            self._ids.add(document.id)
+            self._sources.add(source)
+            yield document
+
+    def lacks(self, document: Document) -> bool:
+        """Whether a document is from a source that was seen, and did not go by itself."""
+        source = document.metadata.get(self._key)
+        return isinstance(source, str) and source in self._sources and document.id not in self._ids

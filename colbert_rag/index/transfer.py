@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from tqdm import tqdm
 
+from colbert_rag.index.base import Index
 from colbert_rag.index.documents import Changes
-from colbert_rag.index.protocol import Index
 
 
 def copy_index(
@@ -22,13 +20,10 @@ def copy_index(
         IndexMismatchError: they were made by different models, or one of them with token pooling.
     """
     target.info.check(source.info, "the target of the copy")
-    with contextlib.ExitStack() as stack:
-        bar = None
-        if show_progress:
-            bar = stack.enter_context(tqdm(total=source.count(), unit=" documents"))
-        changes = Changes()
+    changes = Changes()
+    total = source.count() if show_progress else None
+    with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
         for documents, vectors in source.encoded(batch_size):
             changes += target.add_encoded(documents, vectors)
-            if bar is not None:
-                bar.update(len(documents))
+            bar.update(len(documents))
     return changes

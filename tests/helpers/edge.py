@@ -9,8 +9,9 @@ from pathlib import Path
 import qdrant_edge as edge
 
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index import Index
 from colbert_rag.index.filters import parse_filter
-from colbert_rag.index.protocol import Index
+from colbert_rag.index.qdrant.filters import to_qdrant
 
 _VECTOR = "colbert"
 
@@ -45,7 +46,7 @@ class EdgeOracle:
         self, queries: TokenEmbeddings, k: int, filter: Mapping[str, object] | None = None
     ) -> list[list[tuple[str, float]]]:
         condition = parse_filter(filter)
-        passing = None if condition is None else _filter({"must": [condition.to_qdrant()]})
+        passing = None if condition is None else _filter({"must": [to_qdrant(condition)]})
         return [
             [
                 (self.ids[point.id], point.score)
@@ -63,7 +64,7 @@ class EdgeOracle:
     def passing(self, filter: Mapping[str, object]) -> set[str]:
         condition = parse_filter(filter)
         records, _ = self.shard.scroll(
-            edge.ScrollRequest(limit=1000, filter=_filter({"must": [condition.to_qdrant()]}))
+            edge.ScrollRequest(limit=1000, filter=_filter({"must": [to_qdrant(condition)]}))
         )
         return {self.ids[record.id] for record in records}
 

@@ -37,7 +37,7 @@ class SourceDocument:
         return f"{self.source}:{self.line}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReadingOptions:
     """What a caller decides about reading; the defaults suit most files.
 
@@ -48,6 +48,8 @@ class ReadingOptions:
         text_field: Field of a record that is its text; None takes the first of the usual names.
         id_field: Field that is its id; None takes a usual name, if there is one.
         title_field: Field that is its title; None takes "title", if there is one, and "" none.
+        follow_links: Read what links in a folder lead to, also outside of it.
+        skipped: Told of each file in a folder that is left out.
     """
 
     format: str | None = None
@@ -55,6 +57,8 @@ class ReadingOptions:
     text_field: str | None = None
     id_field: str | None = None
     title_field: str | None = None
+    follow_links: bool = False
+    skipped: Callable[[str], object] = str
 
 
 Reader = Callable[[str, Iterator[str], ReadingOptions], Iterator[SourceDocument]]

@@ -38,7 +38,7 @@ SUFFIXES: dict[str, str | None] = {
 """What is read in a folder, and as which format; None is told from the first line. A file that is
 named itself may end in anything: its format is then told so, too."""
 
-FORMATS: dict[str, Reader] = {
+READERS: dict[str, Reader] = {
     "jsonl": read_jsonl,
     "json": read_json,
     "csv": read_csv,
@@ -57,7 +57,8 @@ def read_documents(
 ) -> Iterator[SourceDocument]:
     """The documents of files, folders and standard input, in the order given.
 
-    A folder is read with all its sub-folders in alphabetical order, without hidden files.
+    A folder is read with all its sub-folders in alphabetical order: its regular files, but not
+    hidden ones, nor, unless `options.follow_links`, links that lead out of it.
 
     Args:
         paths: Names of files and folders; `STDIN` for standard input.
@@ -82,21 +83,30 @@ def _documents(
         if path == STDIN:
             yield from _read("stdin", stdin, "", options)
             continue
-        for file in _files_in(Path(path)) if Path(path).is_dir() else [Path(path)]:
+        for file in _files_in(Path(path), options) if Path(path).is_dir() else [Path(path)]:
             with file.open("rb") as stream:
                 yield from _read(str(file), stream, file.suffix.lower(), options)
 
 
-def _files_in(folder: Path) -> Iterator[Path]:
+def _files_in(folder: Path, options: ReadingOptions) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         raise error
 
+    inside = folder.resolve()
     empty = True
     for root, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             file = Path(root, name)
-            if not name.startswith(".") and file.suffix.lower() in SUFFIXES:
+            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                continue
+            # Whoever filled the folder may not be who reads it: a pipe would hang, a device never
+            # end, and a link could show what only the reader may see.
+            if not file.is_file():
+                options.skipped(f"{file} is left out: it is no regular file")
+            elif not options.follow_links and not file.resolve().is_relative_to(inside):
+                options.skipped(f"{file} is left out: it leads out of {folder}")
+            else:
                 empty = False
                 yield file
     if empty:
@@ -112,7 +122,7 @@ def _read(
     form = options.format or SUFFIXES.get(suffix)
     if form is None:
         form, lines = _guess(lines, options)
-    for document in FORMATS[form](source, lines, options):
+    for document in READERS[form](source, lines, options):
         try:
             document.content.encode()
         except UnicodeEncodeError as error:

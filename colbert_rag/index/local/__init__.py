@@ -1,5 +1,6 @@
 """`LocalIndex`: documents and token vectors in one SQLite file, searched exactly."""
 
+from colbert_rag.index.local.database import MEMORY
 from colbert_rag.index.local.index import LocalIndex
 
-__all__ = ["LocalIndex"]
+__all__ = ["MEMORY", "LocalIndex"]

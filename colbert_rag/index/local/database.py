@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from colbert_rag.errors import ColBERTRagError, IndexCorruptError, IndexStorageError
+from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.errors import Action, busy, corrupt, translated
-from colbert_rag.index.protocol import IndexInfo
 
 MEMORY = ":memory:"
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index.base import StoredIndex
+from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Document, Hit, check_ids
+from colbert_rag.index.documents import Document, Hit, Stored, check_ids, text_digest
+from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.local.database import MEMORY, Database
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
 from colbert_rag.index.local.snapshot import Snapshot
-from colbert_rag.index.local.store import LocalStore
-from colbert_rag.index.protocol import Encoder, IndexInfo, resolve_info
+from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
 MEMORY_BUDGET = 4 * 2**30
@@ -25,7 +28,7 @@ MEMORY_BUDGET = 4 * 2**30
 _PAGE = 1024
 
 
-class LocalIndex(StoredIndex):
+class LocalIndex(Index):
     """Documents, metadata and float16 token vectors in one file, searched exactly.
 
     One process writes at a time, any number read; readers see a commit at their next search. A
@@ -38,7 +41,7 @@ class LocalIndex(StoredIndex):
     def __init__(
         self,
         path: str | os.PathLike[str],
-        colbert: Encoder | None = None,
+        colbert: Model | None = None,
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
@@ -79,7 +82,6 @@ class LocalIndex(StoredIndex):
             self._database.close()
             raise
         self._rows = Rows(self._database, info.dim)
-        self._files = LocalStore(self._database, self._rows, info)
         self._snapshot = Snapshot(
             self._database,
             self._rows,
@@ -87,18 +89,7 @@ class LocalIndex(StoredIndex):
             device="cpu" if colbert is None else colbert.device,
             memory_budget=memory_budget,
         )
-        super().__init__(self._database.path, self._files, colbert)
-
-    def delete(self, ids: Iterable[str]) -> int:
-        """Remove documents, and return how many there were; unknown ids are no error.
-
-        Raises:
-            IndexBusyError: another process or thread is writing.
-            IndexStorageError: the file cannot be written.
-        """
-        listed = check_ids(ids)
-        with self._writing(), self._database.writing():
-            return self._rows.remove(listed)
+        super().__init__(self._database.path, info, colbert)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked for.
@@ -109,7 +100,7 @@ class LocalIndex(StoredIndex):
         with self._database.reading():
             positions = self._positions(ids)
             found = self._rows.documents(positions)
-        return [found[position] for position in positions]
+            return [found[position] for position in positions]
 
     def embeddings(self, ids: Iterable[str]) -> TokenEmbeddings:
         """Stored vectors by id, in the order asked for; float16, on the CPU.
@@ -118,7 +109,7 @@ class LocalIndex(StoredIndex):
             KeyError: names the ids that the index does not hold.
         """
         with self._database.reading():
-            return self._files.vectors(self._positions(ids))
+            return self._vectors(self._positions(ids))
 
     def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
         """Everything the index holds, in order of insertion, batch by batch.
@@ -130,7 +121,7 @@ class LocalIndex(StoredIndex):
         while True:
             with self._database.reading():
                 page = self._rows.page(last, batch_size)
-                vectors = self._files.vectors(list(page))
+                vectors = self._vectors(list(page))
             if not page:
                 return
             yield list(page.values()), vectors
@@ -152,6 +143,16 @@ class LocalIndex(StoredIndex):
         with self._database.reading():
             return self._rows.count()
 
+    def stats(self) -> IndexStats:
+        """How much the index holds, without reading any vector."""
+        with self._database.reading():
+            _, lengths = self._rows.catalog(after=0)
+        # What was committed last may still be in the log beside the file.
+        files = (Path(self.name), Path(f"{self.name}-wal"))
+        size = sum(file.stat().st_size for file in files if file.exists())
+        on_disk = None if self.name == MEMORY else size
+        return IndexStats(documents=len(lengths), tokens=int(lengths.sum()), bytes=on_disk)
+
     def verify(self) -> None:
         """Read everything and compare it with its checksums.
 
@@ -159,8 +160,7 @@ class LocalIndex(StoredIndex):
             IndexCorruptError: something is damaged; says what.
         """
         self._database.check_pages()
-        for _ in self.encoded():
-            pass
+        super().verify()
 
     def compact(self) -> None:
         """Give the space of what was removed back; needs as much free space as the index.
@@ -191,15 +191,51 @@ class LocalIndex(StoredIndex):
         return (_reopened, (path, self._colbert, *self._reopening))
 
     def _search(
-        self, queries: TokenEmbeddings, k: int, condition: Condition | None
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
         # One transaction from vectors to texts: no hit can vanish in between.
         with self._database.reading():
             self._snapshot.refresh()
             kept = None if condition is None else self._snapshot.matching(condition)
-            found = best_positions(queries, self._snapshot.blocks(kept), k)
-            documents = self._rows.documents({at for hits in found for at, _ in hits})
-        return [[Hit(documents[at], score) for at, score in hits] for hits in found]
+            found = best_positions(queries, self._snapshot.blocks(kept), top_k)
+            documents = self._rows.documents({position for best in found for position, _ in best})
+        return [
+            [Hit(documents[position], score, rows) for position, score in best]
+            for best, rows in zip(found, queries.lengths.tolist(), strict=True)
+        ]
+
+    def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
+        with self._database.reading():
+            return self._rows.known(ids)
+
+    def _held(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        digests = {text: text_digest(text) for text in texts}
+        with self._database.reading():
+            positions = self._rows.positions_of_texts(set(digests.values()))
+            held = [text for text, digest in digests.items() if digest in positions]
+            vectors = self._vectors([positions[digests[text]] for text in held])
+        return dict(zip(held, vectors, strict=True))
+
+    def _write(
+        self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
+    ) -> None:
+        with self._database.writing():
+            self._rows.remove([document.id for document in documents])
+            self._rows.insert(documents, vectors)
+            self._rows.set_metadata(edited)
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        with self._writing(), self._database.writing():
+            return self._rows.remove(ids)
+
+    def _vectors(self, positions: Sequence[int]) -> TokenEmbeddings:
+        """Vectors in the order of `positions`, which may repeat."""
+        rising = sorted(set(positions))
+        vectors = self._rows.vectors(torch.tensor(rising, dtype=torch.int64))
+        if rising == list(positions):
+            return vectors
+        places = {position: place for place, position in enumerate(rising)}
+        return vectors[[places[position] for position in positions]]
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
         return self._database.claimed()
@@ -212,7 +248,7 @@ class LocalIndex(StoredIndex):
 
 
 def _reopened(
-    path: str, colbert: Encoder | None, memory_budget: int, busy_timeout: float, read_only: bool
+    path: str, colbert: Model | None, memory_budget: int, busy_timeout: float, read_only: bool
 ) -> LocalIndex:
     """An index from its pickle; unlike `LocalIndex`, this never makes a new one."""
     if not Path(path).exists():
@@ -228,7 +264,7 @@ def _reopened(
 
 def _resolved(
     database: Database,
-    colbert: Encoder | None,
+    colbert: Model | None,
     like: IndexInfo | None,
     token_pooling: float | None,
 ) -> IndexInfo:

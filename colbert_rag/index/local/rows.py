@@ -13,7 +13,7 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
-from colbert_rag.index.documents import Document, Json, Known, metadata_json, text_digest
+from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.errors import corrupt
 
@@ -133,15 +133,15 @@ class Rows:
             found |= dict(self._connection.execute(query, some))
         return found
 
-    def known(self, ids: Iterable[str]) -> dict[str, Known]:
+    def known(self, ids: Iterable[str]) -> dict[str, Stored]:
         """What the index holds under some ids."""
-        found: dict[str, Known] = {}
+        found: dict[str, Stored] = {}
         for marks, some in _chunked(ids):
             query = (
                 f"SELECT id, text_digest, metadata, position FROM documents WHERE id IN ({marks})"
             )
             for name, digest, metadata, position in self._connection.execute(query, some):
-                found[name] = Known(digest, self._parsed(metadata, position))
+                found[name] = Stored(digest, self._parsed(metadata, position))
         return found
 
     def insert(self, documents: Sequence[Document], vectors: TokenEmbeddings) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError, IndexStorageError
-from colbert_rag.index.documents import Document, Known, text_digest
-from colbert_rag.index.protocol import IndexInfo
+from colbert_rag.index.documents import Document, Stored, text_digest
+from colbert_rag.index.info import IndexInfo
 
 KeyType: TypeAlias = Literal["keyword", "integer", "float", "bool", "datetime"]
 Record: TypeAlias = models.Record | models.ScoredPoint
@@ -143,11 +143,11 @@ class Points:
         self._means = means
         self._order = 0
 
-    def known(self, ids: Sequence[str]) -> Mapping[str, Known]:
+    def known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
         """What is held under some ids."""
         records = self.fetch(ids, payload=["id", "text_digest", "metadata"])
         return {
-            id_of(record): Known(
+            id_of(record): Stored(
                 bytes.fromhex(payload_of(record)["text_digest"]), payload_of(record)["metadata"]
             )
             for record in records

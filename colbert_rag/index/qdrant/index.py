@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qdrant_client import QdrantClient, models
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index.base import StoredIndex
-from colbert_rag.index.conditions import Condition, qdrant_key
-from colbert_rag.index.documents import Document, Hit, check_ids
-from colbert_rag.index.protocol import Encoder, IndexInfo, resolve_info
+from colbert_rag.index.base import Index
+from colbert_rag.index.conditions import Condition
+from colbert_rag.index.documents import Document, Hit, Stored, check_ids
+from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.qdrant.collection import (
     MEAN,
     SCROLL,
@@ -27,26 +27,30 @@ from colbert_rag.index.qdrant.collection import (
     read_collection,
     vectors_of,
 )
+from colbert_rag.index.qdrant.errors import translated
+from colbert_rag.index.qdrant.filters import key_path, to_qdrant
+from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
 _QUERIES = 16
 
 
-class QdrantIndex(StoredIndex):
+class QdrantIndex(Index):
     """Documents and token vectors in a collection of Qdrant, scored exactly by its MaxSim.
 
     Vectors are float16 and compared by dot product. The graph index is switched off: over MaxSim,
     which is no metric, it takes long to build and finds the wrong documents. A search therefore
     reads every document that passes the filter, unless `prefetch` narrows them first.
 
-    Errors of the connection are those of qdrant-client. The client stays the caller's to close.
+    Every method may raise an `IndexStorageError`: the server does not answer, refuses the API key,
+    or says something else, which is quoted. The client stays the caller's to close.
     """
 
     def __init__(
         self,
         client: QdrantClient,
         collection: str,
-        colbert: Encoder | None = None,
+        colbert: Model | None = None,
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
@@ -75,12 +79,13 @@ class QdrantIndex(StoredIndex):
         Raises:
             IndexCorruptError: the collection was not made by this package.
             IndexMismatchError: it was made by another model or recipe.
-            IndexStorageError: the server is too old to remember a model.
+            IndexStorageError: the server is too old to remember a model, or does not do its work.
             ValueError: nothing says which model a new collection is for, or `prefetch` does not
                 fit the collection.
         """
         if prefetch is not None and prefetch < 1:
             raise ValueError(f"prefetch is {prefetch}, expected at least 1, or None")
+        client = translated(client)
         if not client.collection_exists(collection):
             info = resolve_info(None, colbert, like, token_pooling, f"collection {collection!r}")
             create_collection(client, collection, info, prefetch, shard_number, replication_factor)
@@ -96,16 +101,9 @@ class QdrantIndex(StoredIndex):
         self._collection = collection
         self._prefetch = prefetch
         self._points = Points(client, collection, info, means=has_means)
-        super().__init__(name, self._points, colbert)
+        super().__init__(name, info, colbert)
         for key, kind in (payload_indexes or {}).items():
-            index_payload(client, collection, qdrant_key(tuple(key.split("."))), kind)
-
-    def delete(self, ids: Iterable[str]) -> int:
-        """Remove documents, and return how many there were; unknown ids are no error."""
-        held = [record.id for record in self._points.fetch(set(check_ids(ids)), payload=["id"])]
-        if held:
-            self._client.delete(self._collection, models.PointIdsList(points=held), wait=True)
-        return len(held)
+            index_payload(client, collection, key_path(tuple(key.split("."))), kind)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked for.
@@ -152,6 +150,10 @@ class QdrantIndex(StoredIndex):
         """How many documents the index holds."""
         return self._client.count(self._collection, exact=True).count
 
+    def stats(self) -> IndexStats:
+        """How many documents there are; a server does not count tokens and bytes."""
+        return IndexStats(documents=self.count())
+
     def compact(self) -> None:
         """Do nothing: the server gives space back on its own."""
 
@@ -159,26 +161,42 @@ class QdrantIndex(StoredIndex):
         """Do nothing: the client belongs to whoever made it."""
 
     def _search(
-        self, queries: TokenEmbeddings, k: int, condition: Condition | None
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
         passing = None
         if condition is not None:
-            passing = models.Filter.model_validate({"must": [condition.to_qdrant()]})
+            passing = models.Filter.model_validate({"must": [to_qdrant(condition)]})
         hits: list[list[Hit]] = []
         matrices = [rows.float().cpu() for rows in queries]
         for start in range(0, len(matrices), _QUERIES):
+            some = matrices[start : start + _QUERIES]
             # One more than asked for: it shows whether the last place is shared.
-            requests = [
-                self._request(rows, k, passing, k + 1)
-                for rows in matrices[start : start + _QUERIES]
-            ]
+            requests = [self._request(rows, top_k, passing, top_k + 1) for rows in some]
             answers = self._client.query_batch_points(self._collection, requests)
-            for request, answer in zip(requests, answers, strict=True):
-                hits.append(self._best(request, answer.points, k))
+            for rows, request, answer in zip(some, requests, answers, strict=True):
+                points = self._best(request, answer.points, top_k)
+                hits.append([Hit(document_of(at), float(at.score), len(rows)) for at in points])
         return hits
 
+    def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
+        return self._points.known(ids)
+
+    def _held(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return self._points.embeddings_for(texts)
+
+    def _write(
+        self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
+    ) -> None:
+        self._points.write(documents, vectors, edited)
+
+    def _delete(self, ids: Sequence[str]) -> int:
+        held = [record.id for record in self._points.fetch(set(ids), payload=["id"])]
+        if held:
+            self._client.delete(self._collection, models.PointIdsList(points=held), wait=True)
+        return len(held)
+
     def _request(
-        self, rows: Tensor, k: int, passing: models.Filter | None, limit: int
+        self, rows: Tensor, top_k: int, passing: models.Filter | None, limit: int
     ) -> models.QueryRequest:
         request = models.QueryRequest(
             query=rows.tolist(),
@@ -189,21 +207,20 @@ class QdrantIndex(StoredIndex):
         )
         if self._prefetch is not None:
             request.prefetch = models.Prefetch(
-                query=mean_of(rows), using=MEAN, filter=passing, limit=max(self._prefetch, k)
+                query=mean_of(rows), using=MEAN, filter=passing, limit=max(self._prefetch, top_k)
             )
         return request
 
     def _best(
-        self, request: models.QueryRequest, points: list[models.ScoredPoint], k: int
-    ) -> list[Hit]:
-        """The first `k`, ties in order of insertion, which the server does not know."""
-        limit = k + 1
-        while len(points) == limit and points[k - 1].score == points[-1].score:
+        self, request: models.QueryRequest, points: list[models.ScoredPoint], top_k: int
+    ) -> list[models.ScoredPoint]:
+        """The first `top_k`, ties in order of insertion, which the server does not know."""
+        limit = top_k + 1
+        while len(points) == limit and points[top_k - 1].score == points[-1].score:
             limit *= 4
             request.limit = limit
             points = self._client.query_batch_points(self._collection, [request])[0].points
-        ordered = sorted(points, key=lambda point: (-point.score, payload_of(point)["order"]))
-        return [Hit(document_of(point), float(point.score)) for point in ordered[:k]]
+        return sorted(points, key=lambda point: (-point.score, payload_of(point)["order"]))[:top_k]
 
     def _in_order(self, size: int, *, vectors: bool) -> Iterator[list[models.Record]]:
         """All records by rising order of insertion; Qdrant itself scrolls by point id."""
