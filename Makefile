@@ -19,7 +19,8 @@ ARGS ?=
 QUICK := cache colbert device embeddings encoder filters habits hub_cache index machine maxsim \
   overrides pooling refusals registry settings source windows
 
-.PHONY: help demo quick test check fix gpu notebooks bench docs
+.PHONY: help demo quick test check fix gpu notebooks bench docs dist oldest newest \
+  coverage
 
 help: ## Print this list
 	@echo 'Usage: make TARGET'
@@ -57,6 +58,40 @@ docs: $(VENV)/.dev ## Build the documentation into build/docs; every warning is 
 
 bench: $(VENV)/.dev ## Measure on this machine's CPU
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+# Warnings of other versions than the pinned ones are shown, and are no errors.
+define TEST_WITH
+@$(PYTHON) -m venv build/$@
+@build/$@/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+@build/$@/bin/python -m pip install --quiet $(1) \
+  --editable '.[langchain,llama-index,offline,qdrant]' --group test
+@build/$@/bin/python -m pytest --quiet --numprocesses auto --dist loadfile \
+  --max-worker-restart 2 -o filterwarnings=default $(ARGS)
+endef
+
+# The group `test` wants a triton that only a CPU build of this old torch leaves room for.
+oldest: ## Run all tests with the oldest dependencies that pyproject.toml allows
+	$(call TEST_WITH,--constraint constraints-oldest.txt)
+
+newest: ## Run all tests with the newest dependencies that pyproject.toml allows
+	$(call TEST_WITH,--upgrade --upgrade-strategy eager)
+
+# The wheel is built from the sdist, so both are tried. `python -I` in another folder: else Python
+# would import the package from here, and not the installed one.
+dist: export PIP_DISABLE_PIP_VERSION_CHECK := 1
+dist: ## Build wheel and sdist, and try them in empty environments
+	@rm -rf dist build/dist && mkdir -p build/dist
+	@$(PYTHON) -m venv build/dist/builder && build/dist/builder/bin/python -m pip install --quiet build
+	@build/dist/builder/bin/python -m build --outdir dist . > build/dist/build.log \
+	  || { cat build/dist/build.log; exit 1; }
+	@$(PYTHON) -m venv build/dist/user
+	@build/dist/user/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	@cd build/dist && user/bin/python -I $(CURDIR)/tests/helpers/smoke.py bare
+	@build/dist/user/bin/python -m pip install --quiet --constraint constraints.txt \
+	  "$$(echo dist/*.whl)[langchain,llama-index,offline]" pytest pytest-asyncio pyyaml
+	@cd build/dist && user/bin/python -I $(CURDIR)/tests/helpers/smoke.py extras
+	@cd build/dist && tar -xzf ../../dist/*.tar.gz && cd colbert_rag_components-* && \
+	  ../user/bin/python -m pytest --quiet -p no:cacheprovider tests/test_habits.py
 
 # A GPU machine comes with its own torch, and may lack frameworks and pytest plugins. So only files
 # with GPU tests are read, and our pytest settings that assume the pinned versions are put aside.

@@ -115,7 +115,7 @@ def _run_command(arguments: list[str]) -> str:
 
 
 def assert_alike(printed: str, shown: str) -> None:
-    """Compare word by word: numbers by the digits shown, and `...` stands for any words."""
+    """Compare word by word: numbers roughly, and `...` stands for any words."""
     difference = f"printed:\n{printed}\nbut the page shows:\n{shown}"
     pattern = " ".join(_pattern(word) for word in BAR.sub("", shown).split())
     match = re.fullmatch(pattern, " ".join(BAR.sub("", printed).split()))
