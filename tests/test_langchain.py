@@ -225,6 +225,12 @@ def test_as_runnable_takes_a_mapping(
     assert contents(results) == ["dddd", "ccc"]
 
 
+def test_as_runnable_takes_documents_from_a_generator(rerank: ColBERTRerank) -> None:
+    found = (Document(text) for text in TEXTS)
+
+    assert contents(rerank.as_runnable().invoke((found, "q"))) == ["dddd", "ccc"]
+
+
 def test_as_runnable_takes_a_pair(rerank: ColBERTRerank, documents: list[Document]) -> None:
     assert contents(rerank.as_runnable().invoke((documents, "q"))) == ["dddd", "ccc"]
 

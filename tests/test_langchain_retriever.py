@@ -409,6 +409,15 @@ def test_a_model_that_is_no_colbert_will_do(tmp_path: Path) -> None:
     assert retriever.model == "tests/words"
 
 
+def test_an_index_that_was_opened_without_a_model_can_be_searched(
+    path: Path, minilm: ColBERT
+) -> None:
+    with LocalIndex(path) as index:
+        found = ColBERTRetriever(index=index, colbert=minilm, k=1).invoke(MONEY)
+
+    assert ids(found) == ["refunds"]
+
+
 def test_constructing_a_retriever_loads_no_model(path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("colbert_rag.text_encoder.host", None)
 

@@ -80,7 +80,10 @@ class Retrieving(SharedIndex):
         check_query(query)
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
-        hits = self._open_index(self._model).search(query, k, filter)
+        model = self._model
+        index = self._open_index(model)
+        # Not `index.search`: an index that was given may have been opened without a model.
+        hits = index.search_embeddings(model.encode_queries([query]), k, filter)[0]
         if self.score == "sum":
             return hits
         return [replace(hit, score=hit.mean) for hit in hits]

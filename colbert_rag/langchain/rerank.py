@@ -136,7 +136,7 @@ def _reranking_fields(component: Reranking) -> dict[str, Any]:
     return {name: getattr(component, name) for name in Reranking.model_fields}
 
 
-def _read(given: RerankInput) -> tuple[Sequence[Document], str]:
+def _read(given: RerankInput) -> tuple[list[Document], str]:
     """Documents and query, checked."""
     if isinstance(given, Mapping):
         queries = [given[key] for key in QUERY_KEYS if key in given]
@@ -151,7 +151,7 @@ def _read(given: RerankInput) -> tuple[Sequence[Document], str]:
             f"the input is {type(given).__name__}, expected a mapping with 'documents' and "
             "'query', or a pair (documents, query)"
         )
-    documents, query = given
+    documents, query = list(given[0]), given[1]
     check_query(query)
     for index, document in enumerate(documents):
         if not isinstance(document, Document):
