@@ -1,14 +1,34 @@
-"""Tables as Markdown and JSON, and one picture of them."""
+"""Tables as Markdown, JSON and figures.
+
+`python -m benchmarks.report results/cpu.json` draws the figures again, measuring nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.figures import Bar, Figure
 from benchmarks.timing import Timing
+
+OURS = ("colbert_rag", "LocalIndex")
+"""How the names of our rows begin."""
+
+QUESTIONS = {
+    "encode": "How fast are documents encoded?",
+    "rerank": "How fast are 100 documents reranked?",
+    "maxsim": "How fast are known vectors scored?",
+    "cold_start": "How soon does a new process give a score?",
+    "index": "How fast is exact search in an index?",
+    "documents": "What do more documents cost?",
+    "tokens per document": "What do longer documents cost?",
+    "queries": "What do more queries cost?",
+}
+"""What a figure answers, by job or by axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +67,9 @@ class Table:
         title: What was done, with size and checkpoint.
         rows: Cells by column; `repetitions` is kept in the JSON only.
         notes: Sentences under the table.
-        axis: Column to draw along, for growth curves.
+        axis: Column that grows; its seconds are drawn along it.
         baseline: Whose seconds, divided by a row's own, are its `ratio`.
-        drawn: Whether its ratios are bars of the picture, which compares us with others.
+        drawn: Whether its ratios are bars of a figure, which compares us with others.
     """
 
     job: str
@@ -112,14 +132,20 @@ class Table:
 
 
 def write(folder: Path, name: str, environment: dict[str, str], tables: Sequence[Table]) -> None:
-    """Write `name`.md, .json and, where matplotlib is installed, .png."""
+    """Write `name`.md, `name`.json and a figure `name`-QUESTION.svg for each question."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = "\n".join(f"- {key}: {value}" for key, value in environment.items())
     body = "\n".join(table.markdown() for table in tables)
     (folder / f"{name}.md").write_text(f"# {name}\n\n{facts}\n\n{body}", encoding="utf-8")
     document = {"environment": environment, "tables": [asdict(table) for table in tables]}
     (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    _plot(folder / f"{name}.png", tables)
+    draw(folder, name, tables)
+
+
+def draw(folder: Path, name: str, tables: Sequence[Table]) -> None:
+    """Write a figure for each question that the tables answer."""
+    for question, figure in figures(tables).items():
+        (folder / f"{name}-{question}.svg").write_text(figure.svg(), encoding="utf-8")
 
 
 def _short(title: str) -> str:
@@ -151,48 +177,58 @@ def _number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _plot(path: Path, tables: Sequence[Table]) -> None:
-    """Bars of the speed ratios, and a curve for every table that grows along something."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    compared = [table for table in tables if table.drawn and not table.axis]
-    bars = [
-        (f"{row['peer']}\n{_short(table.title)}", _ratio(row))
-        for table in reversed(compared)
-        for row in reversed(table.rows)
-        if row.get("ratio") is not None and row["peer"] != table.baseline
+def figures(tables: Sequence[Table]) -> dict[str, Figure]:
+    """One figure per question, by what it is called in a file's name.
+
+    Jobs that compare peers become bars of their ratios, a job's tables together; a table that
+    grows along an axis becomes bars of seconds. Rows without such a number are not drawn.
+    """
+    compared: dict[str, list[Table]] = {}
+    for table in tables:
+        if table.drawn and not table.axis and _drawn(table, "ratio"):
+            compared.setdefault(table.job, []).append(table)
+    drawn = {job: _ratios(job, of_job) for job, of_job in compared.items()}
+    growing = [table for table in tables if table.axis and _drawn(table, "seconds")]
+    return drawn | {table.axis.replace(" ", "_"): _growth(table) for table in growing}
+
+
+def _ratios(job: str, tables: Sequence[Table]) -> Figure:
+    baselines = " or ".join(dict.fromkeys(table.baseline for table in tables))
+    return Figure(
+        QUESTIONS.get(job, job),
+        f"Speed / {baselines}; longer is better",
+        {_short(table.title): _bars(_drawn(table, "ratio"), "ratio", "") for table in tables},
+    )
+
+
+def _growth(table: Table) -> Figure:
+    groups: dict[str, list[dict[str, object]]] = {}
+    for row in _drawn(table, "seconds"):
+        groups.setdefault(f"{table.axis}: {_cell(row[table.axis])}", []).append(row)
+    return Figure(
+        QUESTIONS.get(table.axis, table.axis),
+        "Seconds; shorter is better",
+        {heading: _bars(rows, "seconds", " s") for heading, rows in groups.items()},
+    )
+
+
+def _drawn(table: Table, column: str) -> list[dict[str, object]]:
+    return [row for row in table.rows if row.get(column) is not None]
+
+
+def _bars(rows: Sequence[dict[str, object]], column: str, unit: str) -> list[Bar]:
+    return [
+        Bar(
+            label=str(row["peer"]),
+            value=float(str(row[column])),
+            number=_cell(row[column]) + unit,
+            ours=str(row["peer"]).startswith(OURS),
+        )
+        for row in rows
     ]
-    curves = [table for table in tables if table.axis]
-    if not bars and not curves:
-        return
-    height = max(4.0, 0.5 * len(bars))
-    figure = Figure(figsize=(5 * len(curves) + 9 * bool(bars), height), layout="constrained")
-    axes = list(figure.subplots(1, len(curves) + bool(bars), squeeze=False)[0])
-    if bars:
-        axis = axes.pop(0)
-        # By place, because bars of one label would lie on each other.
-        drawn = axis.barh(range(len(bars)), [ratio for _, ratio in bars])
-        axis.bar_label(drawn, [_number(ratio) for _, ratio in bars], padding=2, fontsize=7)
-        axis.set_yticks(range(len(bars)), [label for label, _ in bars])
-        axis.axvline(1, color="black", linewidth=0.8)
-        baselines = dict.fromkeys(table.baseline for table in compared if table.rows)
-        axis.set_xlabel(f"speed, as a multiple of {' or '.join(baselines)}", fontsize=8)
-        axis.tick_params(axis="y", labelsize=7)
-    for axis, table in zip(axes, curves, strict=True):
-        for peer in dict.fromkeys(row["peer"] for row in table.rows):
-            rows = [row for row in table.rows if row["peer"] == peer]
-            axis.loglog(
-                [row[table.axis] for row in rows],
-                [row["seconds"] for row in rows],
-                "o-",
-                label=peer,
-            )
-        points = sorted({int(str(row[table.axis])) for row in table.rows})
-        axis.set_xticks(points, [f"{point:,}" for point in points])
-        axis.set_xticks([], minor=True)
-        axis.set(xlabel=table.axis, ylabel="seconds")
-        axis.set_title(table.title.split(":")[0], fontsize=8)
-        axis.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    for results in map(Path, sys.argv[1:]):
+        document = json.loads(results.read_text(encoding="utf-8"))
+        draw(results.parent, results.stem, [Table(**table) for table in document["tables"]])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -22,14 +23,16 @@ from benchmarks import (
     maxsim,
     peers,
     quality,
+    report,
     rerank,
     roofline,
     stores,
 )
 from benchmarks.__main__ import NO_GPU, main
+from benchmarks.figures import Bar, Figure
 from benchmarks.quality import KEYS, Quality, judge
 from benchmarks.rankers import Rankings, late_interaction, mean_pooled
-from benchmarks.report import Plan, Table, write
+from benchmarks.report import Plan, Table, figures, write
 from benchmarks.timing import Repetition, Timing, interleave
 from colbert_rag import TokenEmbeddings
 from colbert_rag.text_encoder import TextEncoder
@@ -475,3 +478,60 @@ def test_results_are_written_as_text_and_data(tmp_path: Path):
     assert "| one | 0.500 | 0.500 | 2.00 | 4.00 | 1.00 | 0 of 1 |" in text
     (stored,) = json.loads((tmp_path / "cpu.json").read_text())["tables"]
     assert stored["rows"][0]["repetitions"] == [{"seconds": 0.5, "busy": 1.0, "others": 0.0}]
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["cpu-encode.svg"]
+
+
+def marks(svg: str, role: str) -> list[ElementTree.Element]:
+    return [mark for mark in ElementTree.fromstring(svg).iter() if mark.get("class") == role]
+
+
+def test_bars_are_as_long_as_their_values_and_keep_to_the_figure():
+    bars = [Bar("ours <&>", 4.0, "4.00", True), Bar("a peer " * 9, 1.0, "1.00", False)]
+
+    svg = Figure("Which is longer?", "Speed", {"a job of two": bars, "b": bars[1:]}).svg()
+
+    (long,) = marks(svg, "ours")
+    first, second = marks(svg, "other")
+    assert float(long.get("width", 0)) == pytest.approx(4 * float(first.get("width", 0)))
+    assert first.get("width") == second.get("width")
+    (paper,) = marks(svg, "paper")
+    assert float(long.get("x", 0)) + float(long.get("width", 0)) < float(paper.get("width", 0))
+    heights = [float(text.get("y", 0)) for text in marks(svg, "number")]
+    assert heights == sorted(set(heights))
+    assert heights[-1] < float(paper.get("height", 0))
+    assert [text.text for text in marks(svg, "number")] == ["4.00", "1.00", "1.00"]
+    assert marks(svg, "label")[0].text == "ours <&>"
+    assert "prefers-color-scheme: dark" in svg
+
+
+def test_tables_of_a_job_share_a_figure_and_each_axis_has_its_own():
+    speed = [Table("encode", f"Encode {count} documents: tiny, float") for count in (2, 4)]
+    for table in speed:
+        table.rows = [
+            {"peer": "colbert_rag float32", "seconds": 0.5, "ratio": 2.0},
+            {"peer": "sentence-transformers float32", "seconds": 1.0, "ratio": 1.0},
+            {"peer": "other scores", "seconds": 0.1, "ratio": None},
+        ]
+    inner = Table("explain", "Explain", rows=[{"peer": "score", "ratio": 1.0}], drawn=False)
+    growth = Table("growth", "Encode: tiny", axis="tokens per document")
+    growth.rows = [{"peer": "us", "seconds": 0.25, "ratio": 1.0, "tokens per document": 1000}]
+    rates = Table("roofline", "The machine", rows=[{"what": "read", "rate": 1.0}])
+
+    drawn = figures([rates, *speed, inner, growth])
+
+    assert list(drawn) == ["encode", "tokens_per_document"]
+    assert list(drawn["encode"].groups) == ["Encode 2 documents: tiny", "Encode 4 documents: tiny"]
+    ours, theirs = drawn["encode"].groups["Encode 4 documents: tiny"]
+    assert (ours.value, ours.number, ours.ours) == (2.0, "2.00", True)
+    assert (theirs.label, theirs.ours) == ("sentence-transformers float32", False)
+    (bar,) = drawn["tokens_per_document"].groups["tokens per document: 1,000"]
+    assert (bar.label, bar.value, bar.number) == ("us", 0.25, "0.250 s")
+
+
+def test_the_stored_figures_are_those_of_the_stored_numbers():
+    results = Path(report.__file__).parent / "results"
+    tables = [Table(**table) for table in json.loads((results / "cpu.json").read_text())["tables"]]
+
+    drawn = {f"cpu-{name}.svg": figure.svg() for name, figure in figures(tables).items()}
+
+    assert {path.name: path.read_text() for path in results.glob("cpu-*.svg")} == drawn
