@@ -21,7 +21,7 @@ from colbert_rag import ColBERT, Explanation, InvalidQueryError, Ranking
 from colbert_rag.colbert import shared_colbert
 from colbert_rag.encoder import Encoder
 from colbert_rag.explanation import Token
-from colbert_rag.explanation.overview import Place
+from colbert_rag.explanation.overview import DocumentUnit
 from colbert_rag.explanation.passage import best_passage
 from colbert_rag.explanation.words import words
 from colbert_rag.tokenizer import TextTokenizer, TokenBatch
@@ -463,10 +463,10 @@ TEXT = (
 )
 
 
-def places(text: str, **shares: float) -> list[Place]:
+def places(text: str, **shares: float) -> list[DocumentUnit]:
     """Words of a text as places, with shares for some."""
     return [
-        Place(match[0], match.span(), shares.get(match[0], 0.0), ())
+        DocumentUnit(match[0], match.span(), shares.get(match[0], 0.0), ())
         for match in re.finditer(r"\w+", text)
     ]
 
@@ -518,7 +518,7 @@ def test_a_passage_keeps_to_its_width_and_carries_nearly_what_can_be_carried(
     found = list(re.finditer(r"\w+", text))
     weights = [weight / total for _, weight in parts] * 2
     carried = [
-        Place(match[0], match.span(), weights[place], ())
+        DocumentUnit(match[0], match.span(), weights[place], ())
         for place, match in enumerate(found[: len(weights)])
     ]
 
@@ -542,4 +542,4 @@ def test_a_passage_keeps_to_its_width_and_carries_nearly_what_can_be_carried(
 @pytest.mark.parametrize("text", ["." * 100_000, " " * 100_000, "\n " * 50_000, "a" * 100_000])
 def test_no_text_makes_the_search_for_sentences_slow(text: str) -> None:
     # Quadratic time would be hours.
-    assert len(best_passage(text, [Place("a", (0, 1), 1.0, ())], 50).text) <= 50
+    assert len(best_passage(text, [DocumentUnit("a", (0, 1), 1.0, ())], 50).text) <= 50

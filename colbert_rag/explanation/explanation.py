@@ -25,7 +25,7 @@ from colbert_rag.explanation.text_view import to_text
 from colbert_rag.tokenizer import Span, TextTokenizer
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Explanation:
     """Which document token each query token matched, and what that adds to the score.
 
@@ -77,14 +77,14 @@ class Explanation:
         query_tokens, document_tokens = scored(asked), scored(found, offset=start)
         similarity = similarities(*vectors)
         return cls(
-            query,
-            text,
-            align(query_tokens, document_tokens, similarity),
-            document_tokens,
-            similarity,
-            read_until(asked, query),
-            (start, start + read_until(found, part)),
-            window is not None,
+            query=query,
+            text=text,
+            matches=align(query_tokens, document_tokens, similarity),
+            document_tokens=document_tokens,
+            similarities=similarity,
+            query_read=read_until(asked, query),
+            text_read=(start, start + read_until(found, part)),
+            is_window=window is not None,
         )
 
     @property

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from colbert_rag.display import Html, decimal, element, markup, panel, percent
 from colbert_rag.explanation.heatmap import strips
-from colbert_rag.explanation.overview import Line, Overview, Place
+from colbert_rag.explanation.overview import DocumentUnit, Overview, QueryUnit
 from colbert_rag.explanation.text_view import mostly_on, summary, unread_notes
 
 _OPEN_UP_TO = 24  # lines of the table that are shown without a click
@@ -99,7 +99,7 @@ def _query(view: Overview) -> Iterator[Html]:
             yield _switch(f"{count}{line.label}", number, line, strongest)
 
 
-def _switch(word: str, number: int, line: Line, strongest: float) -> Html:
+def _switch(word: str, number: int, line: QueryUnit, strongest: float) -> Html:
     said = f"{decimal(line.similarity, 2)}, {percent(line.share)} of the score"
     return element(
         "label",
@@ -132,7 +132,7 @@ def _document(view: Overview) -> Iterator[Html]:
     yield _unread(view.text[read:])
 
 
-def _mark(word: str, place: Place, view: Overview, strongest: float) -> Html:
+def _mark(word: str, place: DocumentUnit, view: Overview, strongest: float) -> Html:
     names = ", ".join(view.lines[line].name for line in place.lines)
     return element(
         "mark",
@@ -167,7 +167,7 @@ def _table(view: Overview) -> Html:
     )
 
 
-def _row(number: int, line: Line, view: Overview, image: str | None) -> Html:
+def _row(number: int, line: QueryUnit, view: Overview, image: str | None) -> Html:
     width = min(max(line.similarity, 0.0), 1.0) if math.isfinite(line.similarity) else 0.0
     meter = element("i", style=f"width:{100 * width:.0f}%")
     found = mostly_on(line, view) if line.best else "nothing to match"

@@ -21,7 +21,7 @@ _OTHERS: tuple[tuple[Role, ...], ...] = (("prompt",), ("special", "marker"), ("e
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DocumentUnit:
     """A document word, or a scored token that is not in the text.
 
     Attributes:
@@ -37,8 +37,8 @@ class Place:
     lines: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryUnit:
     """A query word, or all query tokens of one kind that are not in the text.
 
     Attributes:
@@ -70,7 +70,7 @@ class Line:
         return f"{self.tokens} {kind} token{'s' * (self.tokens > 1)}"
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Overview:
     """Words instead of tokens: all that the views show.
 
@@ -94,8 +94,8 @@ class Overview:
     is_window: bool
     score: float
     tokens: int
-    lines: tuple[Line, ...]
-    places: tuple[Place, ...]
+    lines: tuple[QueryUnit, ...]
+    places: tuple[DocumentUnit, ...]
     profiles: NDArray[np.float32]
 
 
@@ -134,32 +134,32 @@ def overview(
         np.add.at(shares, (line_of, taken), [match.share for match in matches])
         hits[line_of, taken] = True
     lines = [
-        Line(
-            unit.label,
-            unit.role,
-            unit.span,
-            len(unit.rows),
-            sum(matches[row].similarity for row in unit.rows) / len(unit.rows),
-            sum(matches[row].share for row in unit.rows),
-            tuple(sorted(np.flatnonzero(hit).tolist(), key=(-share).__getitem__)),
+        QueryUnit(
+            label=unit.label,
+            role=unit.role,
+            span=unit.span,
+            tokens=len(unit.rows),
+            similarity=sum(matches[row].similarity for row in unit.rows) / len(unit.rows),
+            share=sum(matches[row].share for row in unit.rows),
+            best=tuple(sorted(np.flatnonzero(hit).tolist(), key=(-share).__getitem__)),
         )
         for unit, share, hit in zip(asked, shares, hits, strict=True)
     ]
     places = [
-        Place(unit.label, unit.span, float(share), tuple(np.flatnonzero(hit).tolist()))
+        DocumentUnit(unit.label, unit.span, float(share), tuple(np.flatnonzero(hit).tolist()))
         for unit, share, hit in zip(found, shares.sum(axis=0), hits.T, strict=True)
     ]
     return Overview(
-        query,
-        text,
-        query_read,
-        text_read,
-        is_window,
-        math.fsum(match.similarity for match in matches),
-        len(matches),
-        tuple(lines),
-        tuple(places),
-        profiles,
+        query=query,
+        text=text,
+        query_read=query_read,
+        text_read=text_read,
+        is_window=is_window,
+        score=math.fsum(match.similarity for match in matches),
+        tokens=len(matches),
+        lines=tuple(lines),
+        places=tuple(places),
+        profiles=profiles,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from colbert_rag.explanation.overview import Place
+from colbert_rag.explanation.overview import DocumentUnit
 from colbert_rag.tokenizer import Span
 
 # A mark that may also stand inside a word ends a sentence only before white space. No part of this
@@ -37,7 +37,7 @@ class Passage:
     share: float
 
 
-def best_passage(text: str, places: Sequence[Place], width: int) -> Passage:
+def best_passage(text: str, places: Sequence[DocumentUnit], width: int) -> Passage:
     """The passage of at most `width` characters that carries most of the score."""
     load = _Load(places)
     if not load.spans:
@@ -56,7 +56,7 @@ def best_passage(text: str, places: Sequence[Place], width: int) -> Passage:
 class _Load:
     """How much of the score lies between two characters."""
 
-    def __init__(self, places: Sequence[Place]) -> None:
+    def __init__(self, places: Sequence[DocumentUnit]) -> None:
         carrying = [(place.span, place.share) for place in places if place.span and place.share > 0]
         self.spans: list[Span] = [span for span, _ in carrying]
         self._starts = [start for start, _ in self.spans]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from colbert_rag.display import bar, columns, decimal, fitted, one_line, percent
-from colbert_rag.explanation.overview import Line, Overview
+from colbert_rag.explanation.overview import Overview, QueryUnit
 from colbert_rag.explanation.passage import best_passage
 from colbert_rag.tokenizer import Span
 
@@ -59,7 +59,7 @@ def summary(view: Overview) -> str:
     return f"the sum over {view.tokens} query tokens, {decimal(mean, 3)} on average"
 
 
-def mostly_on(line: Line, view: Overview) -> str:
+def mostly_on(line: QueryUnit, view: Overview) -> str:
     """Where a line's tokens found their matches, by name."""
     names = list(dict.fromkeys(one_line(view.places[place].label) for place in line.best))
     start = "mostly on " if len(names) > _NAMED else ""
@@ -90,7 +90,7 @@ def _shortened(name: str) -> str:
     return fitted(name, _NAME).rstrip()
 
 
-def _match(line: Line, view: Overview, room: int, names: bool) -> str:
+def _match(line: QueryUnit, view: Overview, room: int, names: bool) -> str:
     """The best match with the words around it, or names where many tokens are summed."""
     spans = [span for place in line.best if (span := view.places[place].span) is not None]
     if names or line.role != "text" or not spans:
