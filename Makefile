@@ -69,6 +69,10 @@ define TEST_WITH
   --max-worker-restart 2 -o filterwarnings=default $(ARGS)
 endef
 
+coverage: $(VENV)/.dev ## Run all tests and show which lines and branches they miss
+	@$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile \
+	  --max-worker-restart 2 --cov --cov-report term $(ARGS)
+
 # The group `test` wants a triton that only a CPU build of this old torch leaves room for.
 oldest: ## Run all tests with the oldest dependencies that pyproject.toml allows
 	$(call TEST_WITH,--constraint constraints-oldest.txt)
