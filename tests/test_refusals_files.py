@@ -116,6 +116,16 @@ def test_a_pickle_that_runs_code_is_never_run(copy_of: Copy, tmp_path: Path) -> 
     assert not (tmp_path / "was here").exists()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x80\x02.", b"\x80\x02(.", b"\x80\x02h\x05.", b"junk"])
+def test_a_damaged_pickle_is_refused_as_one(copy_of: Copy, content: bytes) -> None:
+    folder = copy_of("stanford-bert")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+
+    with pytest.raises(CorruptWeightsError, match=r"pytorch_model\.bin cannot be read with"):
+        open_exactly(folder, allow_pickle=True)
+
+
 def test_a_pickled_dense_layer_is_read_on_request(
     copy_of: Copy, colbert: Callable[..., ColBERT]
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import torch
 
 from colbert_rag.checkpoint.files import Folder, join
@@ -28,10 +26,12 @@ def load_pickle(folder: Folder, file: str) -> dict[str, torch.Tensor]:
     try:
         # weights_only refuses every global but tensor storage, so nothing in the file can run.
         state = torch.load(folder.path / file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    # Whatever the opcodes of a damaged stream run into: an empty stack gives IndexError, an unknown
+    # memo KeyError, and there are more.
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CorruptWeightsError(
-            f"{file} cannot be read with weights_only=True: {str(error).splitlines()[0]}. Nothing "
-            "in it was run"
+            f"{file} cannot be read with weights_only=True: {reason}. Nothing in it was run"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(tensor, torch.Tensor) for tensor in state.values()

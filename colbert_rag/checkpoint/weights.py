@@ -84,15 +84,15 @@ def _read_shards(folder: Folder, sub: str, index: str) -> Tensors:
     places = folder.read(index).section("weight_map").values
     if not places:
         raise CorruptWeightsError(f"{index} has no weight_map")
-    shards = {folder.inside(str(shard), named_in=index) for shard in places.values()}
+    # With the sub-folder in front, or a link inside it would lead out unseen.
+    shards = {folder.inside(join(sub, str(shard)), named_in=index) for shard in places.values()}
     tensors: Tensors = {}
     for shard in sorted(shards):
-        name = join(sub, shard)
-        if not folder.has(name):
+        if not folder.has(shard):
             raise CorruptWeightsError(
                 f"{index} names the shard {shard}, which is not there. Is the download complete?"
             )
-        tensors |= read_header(folder.path, name)
+        tensors |= read_header(folder.path, shard)
     lost = sorted(set(places) - set(tensors))
     if lost:
         raise CorruptWeightsError(f"{index} promises tensors that no shard holds: {lost[:5]}")
