@@ -15,8 +15,9 @@ from colbert_rag.checkpoint.overrides import decided, overridden
 from colbert_rag.checkpoint.projection import check_chain
 from colbert_rag.checkpoint.recipe import Projection, Recipe
 from colbert_rag.checkpoint.source import locate, weights_digest
+from colbert_rag.checkpoint.tensors import Tensors
 from colbert_rag.checkpoint.vocabulary import Vocabulary, load_vocabulary
-from colbert_rag.checkpoint.weights import UNUSED, Tensors, body_prefix, find_head, index_tensors
+from colbert_rag.checkpoint.weights import UNUSED, body_prefix, find_head, index_tensors
 from colbert_rag.errors import MetadataError, NotACheckpointError
 from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
 

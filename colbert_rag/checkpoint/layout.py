@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from colbert_rag.checkpoint.files import Folder, Section
 from colbert_rag.checkpoint.projection import dense_projection
 from colbert_rag.checkpoint.recipe import Projection
-from colbert_rag.checkpoint.weights import Tensors
+from colbert_rag.checkpoint.tensors import Tensors
 from colbert_rag.errors import MetadataError, UnsupportedModuleError
 
 ST_CONFIG = "config_sentence_transformers.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from colbert_rag.checkpoint.files import Folder, join
-from colbert_rag.checkpoint.weights import TensorInfo, Tensors
+from colbert_rag.checkpoint.tensors import TensorInfo, Tensors
 from colbert_rag.errors import CorruptWeightsError
 
 SHORT_DTYPES = {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from colbert_rag.checkpoint.files import Folder, Section, join
 from colbert_rag.checkpoint.recipe import Projection
-from colbert_rag.checkpoint.weights import TensorInfo, index_tensors
+from colbert_rag.checkpoint.tensors import TensorInfo
+from colbert_rag.checkpoint.weights import index_tensors
 from colbert_rag.errors import MissingProjectionError, ProjectionError, UnsupportedModuleError
 
 ACTIVATIONS = {

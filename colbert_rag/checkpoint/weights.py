@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from colbert_rag.checkpoint.files import Folder, join
+from colbert_rag.checkpoint.tensors import TensorInfo, Tensors
 from colbert_rag.errors import CorruptWeightsError, NotACheckpointError, PickleWeightsError
 
 BODY_PREFIXES = (
@@ -26,19 +26,6 @@ HEAD_NAMES = ("linear.weight", "colbert_linear.weight")
 
 UNUSED = ("pooler.", "cls.", "lm_head.")
 """Tensors that published checkpoints carry and late interaction never uses."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """The file, type and shape of one stored tensor; `dtype` is spelled as in safetensors."""
-
-    name: str
-    file: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-Tensors = dict[str, TensorInfo]
 
 
 def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
