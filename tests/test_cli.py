@@ -18,7 +18,7 @@ import pytest
 import colbert_rag
 from colbert_rag import ColBERT
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
-from colbert_rag.cli.options import NO_OPTIONS, OPTIONS, in_options
+from colbert_rag.cli.options import NOT_OFFERED, SPELLINGS, in_options
 from colbert_rag.cli.output import say_json
 from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.settings import DEFAULT_CHECKPOINT, Settings
@@ -710,9 +710,9 @@ def test_every_setting_has_an_option_or_is_known_to_have_none() -> None:
     }
     settings = {field.name for field in dataclasses.fields(Settings)}
 
-    assert settings - set(offered.values()) == {*NO_OPTIONS, "token"}
-    assert set(OPTIONS) == settings - NO_OPTIONS | {"token_pooling"}
-    assert all(offered[option] == name for name, option in OPTIONS.items() if name != "token")
+    assert settings - set(offered.values()) == {*NOT_OFFERED, "token"}
+    assert set(SPELLINGS) == settings - NOT_OFFERED | {"token_pooling"}
+    assert all(offered[option] == name for name, option in SPELLINGS.items() if name != "token")
 
 
 def test_a_pickle_is_refused_with_the_option_that_reads_it(

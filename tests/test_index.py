@@ -44,10 +44,10 @@ TOLERANCE = 1e-4
 Open = Callable[..., Index]
 
 
-KINDS = ["local memory", "local file", "qdrant memory", "qdrant path", "qdrant server"]
+ENGINES = ["local memory", "local file", "qdrant memory", "qdrant path", "qdrant server"]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=ENGINES)
 def kind(request: pytest.FixtureRequest) -> str:
     if request.param == "qdrant server" and not os.environ.get("COLBERT_RAG_QDRANT_URL"):
         pytest.skip("no Qdrant server: set COLBERT_RAG_QDRANT_URL (and COLBERT_RAG_QDRANT_API_KEY)")

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from colbert_rag.settings import Settings
+from colbert_rag.index.info import RECIPE_OPTIONS
+from colbert_rag.settings import ModelOptions, Settings
 
 
 def test_spellings_of_one_choice_are_equal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +63,13 @@ def test_an_impossible_choice_is_refused_by_name(
 def test_a_checkpoint_without_a_name_is_refused(checkpoint: object) -> None:
     with pytest.raises(TypeError, match="expected a hub id such as"):
         Settings.normalised(checkpoint)  # type: ignore[arg-type]
+
+
+def test_every_option_either_changes_a_vector_or_does_not() -> None:
+    """An index records those that do: a new option must be given its side."""
+    same_vectors = (
+        "cache_folder token local_files_only device dtype allow_pickle batch_tokens document_cache "
+        "long_documents"
+    ).split()
+
+    assert sorted([*RECIPE_OPTIONS, *same_vectors]) == sorted(ModelOptions.__annotations__)

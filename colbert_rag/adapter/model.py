@@ -163,7 +163,8 @@ class SharedModel(BaseModel):
             return ranker
         raise TypeError(
             f"colbert is {type(ranker).__name__}, which ranks only; expected a ColBERT, or another "
-            "model with its encode_queries and encode_documents: an index holds its vectors"
+            "model with what colbert_rag.model.Model lists, such as encode_queries and "
+            "encode_documents: an index holds its vectors"
         )
 
     def _settings(self) -> Settings:
@@ -178,13 +179,16 @@ OPTIONS = tuple(name for name in SharedModel.model_fields if name not in ("model
 FIELDS = ("model", *OPTIONS)
 
 
+MODEL_MEMBERS = ("rank", "encode_queries", "encode_documents", "settings")
+
+
 def can_encode(ranker: object) -> TypeGuard[Model]:
-    """Whether this is a `Model`, told by its methods.
+    """Whether this is a `Model`, told by the members that take no time to look at.
 
     Not `isinstance(ranker, Model)`: Python 3.11 reads every property for it, and a fingerprint
     reads all weights.
     """
-    return all(hasattr(ranker, name) for name in ("rank", "encode_queries", "encode_documents"))
+    return all(hasattr(ranker, name) for name in MODEL_MEMBERS)
 
 
 def _settings(fields: Mapping[str, Any]) -> Settings:

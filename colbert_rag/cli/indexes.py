@@ -134,7 +134,7 @@ class Server:
     @contextmanager
     def _client(self) -> Iterator[QdrantClient]:
         """A connection whose errors are ours."""
-        from colbert_rag.index.qdrant.errors import translated
+        from colbert_rag.index.qdrant.translation import translated
 
         client = connect(self.url, self.api_key)
         try:

@@ -42,13 +42,13 @@ FORMS = """\
 """What can be read, for the help of a command that reads."""
 
 
-NO_OPTIONS = {"attend_to_expansion", "skiplist", "document_cache"}
+NOT_OFFERED = {"attend_to_expansion", "skiplist", "document_cache"}
 """Arguments of the library that the command line does not offer."""
 
-OPTIONS = {
+SPELLINGS = {
     option.name: f"--{option.name.replace('_', '-')}"
     for option in fields(Settings)
-    if option.name not in NO_OPTIONS
+    if option.name not in NOT_OFFERED
 } | {
     "checkpoint": "--model",
     "raw_token_embeddings": "--raw",
@@ -59,11 +59,11 @@ OPTIONS = {
 
 # A name with a value, or alone if it cannot be a word of English, or first in "device is 'x'".
 # Not what is quoted or part of a path: those words are the user's.
-_ALONE = "|".join(name for name in OPTIONS if "_" in name)
+_ALONE = "|".join(name for name in SPELLINGS if "_" in name)
 _ARGUMENT = re.compile(
-    rf"""(?<![\w'"/.-])(?:(?P<given>{"|".join(OPTIONS)})"""
+    rf"""(?<![\w'"/.-])(?:(?P<given>{"|".join(SPELLINGS)})"""
     r"""=(?P<value>True|False|None|\d+(?:\.\d+)?|'[^']*'|)"""
-    rf"""|(?P<alone>{_ALONE})(?![\w'"/]|\.\w))|^(?P<first>{"|".join(OPTIONS)})(?= is )"""
+    rf"""|(?P<alone>{_ALONE})(?![\w'"/]|\.\w))|^(?P<first>{"|".join(SPELLINGS)})(?= is )"""
 )
 
 
@@ -81,7 +81,7 @@ def in_options(message: str) -> str:
 
 
 def _option(argument: re.Match[str]) -> str:
-    option = OPTIONS[argument["given"] or argument["alone"] or argument["first"]]
+    option = SPELLINGS[argument["given"] or argument["alone"] or argument["first"]]
     match argument["value"]:
         case None | "" | "True":
             return option

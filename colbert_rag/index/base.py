@@ -36,7 +36,8 @@ from colbert_rag.settings import whole_number
 class Index(Handle):
     """Searchable documents: `LocalIndex` keeps them in one file, `QdrantIndex` on a server.
 
-    To add an engine, implement the abstract methods in a folder of its own.
+    An engine, in a folder of its own, implements the abstract methods and `close` of `Handle`; its
+    constructor calls `resolve_info`.
 
     Attributes:
         name: The file or collection, for messages.
@@ -333,8 +334,7 @@ class Index(Handle):
         """Remove documents, and return how many there were."""
 
     def _writing(self) -> contextlib.AbstractContextManager[None]:
-        """Held during a write."""
-        return contextlib.nullcontext()
+        return contextlib.nullcontext()  # held during a write
 
     def _model(self) -> Model:
         if self.colbert is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from colbert_rag.errors import ColBERTRagError, IndexCorruptError, IndexStorageError
 from colbert_rag.index.info import IndexInfo
-from colbert_rag.index.local.errors import Action, busy, corrupt, translated
+from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
 MEMORY = ":memory:"
 

@@ -15,7 +15,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
 from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.errors import corrupt
+from colbert_rag.index.local.translation import corrupt
 
 # SQLite takes 32,766 parameters a statement; far fewer keep its parser quick.
 _PARAMETERS = 500

@@ -27,8 +27,8 @@ from colbert_rag.index.qdrant.collection import (
     read_collection,
     vectors_of,
 )
-from colbert_rag.index.qdrant.errors import translated
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
+from colbert_rag.index.qdrant.translation import translated
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
