@@ -41,7 +41,9 @@ def read_texts(texts: object) -> list[str]:
         TypeError: not a list, or something in it has no text.
     """
     if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Sequence):
-        raise TypeError(f"texts is {type(texts).__name__}, expected a list of texts")
+        raise TypeError(
+            f"texts is {type(texts).__name__}, expected a list of texts, such as list(texts)"
+        )
     return [read_text(item, f"texts[{index}]") for index, item in enumerate(texts)]
 
 
@@ -57,6 +59,8 @@ def read_text(item: object, name: str = "text") -> str:
     if isinstance(found, str):
         return found
     kind = type(item).__name__
-    if isinstance(item, Mapping):
+    if isinstance(item, Mapping) and "text" in item:
+        kind = f"a mapping whose text is {type(found).__name__}"
+    elif isinstance(item, Mapping):
         kind = f"a mapping with the keys {', '.join(map(repr, item))[:80] or 'none'}"
     raise TypeError(f"{name} is {kind}, expected a string, or something with a text")

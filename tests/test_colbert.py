@@ -262,6 +262,11 @@ def test_what_holds_a_text_is_ranked_as_its_text(model: ColBERT) -> None:
     assert model.score(QUERY, given) == model.score(QUERY, [TEXTS[0], TEXTS[1], TEXTS[3]])
 
 
+def test_a_text_of_another_type_is_named_as_the_fault(model: ColBERT) -> None:
+    with pytest.raises(TypeError, match=r"texts\[0\] is a mapping whose text is NoneType"):
+        model.rank(QUERY, [{"text": None}])
+
+
 def test_what_holds_no_text_is_refused_with_its_keys(model: ColBERT) -> None:
     with pytest.raises(TypeError, match=r"texts\[1\] is a mapping with the keys 'body', expected"):
         model.rank(QUERY, ["mars", {"body": "mars"}])

@@ -151,3 +151,8 @@ def test_no_header_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     assert found.format == "stanford"
     assert sorted(read) == ["1_Dense/model.safetensors", "model.safetensors"]
+
+
+def test_a_misspelt_name_of_the_offline_model_is_no_hub_id() -> None:
+    with pytest.raises(NotACheckpointError, match="did you mean 'offline-minilm'"):
+        locate(Settings(checkpoint="ofline-minilm"))

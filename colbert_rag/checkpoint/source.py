@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,6 +41,10 @@ def locate(settings: Settings) -> Path:
         return folder
     if folder.is_file():
         raise NotACheckpointError(f"{name} is a file, expected the folder that holds the model")
+    if get_close_matches(name, [OFFLINE_CHECKPOINT], cutoff=0.8):
+        raise NotACheckpointError(
+            f"{name!r} is no folder here; did you mean {OFFLINE_CHECKPOINT!r}?"
+        )
     if not HUB_ID.fullmatch(name):
         raise NotACheckpointError(
             f"{name!r} is neither a folder on this machine nor a hub id of the form owner/name"
