@@ -382,8 +382,8 @@ def test_an_engine_is_left_out_where_it_is_too_slow_or_missing(monkeypatch: pyte
 @pytest.mark.parametrize("job", [encode, rerank, growth], ids=lambda job: job.__name__)
 def test_a_job_measures_us_and_our_peer_with_equal_scores(job, tiny: Path, monkeypatch):
     monkeypatch.setattr(encode, "JOBS", (("", 64, 3),))
-    # bfloat16 rounds the toy's random weights harder than trained ones: its worst vector has 0.9951,
-    # so near the bound that another way through the same products falls below it.
+    # bfloat16 rounds the toy's random weights harder than trained ones: its worst vector is at
+    # 0.9951, so near the bound that another way through the same products falls below it.
     monkeypatch.setitem(encode.LEAST_COSINE, "bfloat16", 0.99)
 
     tables = list(job.run(TOY))
