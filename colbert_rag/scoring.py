@@ -56,8 +56,12 @@ class Scored:
     def explanation(self, index: int, tokenizer: TextTokenizer) -> Explanation:
         """Why the text at `index` has its score."""
         piece = self.pieces[self.winners[index]]
-        return _explained(
-            self.query, self.texts[index], (self.vectors, piece), tokenizer, self.spans[index]
+        return Explanation.of(
+            self.query,
+            self.texts[index],
+            vectors=(self.vectors, piece),
+            tokenizer=tokenizer,
+            window=self.spans[index],
         )
 
     def ranking(
@@ -98,7 +102,9 @@ class Scored:
             if place.index not in kept:
                 return explain(query, place.text)
             both = vectors, kept[place.index]
-            return _explained(query, place.text, both, tokenizer, place.span)
+            return Explanation.of(
+                query, place.text, vectors=both, tokenizer=tokenizer, window=place.span
+            )
 
         return ranking.explained_by(explain_place)
 
@@ -114,16 +120,6 @@ class Scored:
             logger.warning(
                 "%d of %d texts have no score and are ranked last", lost, len(self.scores)
             )
-
-
-def _explained(
-    query: str,
-    text: str,
-    vectors: tuple[Tensor, Tensor],
-    tokenizer: TextTokenizer,
-    window: Span | None,
-) -> Explanation:
-    return Explanation.of(query, text, vectors=vectors, tokenizer=tokenizer, window=window)
 
 
 class Scorer:

@@ -94,9 +94,10 @@ class TextTokenizer:
         self.recipe = recipe
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer = vocabulary.tokenizer
-        if rows is not None and vocabulary.size > rows:
+        size = vocabulary.size  # read once: the table of added tokens is built on every access
+        if rows is not None and size > rows:
             raise TokenizerError(
-                f"the tokenizer has {vocabulary.size} entries, but the embedding table only {rows} "
+                f"the tokenizer has {size} entries, but the embedding table only {rows} "
                 "rows. It belongs to another checkpoint; tables are never resized"
             )
         self._trailing = int(tokenizer.encode("a").special_tokens_mask[-1])
@@ -111,7 +112,7 @@ class TextTokenizer:
         # One lookup table per kind: np.isin would sort the ids of every batch.
         self._counts = {
             kind: _counting(
-                vocabulary.size,
+                size,
                 [
                     *(skipped if kind in recipe.skiplist_on else ()),
                     *((blank,) if kind == "document" and blank is not None else ()),

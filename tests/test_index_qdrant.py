@@ -401,6 +401,7 @@ def test_what_is_no_error_of_the_server_passes_as_it_is(client: QdrantClient):
         ours.get_collection("nowhere")
     assert ours.init_options == client.init_options
     assert copy.copy(ours).collection_exists("nowhere") is False
+    assert translated(ours) is ours
 
 
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

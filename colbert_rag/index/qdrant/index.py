@@ -163,9 +163,7 @@ class QdrantIndex(Index):
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
-        passing = None
-        if condition is not None:
-            passing = models.Filter.model_validate({"must": [to_qdrant(condition)]})
+        passing = None if condition is None else _passing(condition)
         hits: list[list[Hit]] = []
         matrices = [rows.float().cpu() for rows in queries]
         for start in range(0, len(matrices), _QUERIES):
@@ -190,8 +188,8 @@ class QdrantIndex(Index):
         self._points.write(documents, vectors, edited)
 
     def _ids_where(self, condition: Condition) -> list[str]:
-        passing = models.Filter.model_validate({"must": [to_qdrant(condition)]})
-        return [id_of(record) for record in self._points.scroll(passing, payload=["id"])]
+        found = self._points.scroll(_passing(condition), payload=["id"])
+        return [id_of(record) for record in found]
 
     def _delete(self, ids: Sequence[str]) -> int:
         held = [record.id for record in self._points.fetch(set(ids), payload=["id"])]
@@ -236,3 +234,7 @@ class QdrantIndex(Index):
             some = names[start : start + size]
             found = {id_of(record): record for record in self._points.fetch(some, vectors=vectors)}
             yield [found[name] for name in some if name in found]
+
+
+def _passing(condition: Condition) -> models.Filter:
+    return models.Filter.model_validate({"must": [to_qdrant(condition)]})

@@ -50,9 +50,13 @@ class TranslatedClient:
         return call
 
 
-def translated(client: QdrantClient) -> QdrantClient:
-    """The client, with every error of its package raised as an `IndexStorageError`."""
-    return cast("QdrantClient", TranslatedClient(client))
+def translated(client: QdrantClient | TranslatedClient) -> QdrantClient:
+    """The client, with every error of its package raised as an `IndexStorageError`.
+
+    One that is translated already is returned as it is.
+    """
+    ours = client if isinstance(client, TranslatedClient) else TranslatedClient(client)
+    return cast("QdrantClient", ours)
 
 
 def _refused(error: Exception, client: QdrantClient) -> IndexStorageError:
