@@ -4,7 +4,8 @@ import io
 import json
 import os
 import random
-from collections.abc import Iterator
+import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from colbert_rag.cli.reading import (
     ReadingError,
     ReadingOptions,
     SourceDocument,
+    files,
     read_documents,
 )
 from colbert_rag.errors import ColBERTRagError
@@ -282,14 +284,8 @@ def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path) -> None:
 
 
 def test_a_file_is_read_as_a_stream() -> None:
-    class Endless(io.BytesIO):
-        """Lines without end: whoever asks for all of them never returns."""
-
-        def __iter__(self) -> Iterator[bytes]:  # type: ignore[override]
-            while True:
-                yield b'{"text": "a"}\n'
-
-    documents = read_documents(["-"], ReadingOptions(), stdin=Endless())
+    endless = io.BufferedReader(Endless(b'{"text": "a"}\n'))
+    documents = read_documents(["-"], ReadingOptions(), stdin=endless)
 
     assert [next(documents).line for _ in range(3)] == [1, 2, 3]
 
@@ -423,13 +419,103 @@ def test_a_folder_is_read_without_its_special_files_and_links_out_of_it(tmp_path
 
     assert texts(tmp_path / "folder", skipped=skipped.append) == ["mars", "mars"]
 
-    assert [Path(line.split(" is left out")[0]).name for line in skipped] == [
-        "b.txt",
-        "d.txt",
-        "e.txt",
-    ]
-    assert "leads out of" in skipped[0]
-    assert "no regular file" in skipped[2]
+    out_of, special = skipped
+    assert out_of.startswith("1 left out, leading out of the folder, which --follow-links reads: ")
+    assert out_of.endswith("b.txt")
+    assert special.startswith("2 left out, not regular files: ")
+    assert "d.txt" in special
+    assert special.endswith("e.txt")
+
+
+def test_what_is_left_out_is_counted_and_the_first_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "a.txt", "mars")
+    for number in range(1200):
+        write(tmp_path, f"{number:04}.pdf", b"")
+    skipped: list[str] = []
+
+    assert texts(tmp_path, skipped=skipped.append) == ["mars"]
+
+    names = ", ".join(str(tmp_path / f"000{number}.pdf") for number in range(3))
+    assert skipped == [f"1,200 left out, not of a kind that is read: {names} and 1,197 more"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_links_in_a_circle_and_sockets_are_left_out(tmp_path: Path, monkeypatch) -> None:
+    write(tmp_path, "a.txt", "mars")
+    (tmp_path / "b.txt").symlink_to("c.txt")
+    (tmp_path / "c.txt").symlink_to("b.txt")
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("d.txt")
+
+        for follow in (False, True):
+            skipped: list[str] = []
+            assert texts(".", skipped=skipped.append, follow_links=follow) == ["mars"]
+            assert skipped == ["3 left out, not regular files: b.txt, c.txt, d.txt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+def test_a_pipe_that_is_named_is_read(tmp_path: Path) -> None:
+    """As of `colbert-rag rerank QUERY <(command)`."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=("mars\n\nvenus",))
+    writer.start()
+
+    assert texts(tmp_path / "pipe") == ["mars", "venus"]
+    writer.join()
+
+
+# Streams without an end
+
+
+@pytest.mark.parametrize("options", [{}, {"split": "file"}, {"format": "json"}, {"format": "csv"}])
+@pytest.mark.parametrize("line", [b"x" * 4096, b"word\n", b"\n", b"[[[", b'"text",'])
+def test_what_never_ends_is_refused(line: bytes, options: dict[str, Any], monkeypatch) -> None:
+    monkeypatch.setattr(files, "LARGEST", 10**5)
+    endless = Endless(line)
+
+    with pytest.raises(ReadingError, match="stdin:"):
+        for _ in read_documents(["-"], ReadingOptions(**options), stdin=io.BufferedReader(endless)):
+            pass
+
+    assert endless.given < 2 * 10**5
+
+
+class Endless(io.RawIOBase):
+    """A stream that says the same for ever."""
+
+    def __init__(self, line: bytes) -> None:
+        self.given = 0
+        self._line = line
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = (self._line * (len(buffer) // len(self._line) + 1))[: len(buffer)]
+        buffer[:] = piece
+        self.given += len(piece)
+        return len(piece)
+
+
+def test_the_limit_is_that_of_one_document(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(files, "LARGEST", 1000)
+    path = write(tmp_path, "x.txt", f"{'mars ' * 180}\n\n" * 50)
+
+    assert len(texts(path)) == 50
+
+
+def test_a_file_that_grows_is_read_as_far_as_it_was(tmp_path: Path) -> None:
+    """As of `colbert-rag rerank QUERY . --json >> found.jsonl`."""
+    path = write(tmp_path, "found.jsonl", '{"text": "mars"}\n' * 3)
+    found = []
+    for document in read_documents([str(path)], ReadingOptions(), stdin=io.BytesIO()):
+        found.append(document)
+        assert len(found) < 10
+        with path.open("a") as stream:
+            stream.write('{"text": "mars"}\n' * 1000)
+
+    assert len(found) == 3
 
 
 def test_links_out_of_a_folder_are_followed_on_request(tmp_path: Path) -> None:
@@ -449,6 +535,8 @@ def test_folders_behind_links_are_read_on_request_and_never_twice(tmp_path: Path
     skipped: list[str] = []
 
     assert texts(tmp_path / "folder", skipped=skipped.append) == ["b"]
-    assert [Path(line.split(" is left out")[0]).name for line in skipped] == ["other", "round"]
-    assert all("--follow-links" in line for line in skipped)
+    names = f"{tmp_path / 'folder' / 'other'}, {tmp_path / 'folder' / 'round'}"
+    assert skipped == [
+        f"2 left out, leading out of the folder, which --follow-links reads: {names}"
+    ]
     assert texts(tmp_path / "folder", follow_links=True) == ["c", "b"]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from colbert_rag.cli.reading.document import Reader, ReadingOptions, SourceDocument
+from colbert_rag.cli.reading.folder import files_in
 from colbert_rag.cli.reading.prose import read_markdown, read_text
 from colbert_rag.cli.reading.records import (
     TEXT_FIELDS,
@@ -51,6 +54,12 @@ READERS: dict[str, Reader] = {
 LONGEST_HEADER = 10_000
 """Characters of a first line that may name the columns of a CSV file."""
 
+LARGEST = 64 * 2**20
+"""Bytes of one document, or of a JSON list: more is a stream without an end."""
+
+LINE = 64
+"""Bytes that a line takes at least, in Python: so a document has a million lines at most."""
+
 
 def read_documents(
     paths: Sequence[str], options: ReadingOptions, *, stdin: BinaryIO
@@ -58,7 +67,8 @@ def read_documents(
     """The documents of files, folders and standard input, in the order given.
 
     A folder is read with all its sub-folders in alphabetical order: its regular files, but not
-    hidden ones, nor, unless `options.follow_links`, links that lead out of it.
+    hidden ones, nor, unless `options.follow_links`, links that lead out of it. A file that grows
+    is read as far as it went when it was opened.
 
     Args:
         paths: Names of files and folders; `STDIN` for standard input.
@@ -83,62 +93,26 @@ def _documents(
         if path == STDIN:
             yield from _read("stdin", stdin, "", options)
             continue
-        for file in _files_in(Path(path), options) if Path(path).is_dir() else [Path(path)]:
+        empty = True
+        for file in _files(Path(path), options):
+            empty = False
             with file.open("rb") as stream:
                 yield from _read(str(file), stream, file.suffix.lower(), options)
+        if empty:
+            raise ReadingError(
+                f"{path} holds nothing to read: expected files that end in {', '.join(SUFFIXES)}"
+            )
 
 
-def _files_in(folder: Path, options: ReadingOptions) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
-    top = Path(os.path.realpath(folder))
-    seen = {top}
-    empty = True
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=options.follow_links):
-        names = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in names if _enters(Path(root, name), top, seen, options)]
-        for name in sorted(files):
-            file = Path(root, name)
-            if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
-                continue
-            # Whoever filled the folder may not be who reads it: a pipe would hang, a device never
-            # end, and a link could show what only the reader may see.
-            if not file.is_file():
-                options.skipped(f"{file} is left out: it is no regular file")
-            elif options.follow_links or _stays(file, top, options):
-                empty = False
-                yield file
-    if empty:
-        raise ReadingError(
-            f"{folder} holds nothing to read: expected files that end in {', '.join(SUFFIXES)}"
-        )
-
-
-def _enters(folder: Path, top: Path, seen: set[Path], options: ReadingOptions) -> bool:
-    """Whether a sub-folder is read: once, though a link may lead to it, or back to one above."""
-    real = Path(os.path.realpath(folder))
-    if real in seen or (folder.is_symlink() and real.is_relative_to(top)):
-        return False
-    if not options.follow_links and not _stays(folder, top, options):
-        return False
-    seen.add(real)
-    return True
-
-
-def _stays(path: Path, top: Path, options: ReadingOptions) -> bool:
-    inside = Path(os.path.realpath(path)).is_relative_to(top)
-    if not inside:
-        options.skipped(
-            f"{path} is left out: it leads out of the folder, and --follow-links reads it"
-        )
-    return inside
+def _files(path: Path, options: ReadingOptions) -> Iterator[Path]:
+    return files_in(path, SUFFIXES, options) if path.is_dir() else iter([path])
 
 
 def _read(
     source: str, stream: BinaryIO, suffix: str, options: ReadingOptions
 ) -> Iterator[SourceDocument]:
-    lines = _decoded(source, stream)
+    given = _Lines(source, stream)
+    lines: Iterator[str] = given
     form = options.format or SUFFIXES.get(suffix)
     if form is None:
         form, lines = _guess(lines, options)
@@ -150,22 +124,64 @@ def _read(
                 f"{document.location}: the text holds a lone surrogate, which is not valid Unicode"
             ) from error
         yield document
+        given.held = 0
 
 
-def _decoded(source: str, stream: BinaryIO) -> Iterator[str]:
-    """The lines of a file, decoded one by one so that an error can name its line."""
-    for number, line in enumerate(stream, start=1):
+class _Lines:
+    """The lines of a file, decoded one by one so that an error can name its line.
+
+    Attributes:
+        held: Bytes that were read since the last document: it is what a reader holds.
+    """
+
+    def __init__(self, source: str, stream: BinaryIO) -> None:
+        self.held = 0
+        self._source = source
+        self._stream = stream
+        self._number = 0
+        # The results of a run may be written to a file that it reads.
+        self._left = _size(stream) or sys.maxsize
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._stream.readline(min(LARGEST + 1 - self.held, self._left))
+        if not line:
+            raise StopIteration
+        self._number += 1
+        self._left -= len(line)
+        self.held += max(len(line), LINE)
+        if self.held > LARGEST:
+            raise ReadingError(
+                f"{self._source}:{self._number}: one document, or one list of them, goes on beyond "
+                f"{LARGEST >> 20} MiB or {LARGEST // LINE:,} lines. Expected blank lines between "
+                "paragraphs, or one record on each line"
+            )
+        return self._decoded(line)
+
+    def _decoded(self, line: bytes) -> str:
+        where = f"{self._source}:{self._number}"
         try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8-sig" if self._number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             utf16 = line[:2] in (b"\xff\xfe", b"\xfe\xff")
             raise ReadingError(
-                f"{source}:{number}: not UTF-8 at byte {error.start + 1} of the line. Convert it "
-                f"first, as with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
+                f"{where}: not UTF-8 at byte {error.start + 1} of the line. Convert it first, as "
+                f"with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
             ) from error
         if "\0" in text:
-            raise ReadingError(f"{source}:{number}: not a text file: it holds a zero byte")
-        yield text
+            raise ReadingError(f"{where}: not a text file: it holds a zero byte")
+        return text
+
+
+def _size(stream: BinaryIO) -> int:
+    """The bytes of a regular file; 0 where nobody knows, as for a pipe or standard input."""
+    try:
+        found = os.fstat(stream.fileno())
+    except OSError:  # not a file at all
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
 def _guess(lines: Iterator[str], options: ReadingOptions) -> tuple[str, Iterator[str]]:
