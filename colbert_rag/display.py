@@ -16,8 +16,9 @@ _PICTURES = str.maketrans(
         **dict.fromkeys([*range(0x80, 0xA0), 0x202D, 0x202E], "\ufffd"),
     }
 )
-# Marks of reading direction, which reach beyond the text in a terminal.
+# Marks of reading direction, which reach beyond the text in a terminal, and what ends its line.
 _TURNING = str.maketrans(dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)], ""))
+_ENDS = str.maketrans({"\n": "\u240a", "\t": "\u2409", "\u2028": "\ufffd", "\u2029": "\ufffd"})
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 # The theme is the notebook's where it says one, else the system's; `light-dark()` follows
@@ -119,9 +120,14 @@ def decimal(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if math.isfinite(value) else "-"
 
 
+def plain(text: str) -> str:
+    """The text with a picture for all that a terminal would obey, line ends and tabs too."""
+    return visible(text.translate(_TURNING)).translate(_ENDS)
+
+
 def one_line(text: str) -> str:
-    """The text without line ends, repeated white space, or anything a terminal would obey."""
-    return visible(" ".join(text.translate(_TURNING).split()))
+    """The same for prose, whose line ends and repeated white space mean no more than a space."""
+    return plain(" ".join(text.translate(_TURNING).split()))
 
 
 def columns(text: str) -> int:

@@ -170,11 +170,20 @@ def refuse_unknown(what: str, given: Iterable[str], *, known: Iterable[str]) -> 
     names = list(known)
     for name in given:
         if name not in names:
-            near = [OTHER_WORDS.get(name, ""), *get_close_matches(name, names, n=1)]
-            meant = next((word for word in near if word in names), None)
-            if meant is not None:
-                raise TypeError(f"{name} is not {what}; did you mean {meant}?")
-            raise TypeError(f"{name} is not {what}, expected one of {', '.join(names)}")
+            hint = meant(name, names) or f", expected one of {', '.join(names)}"
+            raise TypeError(f"{name} is not {what}{hint}")
+
+
+def meant(name: str, names: Iterable[str]) -> str:
+    """A question after the name that was probably meant; "" if none is near.
+
+    Options of the command line are names, too.
+    """
+    by_word = {word.lstrip("-").replace("-", "_"): word for word in names}
+    word = name.lstrip("-").replace("-", "_")
+    near = [OTHER_WORDS.get(word, ""), *get_close_matches(word, by_word, n=1)]
+    found = next((by_word[word] for word in near if word in by_word), None)
+    return "" if found is None else f"; did you mean {found}?"
 
 
 def whole_number(name: str, value: object, *, least: int) -> int:

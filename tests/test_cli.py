@@ -18,9 +18,9 @@ import pytest
 import colbert_rag
 from colbert_rag import ColBERT
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
-from colbert_rag.cli.options import NOT_OFFERED, SPELLINGS, in_options
 from colbert_rag.cli.output import say_json
 from colbert_rag.cli.reading import SourceDocument
+from colbert_rag.cli.spelling import NOT_OFFERED, SPELLINGS, in_options
 from colbert_rag.settings import DEFAULT_CHECKPOINT, Settings
 from tests.helpers.tiny import DROP, edit_json
 
@@ -284,6 +284,10 @@ def test_the_offline_model_knows_the_red_planet(
         pytest.param([" ", "x.txt"], "QUERY is empty", id="a blank query"),
         pytest.param(["\udcff", "x.txt"], "QUERY is not valid", id="a query that is not Unicode"),
         pytest.param(["q", "x.txt", "-k", "-1"], "'-1' is not a whole number", id="top_k"),
+        pytest.param(["q", "x.txt", "-k", "9" * 5000], "is not a whole number", id="many digits"),
+        pytest.param(["q", "x.txt", "--min-score", "nan"], "not a finite number", id="nan"),
+        pytest.param(["q", "x.txt", "--min-score", "1e400"], "not a finite number", id="1e400"),
+        pytest.param(["q", "x.txt", "--min-score", "best"], "not a finite number", id="a word"),
         pytest.param(["q", "x.txt", "--score", "max"], "invalid choice: 'max'", id="score"),
         pytest.param(["q", "x.txt", "--query-length", "2"], "--query-length is 2", id="length"),
         pytest.param(["q", "x.txt", "--top", "2"], "unrecognized arguments: --top", id="typo"),
@@ -311,7 +315,7 @@ def test_a_device_that_is_not_there_is_wrong_usage(
 
 
 def test_a_terminal_on_standard_input_is_wrong_usage(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal(io.TextIOWrapper):
         def isatty(self) -> bool:
@@ -323,6 +327,19 @@ def test_a_terminal_on_standard_input_is_wrong_usage(
 
     assert status == 2
     assert "no FILE is named, and nothing is piped in" in err
+    (tmp_path / "facts.txt").write_text("mars")
+    named = str(tmp_path / "facts.txt")
+    err = refused(["rerank", named], capsys)[1]
+    assert err.endswith(f"piped in; QUERY is {named!r}, which is a file\n")
+
+
+def test_a_query_that_may_have_been_forgotten_is_said(run, pipe_in, facts: Path) -> None:
+    pipe_in(b"mars\n")
+
+    status, out, err = run(facts, "--json")
+
+    assert (status, len(records(out))) == (0, 1)
+    assert f"note: standard input is read; QUERY is {str(facts)!r}, which is a file\n" in err
 
 
 def test_a_missing_file_is_one_line(run) -> None:
@@ -615,10 +632,35 @@ def test_no_command_is_wrong_usage_with_the_overview(capsys: pytest.CaptureFixtu
 
 
 def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    status, err = refused(["rank"], capsys)
+    status, err = refused(["xyzzy"], capsys)
 
     assert status == 2
-    assert "invalid choice: 'rank' (choose from" in err
+    assert "'xyzzy' is no command, expected one of rerank, explain, index" in err
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["rernk"], "rerank"),
+        (["rerank", "q", "x.txt", "--jsn"], "--json"),
+        (["rerank", "q", "x.txt", "--min_score=0.5"], "--min-score"),
+        (["rerank", "q", "x.txt", "--limit", "3"], "--top-k"),
+        (["index", "x.txt", "--to", "x.sqlite", "--prun"], "--prune"),
+    ],
+)
+def test_what_was_probably_meant_is_named(
+    typed: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = refused(typed, capsys)
+
+    assert status == 2
+    assert err.endswith(f"; did you mean {meant}?\n")
+
+
+def test_a_word_too_many_is_no_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(["info", "x.sqlite", "json"], capsys)[1].endswith(
+        "unrecognized arguments: json\n"
+    )
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -642,6 +684,17 @@ def test_a_reader_who_has_had_enough_is_no_error(tiny_checkpoint: Path) -> None:
         done = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, check=False)
 
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to test on")
+def test_a_full_disk_is_one_line(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "colbert_rag.cli", "inspect", str(tiny_checkpoint)]
+
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr == b"error: [Errno 28] No space left on device\n"
 
 
 def test_the_default_model_is_the_librarys() -> None:
@@ -745,6 +798,80 @@ def test_what_a_file_holds_does_not_reach_the_terminal_as_it_is(
     assert status == 1
     assert err.startswith("error: ")
     assert "\x1b" not in err
+
+
+CONTROLS = "".join(
+    map(chr, [*range(32), *range(0x7F, 0xA0), 0x2028, 0x2029, *range(0x202A, 0x202F)])
+) + "".join(map(chr, range(0x2066, 0x206A)))
+OBEYED = re.compile(f"[{re.escape(CONTROLS.replace(chr(10), ''))}]")
+"""By ECMA-48 (C0, C1), Unicode's bidirectional algorithm (UAX 9) and its line ends (UAX 14)."""
+
+
+@pytest.mark.parametrize("command", ["rerank", "index", "search", "explain", "info"])
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["text", "json"])
+def test_nothing_that_is_quoted_steers_the_terminal(
+    command: str, form: list[str], tmp_path: Path, tiny_checkpoint: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = f"fi{CONTROLS.replace(chr(0), '')}le".replace("/", "")
+    names = (f"{file}.jsonl", f"{file}.sqlite") if os.name != "nt" else ("a.jsonl", "a.sqlite")
+    record = {"id": f"i{CONTROLS}d", "text": f"ma{CONTROLS}rs", "title": f"a{CONTROLS}b"}
+    Path(names[0]).write_text(json.dumps(record | {f"k{CONTROLS}": CONTROLS}), encoding="utf-8")
+    model = ["-m", str(tiny_checkpoint), "--device", "cpu", "--dtype", "float32"]
+    index = ["index", names[0], "--to", names[1], *model]
+    query = f"q{CONTROLS.replace(chr(0), '')}"
+    typed = {
+        "rerank": ["rerank", query, names[0], *model, *form],
+        "explain": ["explain", query, names[0], *model, *form],
+        "index": index,
+        "search": ["search", query, names[1], "--device", "cpu", "--dtype", "float32", *form],
+        "info": ["info", names[1], *form],
+    }
+    if command in ("search", "info"):
+        assert main(index) == 0
+        capsys.readouterr()
+
+    assert main(typed[command]) == 0
+
+    out, err = capsys.readouterr()
+    assert not OBEYED.findall(out + err)
+    if form and command != "index":
+        (found,) = records(out)
+        if command in ("rerank", "search"):
+            assert found["text"].endswith(record["text"])
+            assert found["metadata"][f"k{CONTROLS}"] == CONTROLS
+
+
+def test_what_libraries_log_and_warn_of_does_not_steer_the_terminal() -> None:
+    code = (
+        "import logging, warnings\n"
+        "from colbert_rag import cli\n"
+        "def run(words):\n"
+        "    logging.getLogger('some.library').warning('a \\x1b[31m%s', '\\u202eb')\n"
+        "    warnings.warn('c\\x9bd')\n"
+        "    return 0\n"
+        "cli._run = run\n"
+        "cli.main([])\n"
+    )
+
+    done = python("-c", code)
+
+    assert "a \u241b[31mb\n" in done.stderr
+    assert "c\ufffdd" in done.stderr
+    assert not OBEYED.findall(done.stderr)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb", CONTROLS, "\U0001f600"])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "cp1252"])
+def test_any_text_is_json_on_any_output(text: str, encoding: str, monkeypatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding=encoding, newline="\n"))
+
+    say_json({text: text})
+    sys.stdout.flush()
+
+    assert json.loads(written.getvalue()) == {text: text}
+    assert not OBEYED.findall(written.getvalue().decode(encoding))
 
 
 def test_json_has_no_number_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,10 +16,12 @@ from typing import NoReturn, Protocol
 
 from colbert_rag import __version__
 from colbert_rag.cli import demo, explain, index, info, inspect, rerank, search
-from colbert_rag.cli.options import UsageError, in_options
-from colbert_rag.cli.output import note
+from colbert_rag.cli.options import UsageError
+from colbert_rag.cli.output import note, plain_logs
+from colbert_rag.cli.spelling import in_options
 from colbert_rag.display import one_line
 from colbert_rag.errors import ColBERTRagError, ReadingError
+from colbert_rag.settings import meant
 
 __all__ = ["main"]
 
@@ -92,29 +94,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            with plain_logs():
+                return _run(words)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        note("interrupted")
+        return 130
+    except BrokenPipeError:  # as after `| head`
+        _drop_output()
+        return 0
+    except (ColBERTRagError, OSError) as error:
+        note(f"error: {_message(error)}")
+        _drop_output()
+        return 1
+
+
+def _run(words: Sequence[str]) -> int:
     overview = _overview()
     if not words:
         overview.print_help(sys.stderr)
         return 2
     name = overview.parse_args(words[:1]).command
-    command = next(command for command in COMMANDS if command.name == name)
+    command = next((command for command in COMMANDS if command.name == name), None)
+    if command is None:
+        names = [command.name for command in COMMANDS]
+        hint = meant(name, names) or f", expected one of {', '.join(names)}"
+        overview.error(f"{name!r} is no command{hint}")
     parser = _parser(command)
     try:
-        status = command.module.run(_parsed(parser, words[1:]))
-        sys.stdout.flush()
+        return command.module.run(_parsed(parser, words[1:]))
     except UsageError as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        note("interrupted")
-        return 130
-    except BrokenPipeError:
-        # As after `| head`. What is still buffered must not fail again when Python exits.
+
+
+def _drop_output() -> None:
+    """Drop what cannot be written, which would fail again when Python exits."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except (ColBERTRagError, OSError) as error:
-        note(f"error: {_message(error)}")
-        return 1
-    return status
 
 
 def _overview() -> argparse.ArgumentParser:
@@ -134,7 +155,6 @@ def _overview() -> argparse.ArgumentParser:
     parser.add_argument(
         "command",
         metavar="COMMAND",
-        choices=[command.name for command in COMMANDS],
         help=argparse.SUPPRESS,
     )
     return parser
@@ -150,16 +170,21 @@ def _parser(command: Command) -> argparse.ArgumentParser:
     return parser
 
 
-def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
     """Parse with options before, between and after the words they do not belong to.
 
     argparse's subcommands cannot do that, hence a parser for each command. Intermixed parsing does,
     but refuses a first word with a dash after `--`, such as a query of "-1 or 1?".
     """
     after = words[words.index("--") + 1 :] if "--" in words else []
-    if after and after[0].startswith("-"):
-        return parser.parse_args(words)
-    return parser.parse_intermixed_args(words)
+    leading = after and after[0].startswith("-")
+    parse = parser.parse_known_args if leading else parser.parse_known_intermixed_args
+    found, unknown = parse(words)
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        hint = meant(unknown[0].partition("=")[0], options) if unknown[0][0] == "-" else ""
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return found
 
 
 def _message(error: ColBERTRagError | OSError) -> str:

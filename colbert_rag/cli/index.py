@@ -21,6 +21,7 @@ from colbert_rag.cli.options import (
     counted_truncation,
     hint_at_lines,
     open_model,
+    parse_number,
     read,
     settings_of,
 )
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--token-pooling",
-        type=float,
+        type=parse_number,
         metavar="N",
         help="merge token vectors to 1/N of their number, such as 2; of a new index",
     )
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Fill the index, and say what changed."""
     pooling = arguments.token_pooling
-    if pooling is not None and not pooling >= 1:
+    if pooling is not None and pooling < 1:
         raise UsageError(f"--token-pooling is {pooling:g}, expected at least 1")
     if arguments.prune and STDIN in (arguments.files or [STDIN]):
         raise UsageError("--prune is for files and folders that are named")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import io
 import logging
-import re
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from colbert_rag.cli.output import note, shows_progress
@@ -21,6 +22,7 @@ from colbert_rag.cli.reading import (
     SourceDocument,
     read_documents,
 )
+from colbert_rag.cli.spelling import in_options
 from colbert_rag.settings import (
     DEFAULT_CHECKPOINT,
     DTYPES,
@@ -42,55 +44,12 @@ FORMS = """\
 """What can be read, for the help of a command that reads."""
 
 
-NOT_OFFERED = {"attend_to_expansion", "skiplist", "document_cache"}
-"""Arguments of the library that the command line does not offer."""
-
-SPELLINGS = {
-    option.name: f"--{option.name.replace('_', '-')}"
-    for option in fields(Settings)
-    if option.name not in NOT_OFFERED
-} | {
-    "checkpoint": "--model",
-    "raw_token_embeddings": "--raw",
-    "token": "HF_TOKEN in the environment",
-    "token_pooling": "--token-pooling",
-}
-"""What a user types for each argument of the library."""
-
-# A name with a value, or alone if it cannot be a word of English, or first in "device is 'x'".
-# Not what is quoted or part of a path: those words are the user's.
-_ALONE = "|".join(name for name in SPELLINGS if "_" in name)
-_ARGUMENT = re.compile(
-    rf"""(?<![\w'"/.-])(?:(?P<given>{"|".join(SPELLINGS)})"""
-    r"""=(?P<value>True|False|None|\d+(?:\.\d+)?|'[^']*'|)"""
-    rf"""|(?P<alone>{_ALONE})(?![\w'"/]|\.\w))|^(?P<first>{"|".join(SPELLINGS)})(?= is )"""
-)
-
-
 WHOLE = "; --long-documents windows scores them whole"
 """Advice about documents that were cut, where they need not be."""
 
 
 class UsageError(Exception):
     """Arguments that cannot be right, found only after they were parsed."""
-
-
-def in_options(message: str) -> str:
-    """A message of the library, with the options to type where it names arguments of Python."""
-    return _ARGUMENT.sub(_option, message)
-
-
-def _option(argument: re.Match[str]) -> str:
-    option = SPELLINGS[argument["given"] or argument["alone"] or argument["first"]]
-    match argument["value"]:
-        case None | "" | "True":
-            return option
-        case "False":
-            return f"--no-{option[2:]}"
-        case "None":
-            return f"no {option}"
-        case value:
-            return f"{option} {value.strip(chr(39))}"
 
 
 @contextmanager
@@ -232,9 +191,20 @@ def add_results(group: argparse._ArgumentGroup) -> None:
 
 def parse_count(text: str) -> int:
     """A number that counts something, for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    if not text.isdecimal() or len(text) > 18:  # a machine word, as sizes are
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number, 0 or more")
     return int(text)
+
+
+def parse_number(text: str) -> float:
+    """A number to compare with, for argparse."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
+    return number
 
 
 def checked_query(query: str) -> str:
@@ -262,8 +232,11 @@ def read(arguments: argparse.Namespace) -> Iterator[SourceDocument]:
     paths = arguments.files or [STDIN]
     if STDIN in paths and sys.stdin is None:
         raise UsageError("there is no standard input here: name a FILE")
+    hint = "" if arguments.files else _hint_at_query(getattr(arguments, "query", ""))
     if not arguments.files and sys.stdin.isatty():
-        raise UsageError("no FILE is named, and nothing is piped in")
+        raise UsageError(f"no FILE is named, and nothing is piped in{hint}")
+    if hint:
+        note(f"note: standard input is read{hint}")
     options = ReadingOptions(
         format=arguments.format,
         split=arguments.split,
@@ -275,6 +248,13 @@ def read(arguments: argparse.Namespace) -> Iterator[SourceDocument]:
     )
     stdin: BinaryIO = sys.stdin.buffer if STDIN in paths else io.BytesIO()
     return read_documents(paths, options, stdin=stdin)
+
+
+def _hint_at_query(query: str) -> str:
+    try:
+        return f"; QUERY is {query!r}, which is a file" if Path(query).is_file() else ""
+    except OSError:  # a query may be too long for the name of a file
+        return ""
 
 
 def hint_at_lines(documents: Sequence[SourceDocument]) -> None:

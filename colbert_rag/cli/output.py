@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from colbert_rag.display import columns, one_line, visible
+from colbert_rag.display import columns, one_line, plain
 
 NARROWEST, WIDEST = 60, 100
+
+# What JSON allows inside a string, and a terminal obeys, a reader takes for a line end, or UTF-8
+# cannot hold: the upper controls, marks of reading direction, separators, lone surrogates.
+_OBEYED = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 SHOWN_LINES = 3
 """Lines of a document's text in a table."""
@@ -46,7 +54,7 @@ def width() -> int:
 
 def say(text: str = "") -> None:
     """Write a line of the result; what it quotes must not colour or move a terminal."""
-    sys.stdout.write(f"{visible(text)}\n")
+    sys.stdout.write(f"{plain(text)}\n")
 
 
 def note(text: str) -> None:
@@ -54,13 +62,32 @@ def note(text: str) -> None:
     sys.stderr.write(f"{one_line(text)}\n")
 
 
+@contextmanager
+def plain_logs() -> Iterator[None]:
+    """While a command runs, what libraries log and warn of is written as `note` would write it."""
+    last, shown = logging.lastResort, warnings.showwarning
+    logging.lastResort = _Notes(logging.WARNING)
+    # Not `logging.captureWarnings`, which hands them to a logger that says nothing.
+    warnings.showwarning = lambda message, category, *_: note(f"{category.__name__}: {message}")
+    try:
+        yield
+    finally:
+        logging.lastResort, warnings.showwarning = last, shown
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(self.format(record))
+
+
 def say_json(value: Mapping[str, object]) -> None:
     """Write a result as one line of JSON, in which a number that is not finite becomes null.
 
-    Only where the output cannot show a character is it escaped.
+    Only what the output cannot show, or a terminal would obey, is escaped.
     """
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
     line = json.dumps(_finite(value), ensure_ascii=encoding != "utf8", allow_nan=False)
+    line = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
     sys.stdout.write(f"{line}\n")
 
 

@@ -22,6 +22,7 @@ from colbert_rag.cli.options import (
     counted_truncation,
     hint_at_lines,
     open_model,
+    parse_number,
     read,
     settings_of,
 )
@@ -96,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_results(results)
     results.add_argument(
         "--min-score",
-        type=float,
+        type=parse_number,
         default=-math.inf,
         metavar="X",
         help="leave out what scores below",
@@ -115,8 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
     if batches is None:
         return 0
     # A document is scored once in a run, so there is nothing to remember.
-    colbert = open_model(replace(settings, document_cache=None))
     start = time.perf_counter()
+    colbert = open_model(replace(settings, document_cache=None))
+    loaded = time.perf_counter()
     with counted_truncation(colbert, WHOLE):
         results, seen = best_documents(
             colbert,
@@ -130,8 +132,11 @@ def run(arguments: argparse.Namespace) -> int:
         for rank, result in enumerate(results, start=1):
             say_json(_record(rank, result))
     else:
-        seconds = time.perf_counter() - start
-        say(f"{len(results)} of {seen:,} documents by {settings.checkpoint} in {seconds:.1f} s")
+        ranked = time.perf_counter()
+        say(
+            f"{len(results)} of {seen:,} documents by {settings.checkpoint}: "
+            f"loaded in {loaded - start:.1f} s, ranked in {ranked - loaded:.1f} s"
+        )
         say_table(
             Row(result.score, result.name, result.document.title, _opening(result))
             for result in results

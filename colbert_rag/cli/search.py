@@ -71,17 +71,21 @@ def run(arguments: argparse.Namespace) -> int:
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
     settings = settings_of(arguments, known_info(target))
+    start = time.perf_counter()
     colbert = open_model(replace(settings, document_cache=None))
     with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
-        start = time.perf_counter()
+        loaded = time.perf_counter()
         held = index.count()
         answers = index.search_many(queries, arguments.top_k or held, passing)
-        seconds = time.perf_counter() - start
+        searched = time.perf_counter()
     mean = arguments.score == "mean"
     if not arguments.json:
         found = len(answers[0]) if len(answers) == 1 else sum(map(len, answers))
         asked = "" if len(queries) == 1 else f" for {len(queries):,} queries"
-        say(f"{found:,} of {held:,} documents{asked} by {settings.checkpoint} in {seconds:.1f} s")
+        say(
+            f"{found:,} of {held:,} documents{asked} by {settings.checkpoint}: "
+            f"loaded in {loaded - start:.1f} s, searched in {searched - loaded:.1f} s"
+        )
     for query, hits in zip(queries, answers, strict=True):
         if arguments.json:
             _say_records(query, hits, mean=mean)
