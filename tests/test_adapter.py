@@ -20,9 +20,11 @@ from tokenizers import Tokenizer
 
 import colbert_rag.text_encoder
 from colbert_rag import ColBERT, clear_cache, shared_colbert
-from colbert_rag.adapter import Reranking, SharedModel
+from colbert_rag.adapter import Reranking, Retrieving, SharedModel
 from colbert_rag.explanation import Explanation
+from colbert_rag.index import LocalIndex
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
+from colbert_rag.langchain import ColBERTRetriever as LangChainRetriever
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
 from colbert_rag.model import Model, Ranker
 from colbert_rag.settings import Settings
@@ -99,6 +101,56 @@ def test_an_impossible_value_is_refused_later_too() -> None:
         component.top_n = 0
 
     assert component.top_n == 3
+
+
+REFUSED = {
+    "query_length": 1,
+    "document_length": 2.5,
+    "batch_tokens": 0,
+    "document_cache": -1,
+    "dtype": "float8",
+    "model": " ",
+    "colbert": "a name",
+    "top_n": 0,
+    "score_threshold": math.nan,
+    "score": "best",
+    "index": 3,
+    "unknown": 1,
+}
+"""Values that fields refuse: some by their type, some as a whole, since no model can be so."""
+
+
+@pytest.mark.parametrize(
+    "kind", [LangChainRerank, LlamaIndexRerank, LangChainRetriever, Retrieving]
+)
+def test_a_refused_assignment_leaves_everything_as_it_was(
+    kind: type[SharedModel], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    exact = {"model": str(tiny_checkpoint), **EXACT, "query_length": 20}
+    index = tmp_path / "x.sqlite"
+    with LocalIndex(index, shared_colbert(tiny_checkpoint, **EXACT, query_length=20)):
+        component = kind(index=index, **exact)
+    before, chosen = component.model_dump(), component.model_fields_set.copy()
+    refused = {**REFUSED, **dict.fromkeys(type(component).model_fields, object())}
+    if issubclass(kind, Retrieving):
+        refused["index"] = None
+
+    refusals = 0
+    for name, value in (*REFUSED.items(), *refused.items()):
+        try:
+            setattr(component, name, value)
+        except (ValidationError, TypeError, ValueError):
+            refusals += 1
+            assert component.model_dump() == before, name
+            assert component.model_fields_set == chosen, name
+        else:  # a field of the framework that takes anything
+            assert name not in SharedModel.model_fields
+            component = kind(index=index, **exact)
+
+    assert refusals > 30
+    component.query_length = 8
+    assert component.query_length == 8
+    assert component.model_dump() == {**before, "query_length": 8}
 
 
 def test_the_given_encoder_is_the_one_used(tiny_colbert: ColBERT) -> None:

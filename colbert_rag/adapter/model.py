@@ -125,6 +125,19 @@ class SharedModel(BaseModel):
         self._settings()
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field, or raise and leave all of them as they were.
+
+        Pydantic sets it first, and asks the validators of the whole model about what is set.
+        """
+        fields, chosen = self.__dict__.copy(), self.__pydantic_fields_set__.copy()
+        try:
+            super().__setattr__(name, value)
+        except BaseException:
+            object.__setattr__(self, "__dict__", fields)
+            object.__setattr__(self, "__pydantic_fields_set__", chosen)
+            raise
+
     @property
     def ranker(self) -> Ranker:
         """The given model, else the process's instance of the named model, loaded if need be.
