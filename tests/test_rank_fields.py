@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.runnables import RunnableLambda
 from pydantic import ValidationError
 
 from colbert_rag import ColBERT, LocalIndex
@@ -56,6 +57,41 @@ def test_a_value_of_any_kind_becomes_text(value: Any, expected: str) -> None:
     ColBERTRerank(colbert=ranker, rank_fields=["key"]).compress_documents([document], "q")
 
     assert ranker.asked == [[expected]]
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_a_field_that_no_document_has_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    reranker = ColBERTRerank(colbert=LengthRanker(), rank_fields=["titel", "year"])
+    retriever = reranker.as_retriever(RunnableLambda(lambda _: [BOOK, Document("text")]))
+
+    for _ in range(3):
+        reranker.compress_documents([Document("text"), BOOK], "q")
+        retriever.invoke("q")
+    reranker.compress_documents([], "q")
+
+    said = "rank_fields names 'titel', which is in the metadata of no document"
+    assert warnings_of(caplog) == [f"{said}; did you mean title?"]
+    assert reranker == ColBERTRerank(colbert=reranker.colbert, rank_fields=["titel", "year"])
+
+    other = ColBERTRerank(colbert=LengthRanker(), rank_fields=["xyzzy"])
+    other.compress_documents([BOOK], "q")
+    assert warnings_of(caplog)[1].endswith("; the last one has ['title', 'year', 'by']")
+
+
+def test_a_field_that_no_stored_document_has_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"index": tmp_path / "x.sqlite", "colbert": WordModel()}
+
+    ColBERTRetriever.from_documents([BOOK], rank_fields=["title", "year"], **options)
+    assert warnings_of(caplog) == []
+
+    retriever = ColBERTRetriever.from_documents([BOOK], rank_fields=["titel"], **options)
+    retriever.add_documents([BOOK])
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_the_joined_text_is_that_of_the_command_line() -> None:

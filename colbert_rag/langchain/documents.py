@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.documents import Document
@@ -12,6 +13,35 @@ from langchain_core.documents import Document
 from colbert_rag.adapter import START_KEY, as_given, check_metadata
 from colbert_rag.index import Document as StoredDocument
 from colbert_rag.index.documents import as_document, metadata_json
+from colbert_rag.settings import meant
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Watch:
+    """Says of a component, once, that `rank_fields` names what no document has.
+
+    Equal to every other: pydantic compares private attributes.
+    """
+
+    told: bool = field(default=False, compare=False)
+
+    def over(self, documents: Iterable[Document], rank_fields: Sequence[str]) -> Iterator[Document]:
+        """The same documents; the warning comes after the last."""
+        missing = set(rank_fields)
+        document = None
+        for document in documents:
+            yield document
+            missing.difference_update(document.metadata)
+        if document is None or not missing or self.told:
+            return
+        self.told = True
+        name = min(missing)
+        found = meant(name, document.metadata) or f"; the last one has {list(document.metadata)}"
+        logger.warning(
+            "rank_fields names %r, which is in the metadata of no document%s", name, found
+        )
 
 
 def text_to_rank(document: Document, rank_fields: Sequence[str]) -> str:

@@ -14,11 +14,11 @@ from langchain_core.callbacks import (
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableLambda
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from colbert_rag.adapter import EXPLANATION_KEY, Reranked, Reranking
 from colbert_rag.inputs import check_query
-from colbert_rag.langchain.documents import text_to_rank
+from colbert_rag.langchain.documents import Watch, text_to_rank
 
 RerankInput = Mapping[str, Any] | tuple[Sequence[Document], str]
 """What `as_runnable` takes: a mapping with `documents` and a query, or the two as a pair."""
@@ -43,6 +43,8 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     An explanation is of both; what is returned stays as it was."""
     score_key: str = "relevance_score"
     """Where in its metadata a returned document carries its score."""
+
+    _watch: Watch = PrivateAttr(default_factory=Watch)
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -93,9 +95,10 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
 
     def _run(self, given: RerankInput) -> list[Document]:
         documents, query = _read(given)
+        watched = self._watch.over(documents, self.rank_fields)
         results = self._rerank(
             query,
-            [text_to_rank(document, self.rank_fields) for document in documents],
+            [text_to_rank(document, self.rank_fields) for document in watched],
             [document.id for document in documents],
         )
         return [self._returned(documents[result.index], result) for result in results]

@@ -15,11 +15,11 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from colbert_rag.adapter import Retrieving, in_memory, read_info
 from colbert_rag.index.filters import parse_filter
-from colbert_rag.langchain.documents import to_document, to_stored
+from colbert_rag.langchain.documents import Watch, to_document, to_stored
 
 
 class ColBERTRetriever(Retrieving, BaseRetriever):
@@ -44,6 +44,8 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     added, such as `("title",)`. They come back as they were given."""
     score_key: str = "relevance_score"
     """Where in its metadata a returned document carries its score."""
+
+    _watch: Watch = PrivateAttr(default_factory=Watch)
 
     @field_validator("filter")
     @classmethod
@@ -122,7 +124,8 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         A document without an id gets one from its text and metadata, so that adding it again
         changes nothing.
         """
-        named = zip(documents, repeat(None)) if ids is None else zip(documents, ids, strict=True)
+        watched = self._watch.over(documents, self.rank_fields)
+        named = zip(watched, repeat(None)) if ids is None else zip(watched, ids, strict=True)
         stored = (
             to_stored(document, name=name, rank_fields=self.rank_fields) for document, name in named
         )
