@@ -151,7 +151,8 @@ class Settings:
             if folder.exists():
                 name = str(folder.resolve())
         if chosen.get("cache_folder") is not None:
-            chosen["cache_folder"] = str(Path(chosen["cache_folder"]).expanduser())
+            # Not that of `Path`, which raises where there is no such user.
+            chosen["cache_folder"] = os.path.expanduser(chosen["cache_folder"])  # noqa: PTH111
         if not isinstance(chosen.get("skiplist"), str | None):
             chosen["skiplist"] = tuple(chosen["skiplist"])
         return cls(checkpoint=name, **chosen)

@@ -342,6 +342,46 @@ def test_a_query_that_may_have_been_forgotten_is_said(run, pipe_in, facts: Path)
     assert f"note: standard input is read; QUERY is {str(facts)!r}, which is a file\n" in err
 
 
+NAMELESS = "n" * 300
+"""No file system holds a name of so many bytes."""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        pytest.param(["FACTS", "--field", "a\0b"], 2, "holds a zero byte", id="zero byte"),
+        pytest.param([NAMELESS], 1, "File name too long", id="a long name"),
+        pytest.param(
+            ["FACTS", "--query-marker", "\ud800"], 1, "not in the vocabulary", id="marker"
+        ),
+        pytest.param(["FACTS", "--query-length", "9" * 30], 1, "at most", id="a huge length"),
+        pytest.param(["FACTS", "--batch-tokens", "-1"], 2, "at least 1", id="a negative size"),
+    ],
+)
+@pytest.mark.skipif(os.name == "nt", reason="Windows says it in other words")
+def test_odd_arguments_get_words(
+    words: list[str],
+    status: int,
+    said: str,
+    run,
+    facts: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(facts) if word == "FACTS" else word for word in words]
+    try:
+        found, _, err = run("q", *given)
+    except SystemExit as stopped:
+        found, err = stopped.code, capsys.readouterr().err
+
+    assert (found, said in err) == (status, True), err
+    assert ("usage: " in err) == (status == 2)
+
+
+@pytest.mark.parametrize("folder", ["~nobody-of-that-name", "~nobody-of-that-name/x"])
+def test_the_home_of_nobody_is_a_folder_like_any_other(run, facts: Path, folder: str) -> None:
+    assert run("q", facts, "--cache-folder", folder)[0] == 0
+
+
 def test_a_missing_file_is_one_line(run) -> None:
     assert run("q", "nowhere.txt") == (1, "", "error: nowhere.txt: no such file or folder\n")
 

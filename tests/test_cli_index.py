@@ -394,8 +394,10 @@ def test_a_filter_leaves_documents_out(made: str, run: Run) -> None:
         ("[1]", "--filter is no JSON object"),
         ('{"year": {"$near": 1}}', "--filter: 'year' has ['$near'], expected one of $eq"),
         ("[" * 100_000, "--filter is n"),
+        ("9" * 5000, "--filter is not JSON: Exceeds the limit"),
+        ('{"n": {"$gt": 1e400}}', "--filter: $gt of 'n' has inf"),
     ],
-    ids=["no JSON", "a list", "operator", "deep"],
+    ids=["no JSON", "a list", "operator", "deep", "digits", "infinity"],
 )
 def test_a_filter_that_cannot_be_read_is_wrong_usage(
     filter: str, message: str, made: str, capsys: pytest.CaptureFixture[str]

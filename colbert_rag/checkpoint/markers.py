@@ -25,7 +25,10 @@ def find_marker(marker: str, tokenizer: Tokenizer, kind: str) -> int | None:
     """
     if not marker:
         return None
-    number = tokenizer.token_to_id(marker)
+    try:
+        number = tokenizer.token_to_id(marker)
+    except UnicodeEncodeError:  # half a character, which no vocabulary holds
+        number = None
     if number is not None:
         return number
     vocabulary = tokenizer.get_vocab()

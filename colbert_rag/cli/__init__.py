@@ -117,6 +117,8 @@ def _run(words: Sequence[str]) -> int:
     if not words:
         overview.print_help(sys.stderr)
         return 2
+    if any("\0" in word for word in words):  # which no shell gives, and no file name holds
+        overview.error("an argument holds a zero byte")
     name = overview.parse_args(words[:1]).command
     command = next((command for command in COMMANDS if command.name == name), None)
     if command is None:

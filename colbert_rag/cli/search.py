@@ -140,8 +140,8 @@ def _filter(text: str | None) -> Mapping[str, object] | None:
         raise UsageError(
             f"--filter is not JSON: {error.msg} at column {error.colno}; {example}"
         ) from error
-    except RecursionError as error:
-        raise UsageError("--filter is nested too deeply") from error
+    except (ValueError, RecursionError) as error:  # too many digits, or nested too deeply
+        raise UsageError(f"--filter is not JSON: {error}; {example}") from error
     if not isinstance(passing, dict):
         raise UsageError(f"--filter is no JSON object; {example}")
     try:
