@@ -697,10 +697,13 @@ def test_what_was_probably_meant_is_named(
     assert err.endswith(f"; did you mean {meant}?\n")
 
 
-def test_a_word_too_many_is_no_misspelt_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert refused(["info", "x.sqlite", "json"], capsys)[1].endswith(
-        "unrecognized arguments: json\n"
-    )
+@pytest.mark.parametrize("word", ["json", ""])
+def test_a_word_too_many_is_no_misspelt_option(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(["info", "x.sqlite", word], capsys)[1]
+
+    assert err.endswith(f"unrecognized arguments: {word}".strip() + "\n")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

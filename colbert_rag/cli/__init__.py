@@ -184,7 +184,7 @@ def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     found, unknown = parse(words)
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
-        hint = meant(unknown[0].partition("=")[0], options) if unknown[0][0] == "-" else ""
+        hint = meant(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return found
 

@@ -80,7 +80,7 @@ def original() -> bytes:
         path = Path(folder, "index")
         colbert = ColBERT.from_pretrained(checkpoint(), device="cpu", dtype="float32")
         with LocalIndex(path, colbert) as index:
-            texts = ("mars is red", f"ve{CONTROLS}nus", "", "x " * 400)
+            texts = ("mars is red", f"ve{CONTROLS}nus", "", "x " * 30)
             index.add(
                 Document(f"{n}{CONTROLS}", text, {"n": n, f"k{CONTROLS}": text})
                 for n, text in enumerate(texts)
@@ -424,6 +424,8 @@ def _waits(case: Case) -> bool:
 def _write(files: Sequence[File]) -> None:
     for name, kind, content in files:
         path = Path(name)
+        if os.path.lexists(path):  # such as a pipe, which would be waited for
+            continue
         with contextlib.suppress(OSError):  # a name that another one took, or no system allows
             path.parent.mkdir(exist_ok=True)
             KINDS[kind](path, content)
@@ -479,6 +481,7 @@ CORPUS = (
     Case((*FOUND, "--cache-folder", "~nobody"), (FACTS,)),
     Case((*FOUND, "--field", "\x00"), (FACTS,)),
     Case((*FOUND, "--min-score", "nan"), (FACTS,)),
+    Case(("search", "mars", "index", ""), (("index", "index", ()),)),
     Case(("explain", *FOUND[1:], "--html", "\x00"), (FACTS,)),
     Case(("search", "mars", "index", "--filter", "9" * 5000), (("index", "index", ()),)),
     Case((*FOUND[:2], ".", *FOUND[3:], "--json"), ((f"a{CONTROLS[1:]}b.txt", "text", CONTROLS),)),
