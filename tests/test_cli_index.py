@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from qdrant_client import QdrantClient
 
 from colbert_rag import shared_colbert
 from colbert_rag.cli import index as index_command
-from colbert_rag.cli import indexes, main
+from colbert_rag.cli import indexes, main, search
 from colbert_rag.index import LocalIndex, QdrantIndex
 from tests.helpers.qdrant_http import API_KEY, serve
 from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, loaded_by, records, refused
@@ -433,6 +435,27 @@ def test_a_document_of_another_program_is_named_by_its_id(tiny_colbert, run: Run
     _, out, _ = run("search", QUERY, "x.sqlite", "--device", "cpu", "--dtype", "float32")
 
     assert out.splitlines()[2].endswith("  seven")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no named pipes in folders")
+@pytest.mark.parametrize("words", [["info"], ["search", "q"], ["index", "facts.jsonl", "--to"]])
+def test_a_pipe_is_no_index(words: list[str], facts: Path, capsys) -> None:
+    os.mkfifo("pipe.sqlite")
+
+    status, err = refused([*words, "pipe.sqlite"], capsys)
+
+    assert status == 2
+    assert "pipe.sqlite is no regular file, expected the file of an index" in err
+
+
+def test_queries_without_an_end_are_wrong_usage(made: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(search, "LARGEST", 1000)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"mars " * 10**6)))
+
+    status, err = refused(["search", "-", made], capsys)
+
+    assert (status, sys.stdin.buffer.tell()) == (2, 1001)
+    assert "standard input goes on beyond" in err
 
 
 def test_queries_are_read_from_standard_input(

@@ -185,8 +185,9 @@ def where(arguments: argparse.Namespace, named: str) -> Where:
         )
     if not named or named == MEMORY:
         raise UsageError(f"the index is {named!r}, expected a file or the URL of a server")
-    if Path(named).is_dir():
-        raise UsageError(f"{named} is a folder, expected the file of an index")
+    if Path(named).exists() and not Path(named).is_file():  # a pipe would be waited for
+        kind = "a folder" if Path(named).is_dir() else "no regular file"
+        raise UsageError(f"{named} is {kind}, expected the file of an index")
     return File(named)
 
 

@@ -23,7 +23,7 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import Row, say, say_json, say_table
-from colbert_rag.cli.reading import STDIN
+from colbert_rag.cli.reading import LARGEST, STDIN
 from colbert_rag.display import one_line
 from colbert_rag.errors import InvalidFilterError
 
@@ -118,8 +118,11 @@ def _queries(named: str) -> list[str]:
         return [checked_query(named)]
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError("QUERY is -, and nothing is piped in")
+    given = sys.stdin.buffer.read(LARGEST + 1)
+    if len(given) > LARGEST:
+        raise UsageError(f"standard input goes on beyond {LARGEST >> 20} MiB, expected queries")
     try:
-        lines = sys.stdin.buffer.read().decode("utf-8-sig").splitlines()
+        lines = given.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise UsageError(f"standard input is not UTF-8 at byte {error.start + 1}") from error
     queries = [line.strip() for line in lines if line.strip()]

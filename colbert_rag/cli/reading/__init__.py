@@ -6,11 +6,12 @@ blank lines.
 """
 
 from colbert_rag.cli.reading.document import ReadingOptions, SourceDocument
-from colbert_rag.cli.reading.files import READERS, STDIN, SUFFIXES, read_documents
+from colbert_rag.cli.reading.files import LARGEST, READERS, STDIN, SUFFIXES, read_documents
 from colbert_rag.cli.reading.prose import SPLITS
 from colbert_rag.errors import ReadingError
 
 __all__ = [
+    "LARGEST",
     "READERS",
     "SPLITS",
     "STDIN",
