@@ -171,20 +171,20 @@ def refuse_unknown(what: str, given: Iterable[str], *, known: Iterable[str]) -> 
     names = list(known)
     for name in given:
         if name not in names:
-            hint = meant(name, names) or f", expected one of {', '.join(names)}"
-            raise TypeError(f"{name} is not {what}{hint}")
+            if near := meant(name, names):
+                raise TypeError(f"{name} is not {what}; did you mean {near}?")
+            raise TypeError(f"{name} is not {what}, expected one of {', '.join(names)}")
 
 
 def meant(name: str, names: Iterable[str]) -> str:
-    """A question after the name that was probably meant; "" if none is near.
+    """The name that was probably meant; "" if none is near.
 
     Options of the command line are names, too.
     """
     by_word = {word.lstrip("-").replace("-", "_"): word for word in names}
     word = name.lstrip("-").replace("-", "_")
     near = [OTHER_WORDS.get(word, ""), *get_close_matches(word, by_word, n=1)]
-    found = next((by_word[word] for word in near if word in by_word), None)
-    return "" if found is None else f"; did you mean {found}?"
+    return next((by_word[word] for word in near if word in by_word), "")
 
 
 def whole_number(name: str, value: object, *, least: int) -> int:

@@ -123,7 +123,8 @@ def _run(words: Sequence[str]) -> int:
     command = next((command for command in COMMANDS if command.name == name), None)
     if command is None:
         names = [command.name for command in COMMANDS]
-        hint = meant(name, names) or f", expected one of {', '.join(names)}"
+        near = meant(name, names)
+        hint = f"; did you mean {near}?" if near else f", expected one of {', '.join(names)}"
         overview.error(f"{name!r} is no command{hint}")
     parser = _parser(command)
     try:
@@ -184,7 +185,8 @@ def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     found, unknown = parse(words)
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
-        hint = meant(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else ""
+        near = meant(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else ""
+        hint = f"; did you mean {near}?" if near else ""
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return found
 

@@ -37,8 +37,9 @@ class Watch:
         if document is None or not missing or self.told:
             return
         self.told = True
-        name = min(missing)
-        found = meant(name, document.metadata) or f"; the last one has {list(document.metadata)}"
+        name, keys = min(missing), list(document.metadata)
+        near = meant(name, keys)
+        found = f"; did you mean {near}?" if near else f"; the last one has {keys}"
         logger.warning(
             "rank_fields names %r, which is in the metadata of no document%s", name, found
         )

@@ -161,17 +161,18 @@ class _Lines:
         return self._decoded(line)
 
     def _decoded(self, line: bytes) -> str:
-        where = f"{self._source}:{self._number}"
         try:
             text = line.decode("utf-8-sig" if self._number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             utf16 = line[:2] in (b"\xff\xfe", b"\xfe\xff")
             raise ReadingError(
-                f"{where}: not UTF-8 at byte {error.start + 1} of the line. Convert it first, as "
-                f"with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
+                f"{self._source}:{self._number}: not UTF-8 at byte {error.start + 1} of the line. "
+                f"Convert it first, as with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
             ) from error
         if "\0" in text:
-            raise ReadingError(f"{where}: not a text file: it holds a zero byte")
+            raise ReadingError(
+                f"{self._source}:{self._number}: not a text file: it holds a zero byte"
+            )
         return text
 
 
