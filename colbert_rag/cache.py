@@ -1,23 +1,39 @@
-"""Document embeddings that were computed before, up to a number of bytes."""
+"""Document embeddings that were computed before, or are being computed, up to a number of bytes."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from colbert_rag.forks import renewed_after_fork
 
-@dataclass(frozen=True, slots=True)
+logger = logging.getLogger(__name__)
+
+REMEMBERED = 50_000
+"""Texts whose size is remembered after they left, in some 8 MB."""
+
+RETURNS = 100
+"""Texts that had left and were needed again, from which on a cache is called too small."""
+
+PATIENCE = 4
+"""A call waits for texts of another one that encodes at most so many times as many. In a longer
+call they may be the last to be encoded, and one document would wait for a corpus."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheInfo:
     """What a cache has done and holds.
 
     Attributes:
-        hits: Texts found.
+        hits: Texts found, or encoded by another call at that moment.
         misses: Texts not found.
+        evictions: Texts that had to leave for others.
         texts: Texts held.
         bytes: Bytes of those texts and their vectors.
         limit: Bytes at most.
@@ -25,38 +41,114 @@ class CacheInfo:
 
     hits: int
     misses: int
+    evictions: int
     texts: int
     bytes: int
     limit: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of all texts that were found, from 0 to 1."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Claim:
+    """What one call takes upon itself to encode, so that others need not.
+
+    Attributes:
+        found: Vectors that were there, `(rows, dim)` each.
+        texts: Texts for this call to encode.
+        awaited: Texts that other calls are encoding.
+        made: What this call encoded, for those that wait.
+        released: Set when the call has ended, in whatever way.
+    """
+
+    found: dict[str, Tensor] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    awaited: dict[str, Claim] = field(default_factory=dict)
+    made: Mapping[str, Tensor] = field(default_factory=dict)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def is_worth_waiting(self, texts: int) -> bool:
+        """Whether a call for so many texts ends sooner if it waits for this one."""
+        return len(self.texts) <= PATIENCE * texts
+
+    def wait(self) -> dict[str, Tensor]:
+        """What other calls have made of the awaited texts: not all, where one of them failed."""
+        vectors = {}
+        for text, other in self.awaited.items():
+            other.released.wait()
+            if text in other.made:
+                vectors[text] = other.made[text]
+        return vectors
 
 
 class DocumentCache:
     """Token vectors by text, the least recently used ones dropped first.
 
     A document's vectors never depend on the query, so a reranker need not compute them twice. Any
-    number of threads may use one cache.
+    number of threads may use one cache; what one of them is encoding, the others wait for.
     """
 
     def __init__(self, limit: int) -> None:
         """Start empty.
 
         Args:
-            limit: Bytes of texts and vectors held at most.
+            limit: Bytes of texts and vectors held at most; with 0, calls only share what they
+                encode at the same time.
         """
         self.limit = limit
-        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
-        self._bytes = self._hits = self._misses = 0
         self._lock = threading.Lock()
+        self._claims: dict[str, Claim] = {}
+        self._warned = False
+        self._start()
+        renewed_after_fork(self)
 
-    def get(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The vectors of those texts that are held, `(rows, dim)` each."""
+    def _start(self) -> None:
+        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
+        # Bytes of texts that left, by their hash: what a larger cache would hold.
+        self._left: OrderedDict[int, int] = OrderedDict()
+        self._bytes = self._left_bytes = 0
+        self._hits = self._misses = self._evictions = self._returns = 0
+
+    def renew(self) -> None:
+        """After a fork: no other thread holds the lock, or is encoding."""
+        self._lock = threading.Lock()
+        self._claims = {}
+
+    def claim(self, claim: Claim, texts: Sequence[str]) -> None:
+        """Fill `claim`: what is there, what others are encoding, and what is left to encode.
+
+        The caller must `release` the claim, also when an exception leaves in here: others wait.
+
+        Args:
+            claim: A new one.
+            texts: Distinct texts.
+        """
         with self._lock:
-            found = {text: self._vectors[text] for text in texts if text in self._vectors}
-            for text in found:
-                self._vectors.move_to_end(text)
-            self._hits += len(found)
-            self._misses += len(texts) - len(found)
-        return found
+            for text in texts:
+                if text in self._vectors:
+                    self._vectors.move_to_end(text)
+                    claim.found[text] = self._vectors[text]
+                elif (other := self._claims.get(text)) and other.is_worth_waiting(len(texts)):
+                    claim.awaited[text] = other
+                else:
+                    claim.texts.append(text)
+                    self._claims[text] = claim
+            self._hits += len(claim.found) + len(claim.awaited)
+            self._misses += len(claim.texts)
+            self._returns += sum(hash(text) in self._left for text in claim.texts)
+        self._advise()
+
+    def release(self, claim: Claim) -> None:
+        """Let those go on who wait for this call."""
+        claim.released.set()
+        with self._lock:
+            for text in claim.texts:
+                if self._claims.get(text) is claim:
+                    del self._claims[text]
 
     def put(self, vectors: Mapping[str, Tensor]) -> None:
         """Hold vectors; those larger than the whole cache are passed over.
@@ -73,26 +165,57 @@ class DocumentCache:
                 rows = rows.clone()
             with self._lock:
                 self._drop(text)
+                self._left_bytes -= self._left.pop(hash(text), 0)
                 self._vectors[text] = rows
                 self._bytes += size
                 while self._bytes > self.limit:
-                    self._drop(next(iter(self._vectors)))
+                    self._evict(next(iter(self._vectors)))
 
-    def _drop(self, text: str) -> None:
+    def _drop(self, text: str) -> int:
         rows = self._vectors.pop(text, None)
-        if rows is not None:
-            self._bytes -= _bytes(text, rows)
+        size = 0 if rows is None else _bytes(text, rows)
+        self._bytes -= size
+        return size
+
+    def _evict(self, text: str) -> None:
+        size = self._drop(text)
+        self._evictions += 1
+        self._left[hash(text)] = size
+        self._left_bytes += size
+        if len(self._left) > REMEMBERED:
+            self._left_bytes -= self._left.popitem(last=False)[1]
+
+    def _advise(self) -> None:
+        """Say once that the cache misses what it held before."""
+        if self._warned or self._returns < RETURNS:
+            return
+        self._warned = True
+        info, enough = self.info(), self._bytes + self._left_bytes
+        logger.warning(
+            "document_cache=%d is too small for these texts: %d were encoded again that it had "
+            "held, and %.0f %% of all were found. document_cache=%d would hold them all",
+            self.limit,
+            self._returns,
+            100 * info.hit_rate,
+            -(-enough // 2**20) * 2**20,
+        )
 
     def clear(self) -> None:
-        """Hold nothing; the counts of hits and misses start again."""
+        """Hold nothing; all counts start again."""
         with self._lock:
-            self._vectors.clear()
-            self._bytes = self._hits = self._misses = 0
+            self._start()
 
     def info(self) -> CacheInfo:
         """Counts and sizes now."""
         with self._lock:
-            return CacheInfo(self._hits, self._misses, len(self._vectors), self._bytes, self.limit)
+            return CacheInfo(
+                hits=self._hits,
+                misses=self._misses,
+                evictions=self._evictions,
+                texts=len(self._vectors),
+                bytes=self._bytes,
+                limit=self.limit,
+            )
 
 
 def _bytes(text: str, rows: Tensor) -> int:

@@ -17,6 +17,7 @@ from colbert_rag.checkpoint import Checkpoint, open_checkpoint
 from colbert_rag.device import TORCH_DTYPES, resolved
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.explanation import Explanation
+from colbert_rag.forks import renewed_after_fork
 from colbert_rag.inputs import TextLike, check_query, read_text, read_texts
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
@@ -55,10 +56,10 @@ class ColBERT:
         self._checkpoint: Checkpoint | None = None
         self._scorer: Scorer | None = None
         self._fingerprint: str | None = None
-        limit = settings.document_cache
-        self._cache = DocumentCache(limit) if limit else None
+        self._cache = DocumentCache(settings.document_cache or 0)
         self._identity = uuid.uuid4().hex
         _LIVE[self._identity] = self
+        renewed_after_fork(self)
 
     @classmethod
     def from_pretrained(
@@ -131,10 +132,8 @@ class ColBERT:
         """Give the memory of weights and cached vectors back; the next call loads again."""
         with self._lock:
             self._scorer = None
-            if self._cache is not None:
-                self._cache.clear()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+            self._cache.clear()
+        torch.cuda.empty_cache()  # nothing where no device was used
 
     def encode_queries(
         self, texts: Sequence[str], *, show_progress: bool = False
@@ -264,13 +263,13 @@ class ColBERT:
             ValueError: the model has no document cache.
         """
         documents = read_texts(texts)
-        if self._cache is None:
+        if not self._cache.limit:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
         self._loaded().cache_documents(documents, show_progress=show_progress)
 
     def cache_info(self) -> CacheInfo:
-        """Hits, misses and size of the document cache."""
-        return CacheInfo(0, 0, 0, 0, 0) if self._cache is None else self._cache.info()
+        """Hits, misses, evictions and size of the document cache."""
+        return self._cache.info()
 
     def truncation_info(self) -> TruncationInfo:
         """How many texts were encoded since the model was loaded, and how many of them were cut."""
@@ -287,6 +286,10 @@ class ColBERT:
                 windows = self.settings.long_documents == "windows"
                 self._scorer = Scorer(text_encoder, self._cache, windows=windows)
             return self._scorer
+
+    def renew(self) -> None:
+        """Be usable in a forked child, where another thread may have been loading."""
+        self._lock = threading.RLock()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle by description: never the weights, nor the access token."""

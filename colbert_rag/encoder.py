@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 from colbert_rag.attention import Packing
 from colbert_rag.backbones import Backbone
+from colbert_rag.batching import Batcher, Call, Part, Progress, Texts
 from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import DeviceMemoryError
@@ -28,14 +30,80 @@ TRIM_EVERY = 8
 pieces that the next batch, of another shape, does not fit. Every fourth would cost a small model
 2 % of its time, every eighth nothing that can be measured (benchmarks/NOTES.md)."""
 
-Progress = Callable[[int], object]
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Work:
+    """One call: its tokens, and the rows that they become.
+
+    Attributes:
+        batch: The texts.
+        places: Position of every token in its text, `(tokens,)`.
+        kept: Rows that each text gets, `(texts,)`.
+        offsets: Where they begin in `values`, `(texts + 1,)`.
+        values: Filled batch by batch, `(rows, dim)`.
+        packs: Whether texts share a row, or are padded.
+        stream: The caller's queue of work on a CUDA device, in which his next operation waits.
+    """
+
+    batch: TokenBatch
+    places: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    values: Tensor
+    packs: bool
+    stream: torch.cuda.Stream | None
+
+    def pick(self, texts: Texts) -> Tokens:
+        """The tokens of some texts."""
+        lengths = self.batch.lengths[texts]
+        picked = _ranges(self.batch.offsets[texts], lengths)
+        return Tokens(
+            ids=self.batch.ids[picked],
+            places=self.places[picked],
+            attention=self.batch.attention[picked],
+            scoring=self.batch.scoring[picked],
+            lengths=lengths,
+        )
+
+    def rows(self, texts: Texts) -> NDArray[np.int64]:
+        """Where the rows of some texts go, text after text."""
+        return _ranges(self.offsets[texts], self.kept[texts])
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Tokens:
+    """What one forward pass computes, text after text.
+
+    Attributes:
+        ids: `(tokens,)`, int64.
+        places: Position of every token in its text, `(tokens,)`.
+        attention: What the encoder sees, `(tokens,)`.
+        scoring: What counts in a score, `(tokens,)`.
+        lengths: Tokens of each text, `(texts,)`.
+    """
+
+    ids: NDArray[np.int64]
+    places: NDArray[np.int64]
+    attention: NDArray[np.bool_]
+    scoring: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Tokens]) -> Tokens:
+        """Append the texts of all parts, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(cls)
+        }
+        return cls(**joined)
 
 
 class Encoder:
     """A backbone with its projection, on one device.
 
-    Calls from several threads take turns batch by batch: two at once would share the same cores
-    or the same memory, and neither would end sooner.
+    Any number of threads may call it; those that call together share batches (`Batcher`).
     """
 
     def __init__(
@@ -65,7 +133,9 @@ class Encoder:
         self._backbone = backbone
         self._first_position = backbone.first_position(vars(model.config))
         self._padding_id = getattr(model.config, "pad_token_id", None)
-        self._lock = threading.Lock()
+        self._batches = 0
+        self._batcher = Batcher(self.batch_tokens)
+        weakref.finalize(self, self._batcher.close)
 
     def encode(self, batch: TokenBatch, *, progress: Progress | None = None) -> TokenEmbeddings:
         """Encode texts of any lengths, in the order given.
@@ -87,31 +157,30 @@ class Encoder:
         kept = counted[batch.offsets[1:]] - counted[batch.offsets[:-1]]
         offsets = np.zeros(len(batch) + 1, np.int64)
         np.cumsum(kept, out=offsets[1:])
-        values = torch.empty(int(offsets[-1]), self.dim, dtype=self.dtype, device=self.device)
         # Neighbours in length: little padding where there is padding, long groups where not.
         order = np.argsort(lengths, kind="stable")
         order = order[np.searchsorted(lengths[order], 1) :]
-        # Expansion tokens that the encoder must not see need a mask, and therefore padding; such
-        # queries all have one length, so that nothing is lost.
-        packs = self._backbone.packs and bool(batch.attention.all())
-        run = self._encode_packed if packs else self._encode_padded
-        places = self._places(batch)
-        waiting = deque(self._plan(order, lengths, packs=packs))
-        done = 0
-        while waiting:
-            texts = waiting.popleft()
-            rows = self._run(run, batch, places, texts)
-            if rows is None:
-                half = len(texts) // 2
-                waiting.extendleft((texts[half:], texts[:half]))
-                continue
-            values[self._send(_ranges(offsets[texts], kept[texts]))] = rows
-            done += 1
-            if self.device.type == "cpu" and done % TRIM_EVERY == 0:
-                trim_heap()
-            if progress is not None:
-                progress(len(texts))
-        return TokenEmbeddings(values, torch.from_numpy(offsets))
+        work = Work(
+            batch=batch,
+            places=self._places(batch),
+            kept=kept,
+            offsets=offsets,
+            values=torch.empty(int(offsets[-1]), self.dim, dtype=self.dtype, device=self.device),
+            # Expansion tokens that the encoder must not see need a mask, and therefore padding;
+            # such queries all have one length, so that nothing is lost.
+            packs=self._backbone.packs and bool(batch.attention.all()),
+            stream=torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None,
+        )
+        call = Call(
+            payload=work,
+            run=self._run,
+            # Texts of any length share a row; padded ones would become as long as the longest.
+            kind=("packed", work.stream) if work.packs else None,
+            lengths=lengths,
+            waiting=deque(self._plan(order, lengths, packs=work.packs)),
+        )
+        self._batcher.complete(call, progress)
+        return TokenEmbeddings(work.values, torch.from_numpy(offsets))
 
     def _places(self, batch: TokenBatch) -> NDArray[np.int64]:
         """Position of every token in its text, as the backbone counts, `(tokens,)`."""
@@ -145,59 +214,63 @@ class Encoder:
         batches.sort(key=lambda texts: int(lengths[texts].sum()), reverse=True)
         return batches
 
-    def _run(
-        self,
-        run: Callable[[TokenBatch, NDArray[np.int64], NDArray[np.int64]], Tensor],
-        batch: TokenBatch,
-        places: NDArray[np.int64],
-        texts: NDArray[np.int64],
-    ) -> Tensor | None:
-        """Encode one batch; None where the device has no room for it but may have for a part."""
+    def _run(self, parts: Sequence[Part[Work]]) -> None:
+        """Encode one batch, or its halves where the device has no room for it."""
         try:
-            # A caller's autocast would change the dtype half-way through.
-            with (
-                self._lock,
-                torch.inference_mode(),
-                torch.autocast(self.device.type, enabled=False),
-            ):
-                return run(batch, places, texts)
+            with torch.inference_mode(), torch.cuda.stream(parts[0][0].stream):
+                self._fill(parts)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             shortage = error.with_traceback(None)  # its frames would keep the batch's tensors
+        else:
+            self._batches += 1
+            if self.device.type == "cpu" and self._batches % TRIM_EVERY == 0:
+                trim_heap()
+            return
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if len(texts) > 1:
-            return None
-        raise DeviceMemoryError(
-            f"{self.device} has no memory for a single text of {int(batch.lengths[texts[0]])} "
-            "tokens. Free memory, choose a smaller document_length, or another device"
-        ) from shortage
+        (work, texts), *others = parts
+        if others:
+            halves = [parts[: len(parts) // 2], parts[len(parts) // 2 :]]
+        elif len(texts) > 1:
+            half = len(texts) // 2
+            halves = [[(work, texts[:half])], [(work, texts[half:])]]
+        else:
+            raise DeviceMemoryError(
+                f"{self.device} has no memory for a single text of "
+                f"{int(work.batch.lengths[texts[0]])} tokens. Free memory, choose a smaller "
+                "document_length, or another device"
+            ) from shortage
+        for part in halves:
+            self._run(part)
 
-    def _encode_packed(
-        self, batch: TokenBatch, places: NDArray[np.int64], texts: NDArray[np.int64]
-    ) -> Tensor:
-        lengths = batch.lengths[texts]
-        picked = _ranges(batch.offsets[texts], lengths)
+    def _fill(self, parts: Sequence[Part[Work]]) -> None:
+        """Encode one batch, and put its rows where they belong."""
+        tokens = Tokens.cat([work.pick(texts) for work, texts in parts])
+        rows = self._packed(tokens) if parts[0][0].packs else self._padded(tokens)
+        start = 0
+        for work, texts in parts:
+            places = work.rows(texts)
+            work.values[self._send(places)] = rows[start : start + len(places)]
+            start += len(places)
+
+    def _packed(self, tokens: Tokens) -> Tensor:
         hidden = self._forward(
-            batch.ids[picked][None],
-            places[picked][None],
-            packing=Packing.of(lengths, self.device),
+            tokens.ids[None],
+            tokens.places[None],
+            packing=Packing.of(tokens.lengths, self.device),
         )[0]
-        return self._project(hidden, batch.scoring[picked])
+        return self._project(hidden, tokens.scoring)
 
-    def _encode_padded(
-        self, batch: TokenBatch, places: NDArray[np.int64], texts: NDArray[np.int64]
-    ) -> Tensor:
-        lengths = batch.lengths[texts]
-        picked = _ranges(batch.offsets[texts], lengths)
-        shape = (len(texts), int(lengths.max()))
-        real = np.arange(shape[1]) < lengths[:, None]
+    def _padded(self, tokens: Tokens) -> Tensor:
+        shape = (len(tokens.lengths), int(tokens.lengths.max()))
+        real = np.arange(shape[1]) < tokens.lengths[:, None]
         # Padding is told from text by the masks alone: what ids and positions it has is no matter.
         ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
         attention, scoring = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-        ids[real], positions[real] = batch.ids[picked], places[picked]
-        attention[real], scoring[real] = batch.attention[picked], batch.scoring[picked]
+        ids[real], positions[real] = tokens.ids, tokens.places
+        attention[real], scoring[real] = tokens.attention, tokens.scoring
         hidden = self._forward(ids, positions, attention_mask=self._send(attention))
         return self._project(hidden.flatten(0, 1), scoring.reshape(-1))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Hashable, MutableMapping
 from typing import Generic, TypeVar
+
+from colbert_rag.forks import renewed_after_fork
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -28,10 +29,7 @@ class Registry(Generic[Key, Value]):
         self._values = self._empty()
         self._locks: dict[Key, threading.Lock] = {}
         self._guard = threading.Lock()
-        # An accelerator context does not survive a fork, and a lock held by another thread at that
-        # moment would stay locked for ever in the child.
-        if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-            os.register_at_fork(after_in_child=self._forget)
+        renewed_after_fork(self)
 
     def get(self, key: Key, build: Callable[[], Value]) -> Value:
         """Return the value of `key`, building it first if nobody has.
@@ -62,7 +60,8 @@ class Registry(Generic[Key, Value]):
     def _empty(self) -> MutableMapping[Key, Value]:
         return weakref.WeakValueDictionary() if self._weak else {}
 
-    def _forget(self) -> None:
+    def renew(self) -> None:
+        """Forget everything in a forked child, which an accelerator's context does not survive."""
         self._values = self._empty()
         self._locks = {}
         self._guard = threading.Lock()

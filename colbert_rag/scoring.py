@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from colbert_rag.cache import DocumentCache
+from colbert_rag.cache import Claim, DocumentCache
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
@@ -125,14 +125,12 @@ class Scored:
 class Scorer:
     """MaxSim of a query with texts, encoding only what has not been encoded before."""
 
-    def __init__(
-        self, text_encoder: TextEncoder, cache: DocumentCache | None, *, windows: bool
-    ) -> None:
+    def __init__(self, text_encoder: TextEncoder, cache: DocumentCache, *, windows: bool) -> None:
         """Take a loaded model.
 
         Args:
             text_encoder: The model.
-            cache: Where document vectors are kept, or None.
+            cache: Where document vectors are kept.
             windows: Whether long documents are scored window by window, instead of being cut.
         """
         self.text_encoder = text_encoder
@@ -195,17 +193,25 @@ class Scorer:
     ) -> TokenEmbeddings:
         """Vectors of documents, each distinct text encoded at most once."""
         unique = list(dict.fromkeys(texts))
-        found = {} if self._cache is None else self._cache.get(unique)
-        if known is not None:
-            found |= self._recalled([text for text in unique if text not in found], known)
-        missing = [text for text in unique if text not in found]
-        fresh = self.text_encoder.documents(missing, show_progress=show_progress)
-        new = dict(zip(missing, fresh, strict=True))
-        if self._cache is not None:
-            self._cache.put(new)
-        if len(missing) == len(texts):
-            return fresh
-        vectors = found | new
+        vectors: dict[str, Tensor] = {}
+        # More than once only where another call failed that was to encode some of them.
+        while missing := [text for text in unique if text not in vectors]:
+            claim = Claim()
+            try:
+                self._cache.claim(claim, missing)
+                vectors |= claim.found
+                if known is not None:
+                    vectors |= self._recalled(claim.texts, known)
+                unknown = [text for text in claim.texts if text not in vectors]
+                fresh = self.text_encoder.documents(unknown, show_progress=show_progress)
+                claim.made = dict(zip(unknown, fresh, strict=True))
+                self._cache.put(claim.made)
+            finally:
+                self._cache.release(claim)
+            if len(unknown) == len(texts):
+                return fresh
+            vectors |= claim.made
+            vectors |= claim.wait()
         return TokenEmbeddings.from_list([vectors[text] for text in texts])
 
     def _recalled(self, texts: Sequence[str], known: KnownVectors) -> dict[str, Tensor]:
@@ -226,11 +232,10 @@ class Scorer:
                 )
         # Copied, since the caller may go on to change his own.
         found = {text: rows.to(device, dtype, copy=True) for text, rows in stored.items()}
-        if self._cache is not None:
-            # The cache also serves callers without this memory, who were promised `dtype`.
-            self._cache.put(
-                {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
-            )
+        # The cache also serves callers without this memory, who were promised `dtype`.
+        self._cache.put(
+            {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
+        )
         return found
 
 

@@ -16,6 +16,7 @@ from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.device import TORCH_DTYPES
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.encoder import Encoder
+from colbert_rag.forks import renewed_after_fork
 from colbert_rag.hosting import host
 from colbert_rag.settings import Settings
 from colbert_rag.tokenizer import Kind, TextTokenizer, TokenBatch
@@ -60,7 +61,8 @@ class TextEncoder:
         self.encoder = encoder
         self.stretch = STRETCH.get(encoder.device.type, 2048)
         self._truncation = TruncationInfo()
-        self._lock = threading.Lock()
+        self.renew()
+        renewed_after_fork(self)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: Settings) -> TextEncoder:
@@ -87,6 +89,10 @@ class TextEncoder:
             checkpoint.recipe, checkpoint.vocabulary, rows=table.num_embeddings
         )
         return cls(tokenizer, encoder)
+
+    def renew(self) -> None:
+        """Be usable in a forked child, where another thread may have been counting."""
+        self._lock = threading.Lock()
 
     def truncation_info(self) -> TruncationInfo:
         """How many texts were encoded so far, and how many of them were cut."""

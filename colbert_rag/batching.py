@@ -1,0 +1,181 @@
+"""Calls that arrive together are computed together: one thread forms batches from all of them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from colbert_rag.forks import renewed_after_fork
+
+Texts: TypeAlias = NDArray[np.int64]
+"""Numbers of some texts of one call, `(texts,)`."""
+
+Progress = Callable[[int], object]
+Payload = TypeVar("Payload")
+Part: TypeAlias = tuple[Payload, Texts]
+"""What a batch takes of one call."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Call(Generic[Payload]):
+    """The texts of one call while they wait for their turn.
+
+    Attributes:
+        payload: What `run` needs to know of the call.
+        run: Computes one batch; it is given parts of calls of one kind.
+        kind: Calls of the same kind share batches; None shares with nobody.
+        lengths: Tokens of each text, `(texts,)`.
+        waiting: Batches within the budget that were not begun, in order.
+        threads: Threads that the caller lets one operation use.
+        steps: For the caller: numbers of texts done, or what went wrong.
+    """
+
+    payload: Payload
+    run: Callable[[Sequence[Part[Payload]]], None]
+    kind: Hashable
+    lengths: NDArray[np.int64]
+    waiting: deque[Texts]
+    threads: int = field(default_factory=torch.get_num_threads)
+    steps: SimpleQueue[int | BaseException] = field(default_factory=SimpleQueue)
+
+    def take(self, tokens: int, *, at_least_one: bool) -> Texts:
+        """The next texts that fit into so many tokens, no longer waiting."""
+        batch = self.waiting.popleft()
+        fitting = int(np.searchsorted(self.lengths[batch].cumsum(), tokens, side="right"))
+        fitting = max(fitting, int(at_least_one))
+        if fitting < len(batch):
+            self.waiting.appendleft(batch[fitting:])
+        return batch[:fitting]
+
+
+class Batcher:
+    """Computes the texts of all callers in one thread of its own, a batch at a time.
+
+    Callers of the same moment share a batch: each gets an equal part of its tokens, and what one
+    does not need goes to the others. So a short call is in the very next batch, however long the
+    one before it is, and short calls fill a batch together.
+
+    One thread, because two batches at once would share the same cores or the same memory and
+    neither would end sooner. Not the thread of a caller, because that can be interrupted anywhere,
+    with the texts of others in its hands.
+    """
+
+    def __init__(self, budget: int) -> None:
+        """Start idle.
+
+        Args:
+            budget: Tokens of a batch.
+        """
+        self._budget = budget
+        self.renew()
+        renewed_after_fork(self)
+
+    def renew(self) -> None:
+        """Forget the thread and its calls: neither is there after a fork."""
+        self._calls: deque[Call[Any]] = deque()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Let the thread end after what it is computing, and wait for that."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+            thread, self._thread = self._thread, None
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def complete(self, call: Call[Any], progress: Progress | None = None) -> None:
+        """Wait until every text of a call is done.
+
+        Args:
+            call: The call; an exception that leaves here takes back what was not begun.
+            progress: Called with the number of texts done since the last call.
+        """
+        remaining = sum(map(len, call.waiting))
+        if not remaining:
+            return
+        try:
+            with self._changed:
+                if self._thread is None:
+                    self._closed = False
+                    # A daemon, so that leaving Python waits for one batch and not for all.
+                    thread = threading.Thread(target=self._work, name="encode", daemon=True)
+                    thread.start()
+                    self._thread = thread
+                self._calls.append(call)
+                self._changed.notify()
+            while remaining:
+                step = call.steps.get()
+                if isinstance(step, BaseException):
+                    raise step
+                remaining -= step
+                if progress is not None:
+                    progress(step)
+        finally:
+            with self._changed:
+                call.waiting.clear()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            _compute(batch)
+            del batch  # while this thread is idle it must not keep a model alive
+
+    def _next(self) -> list[tuple[Call[Any], Texts]] | None:
+        """The next batch of texts that wait, as soon as there are any; None to end."""
+        with self._changed:
+            while not self._closed:
+                while self._calls and not self._calls[0].waiting:
+                    self._calls.popleft()
+                if self._calls:
+                    return self._share()
+                self._changed.wait()
+            return None
+
+    def _share(self) -> list[tuple[Call[Any], Texts]]:
+        """Take texts of every call of one kind, in equal parts; the first call sets the kind."""
+        first = self._calls[0]
+        together = [call for call in self._calls if call.waiting and call.kind == first.kind]
+        if first.kind is None:
+            together = [first]
+        tokens, taken = self._budget, []
+        for place, call in enumerate(together):
+            part = tokens // (len(together) - place)
+            texts = call.take(part, at_least_one=place == 0)
+            if len(texts):
+                taken.append((call, texts))
+                tokens -= int(call.lengths[texts].sum())
+        # Another call is first next time.
+        self._calls.rotate(-1)
+        return taken
+
+
+def _compute(batch: Sequence[tuple[Call[Any], Texts]]) -> None:
+    """Run one batch and tell its callers; what fails together is tried alone."""
+    first = batch[0][0]
+    try:
+        if torch.get_num_threads() != first.threads:
+            torch.set_num_threads(first.threads)  # torch keeps this number for each thread
+        first.run([(call.payload, texts) for call, texts in batch])
+    except BaseException as error:
+        if len(batch) == 1:
+            first.steps.put(error)
+            return
+        alone = True
+    else:
+        alone = False
+    # Outside of the handler, so that the failed batch is no context of the next error.
+    for call, texts in batch:
+        if alone:
+            _compute([(call, texts)])
+        else:
+            call.steps.put(len(texts))

@@ -1,0 +1,343 @@
+"""Calls at the same time: each text is encoded once, batches are shared, nobody waits for ever."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from colbert_rag import ColBERT
+from colbert_rag.encoder import Encoder
+from colbert_rag.tokenizer import TokenBatch
+
+TEXTS = [
+    f"{'saturn has rings of ice and rock ' * (number % 7 + 1)}{number}" for number in range(40)
+]
+QUERIES = [
+    f"which planet has {thing}?" for thing in "rings ice rock dust moons wind rain fire".split()
+]
+LIMIT = 60
+"""Seconds after which a test fails instead of waiting for ever."""
+
+
+class Gate:
+    """Stands before a model: keeps the shapes of its batches, and holds each until it may pass."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model, self.config = model, model.config
+        self.shapes: list[tuple[int, ...]] = []
+        self.entered, self.open = threading.Semaphore(0), threading.Event()
+        self.refused: set[int] = set()
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        return self.model.parameters()
+
+    def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
+        self.shapes.append(tuple(input_ids.shape))
+        self.entered.release()
+        assert self.open.wait(LIMIT)
+        if self.refused & set(input_ids.flatten().tolist()):
+            raise ArithmeticError("refused")
+        return self.model(input_ids=input_ids, **rest)
+
+
+@pytest.fixture
+def gated(tiny_colbert: ColBERT) -> Iterator[tuple[Encoder, Gate]]:
+    """An encoder with batches of 200 tokens, behind a gate that is closed."""
+    encoder = tiny_colbert._loaded().text_encoder.encoder
+    gate = Gate(encoder._model)
+    wrapped = Encoder(
+        gate,  # type: ignore[arg-type]
+        encoder._projection,
+        backbone=encoder._backbone,
+        dim=encoder.dim,
+        batch_tokens=200,
+    )
+    yield wrapped, gate
+    gate.open.set()
+
+
+def waiting(encoder: Encoder, calls: int) -> None:
+    """Wait until so many calls wait for their turn."""
+    deadline = time.monotonic() + LIMIT
+    while sum(bool(call.waiting) for call in encoder._batcher._calls) < calls:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("document_cache", [2**24, None])
+def test_texts_that_another_call_is_encoding_are_waited_for(
+    document_cache: int | None,
+    colbert: Callable[..., ColBERT],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = colbert("stanford-bert", document_cache=document_cache)
+    alone = [model.score(query, TEXTS) for query in QUERIES]
+    model.unload()
+    model.load()
+    # All begin together, and the gate keeps the first from ending before the last has begun.
+    encoder = model._loaded().text_encoder.encoder
+    gate = Gate(encoder._model)
+    monkeypatch.setattr(encoder, "_model", gate)
+    threading.Timer(0.5, gate.open.set).start()
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda query: model.score(query, TEXTS), QUERIES))
+
+    assert model.truncation_info().documents == len(TEXTS)
+    assert model.cache_info().misses == len(TEXTS)
+    for found, expected in zip(together, alone, strict=True):
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_short_call_is_in_the_next_batch_of_a_long_one(
+    gated: tuple[Encoder, Gate], tiny_colbert: ColBERT
+) -> None:
+    encoder, gate = gated
+    tokenize = tiny_colbert.tokenizer.documents
+    long, short = tokenize(TEXTS * 5), [tokenize([text]) for text in ("mars", "venus", "a moon")]
+    alone = tiny_colbert._loaded().text_encoder.encoder
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(encoder.encode, long)
+        assert gate.entered.acquire(timeout=LIMIT)
+        others = [pool.submit(encoder.encode, batch) for batch in short]
+        waiting(encoder, 4)
+        gate.open.set()
+        for other, batch in zip(others, short, strict=True):
+            found = other.result(LIMIT)
+            torch.testing.assert_close(found.values, alone.encode(batch).values, rtol=0, atol=1e-5)
+            # The batch that was being computed, and the one after it.
+            assert len(gate.shapes) >= 2
+        result = first.result(LIMIT)
+
+    assert gate.shapes[1][1] <= 200
+    expected = alone.encode(long)
+    torch.testing.assert_close(result.values, expected.values, rtol=0, atol=1e-5)
+    # One batch held the three short calls: had each its own, there would be more.
+    assert sum(columns for _, columns in gate.shapes) == len(long.ids) + sum(
+        len(batch.ids) for batch in short
+    )
+
+
+def test_short_calls_fill_a_batch_together(
+    gated: tuple[Encoder, Gate], tiny_colbert: ColBERT
+) -> None:
+    encoder, gate = gated
+    batches = [tiny_colbert.tokenizer.documents([text]) for text in ("mars", "venus", "a moon")]
+
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(encoder.encode, batches[0])
+        assert gate.entered.acquire(timeout=LIMIT)
+        others = [pool.submit(encoder.encode, batch) for batch in batches]
+        waiting(encoder, 3)
+        gate.open.set()
+        for call in (first, *others):
+            call.result(LIMIT)
+
+    assert gate.shapes == [
+        (1, len(batches[0].ids)),
+        (1, sum(len(batch.ids) for batch in batches)),
+    ]
+
+
+def test_a_failure_reaches_the_caller_whose_text_it_was(
+    gated: tuple[Encoder, Gate], tiny_colbert: ColBERT
+) -> None:
+    encoder, gate = gated
+    good, bad = (tiny_colbert.tokenizer.documents([text]) for text in ("mars", "venus"))
+    (odd,) = set(bad.ids.tolist()) - set(good.ids.tolist()) or {None}
+    assert odd is not None
+
+    with ThreadPoolExecutor(3) as pool:
+        first = pool.submit(encoder.encode, good)
+        assert gate.entered.acquire(timeout=LIMIT)
+        gate.refused = {odd}
+        second, third = pool.submit(encoder.encode, good), pool.submit(encoder.encode, bad)
+        waiting(encoder, 2)
+        gate.open.set()
+        assert len(first.result(LIMIT)) == len(second.result(LIMIT)) == 1
+        with pytest.raises(ArithmeticError, match="refused"):
+            third.result(LIMIT)
+
+    assert len(encoder.encode(good)) == 1
+
+
+def interrupted(thread: threading.Thread) -> None:
+    """Raise KeyboardInterrupt in a thread, at its next step, as a terminal does in the main one."""
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt)
+    )
+
+
+def test_an_interrupted_call_leaves_the_others_to_it(tiny_colbert: ColBERT) -> None:
+    model = tiny_colbert
+    expected = model.score("rings", TEXTS)
+    ended: list[type[BaseException]] = []
+
+    def rank_until_interrupted() -> None:
+        try:
+            while True:
+                model.encode_documents(TEXTS)
+        except KeyboardInterrupt as error:
+            ended.append(type(error))
+
+    for _ in range(20):
+        thread = threading.Thread(target=rank_until_interrupted)
+        thread.start()
+        with ThreadPoolExecutor(1) as pool:
+            interrupted(thread)
+            found: Future[list[float]] = pool.submit(model.score, "rings", TEXTS)
+            assert found.result(LIMIT) == pytest.approx(expected, abs=1e-4)
+        thread.join(LIMIT)
+        assert not thread.is_alive()
+
+    assert ended == [KeyboardInterrupt] * 20
+
+
+def test_texts_of_a_call_that_failed_are_encoded_by_who_waited(
+    colbert: Callable[..., ColBERT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = colbert("stanford-bert")
+    expected = model.score(QUERIES[0], TEXTS)
+    model.unload()
+    encoder = model._loaded().text_encoder
+    encode, begun, go = encoder.documents, threading.Event(), threading.Event()
+
+    def failing(texts: list[str], **options: object) -> object:
+        monkeypatch.setattr(encoder, "documents", encode)
+        begun.set()
+        assert go.wait(LIMIT)
+        raise ArithmeticError("lost")
+
+    monkeypatch.setattr(encoder, "documents", failing)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(model.score, QUERIES[0], TEXTS)
+        assert begun.wait(LIMIT)
+        second = pool.submit(model.score, QUERIES[0], TEXTS)
+        threading.Timer(0.3, go.set).start()
+        with pytest.raises(ArithmeticError, match="lost"):
+            first.result(LIMIT)
+        assert second.result(LIMIT) == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_document_does_not_wait_for_a_corpus(
+    colbert: Callable[..., ColBERT], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = colbert("stanford-bert")
+    model.unload()
+    encoder = model._loaded().text_encoder
+    encode, begun, go = encoder.documents, threading.Event(), threading.Event()
+
+    def held(texts: list[str], **options: object) -> object:
+        if len(texts) > 1:
+            begun.set()
+            assert go.wait(LIMIT)
+        return encode(texts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(encoder, "documents", held)
+
+    with ThreadPoolExecutor(2) as pool:
+        corpus = pool.submit(model.cache_documents, TEXTS)
+        assert begun.wait(LIMIT)
+        assert len(pool.submit(model.score, QUERIES[0], TEXTS[:1]).result(LIMIT)) == 1
+        assert not corpus.done()
+        go.set()
+        corpus.result(LIMIT)
+
+
+def test_an_encoder_takes_its_thread_with_it(tiny_checkpoint: Path) -> None:
+    model = ColBERT.from_pretrained(tiny_checkpoint, device="cpu")
+    model.score("rings", TEXTS[:3])
+    thread = model._loaded().text_encoder.encoder._batcher._thread
+    assert thread is not None
+
+    del model
+    gc.collect()
+
+    thread.join(LIMIT)
+    assert not thread.is_alive()
+
+
+def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) -> None:
+    seen: list[int] = []
+    encoder = tiny_colbert._loaded().text_encoder.encoder
+    forward = encoder._forward
+
+    def recording(*arguments: object, **options: object) -> object:
+        seen.append(torch.get_num_threads())
+        return forward(*arguments, **options)  # type: ignore[arg-type]
+
+    encoder._forward = recording  # type: ignore[assignment,method-assign]
+    before = torch.get_num_threads()
+    try:
+        for number in (1, 2, 1):
+            torch.set_num_threads(number)
+            tiny_colbert.encode_documents(["mars"])
+    finally:
+        torch.set_num_threads(before)
+        del encoder._forward
+
+    assert seen == [1, 2, 1]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_model_that_is_at_work_can_be_used_in_a_forked_child(tiny_colbert: ColBERT) -> None:
+    model = tiny_colbert
+    expected = model.score("rings", TEXTS)
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            model.encode_documents(TEXTS)
+            model.score("rings", [f"{time.monotonic()}"])
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        codes = [_in_child(lambda: model.score("rings", TEXTS), expected) for _ in range(10)]
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(LIMIT)
+
+    assert codes == [0] * 10
+
+
+def _in_child(score: Callable[[], list[float]], expected: list[float]) -> int:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            torch.set_num_threads(1)  # the pool of OpenMP is copied without its threads
+            code = int(score() != pytest.approx(expected, abs=1e-4))
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + LIMIT
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return -1
+
+
+def test_no_tokens_wait_for_nobody(tiny_colbert: ColBERT) -> None:
+    encoder = tiny_colbert._loaded().text_encoder.encoder
+    tokens: TokenBatch = tiny_colbert.tokenizer.documents([])
+
+    assert len(encoder.encode(tokens)) == 0
