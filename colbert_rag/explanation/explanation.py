@@ -95,16 +95,7 @@ class Explanation:
     @cached_property
     def overview(self) -> Overview:
         """Words instead of tokens: what the views show."""
-        return overview(
-            self.query,
-            self.text,
-            self.matches,
-            self.document_tokens,
-            self.similarities,
-            query_read=self.query_read,
-            text_read=self.text_read,
-            is_window=self.is_window,
-        )
+        return overview(self)
 
     def best_passage(self, width: int = 280) -> Passage:
         """The stretch of the document that carries most of the score, for a citation.
@@ -151,7 +142,7 @@ class Explanation:
                 that matters most.
             styled: Mark matches by a terminal's colours instead of brackets.
         """
-        return to_text(self.overview, width=width, document=document, styled=styled)
+        return to_text(self, width=width, document=document, styled=styled)
 
     def __repr__(self) -> str:
         """A table for the terminal."""
@@ -159,7 +150,7 @@ class Explanation:
 
     def to_html(self) -> str:
         """The document with its matches marked: one element with a style of its own."""
-        return to_html(self.overview)
+        return to_html(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
