@@ -140,26 +140,17 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        return self._documents(query, k, filter)
-
-    # The base class would drop `k` and `filter` on this way.
-    async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Mapping[str, Any] | None = None,
-    ) -> list[Document]:
-        return await run_in_executor(None, partial(self._documents, query, k, filter))
-
-    def _documents(
-        self, query: str, k: int | None, filter: Mapping[str, Any] | None
-    ) -> list[Document]:
         hits = self.find(
             query, self.k if k is None else k, self.filter if filter is None else filter
         )
         return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
+
+    # The base class would drop `k` and `filter` on this way.
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        find = partial(self._get_relevant_documents, run_manager=run_manager.get_sync(), **kwargs)
+        return await run_in_executor(None, find, query)
 
     def _get_ls_params(self, **options: Any) -> LangSmithRetrieverParams:
         index = "LocalIndex" if isinstance(self.index, str) else type(self.index).__name__
