@@ -191,15 +191,8 @@ class Ranking(Sequence[Ranked]):
             import pandas as pd
         except ImportError as error:
             raise MissingExtraError("pandas", extra="notebook") from error
-        return pd.DataFrame(
-            {
-                "rank": [place.rank for place in self],
-                "index": [place.index for place in self],
-                "score": [place.score for place in self],
-                "mean": [place.mean for place in self],
-                "text": [place.text for place in self],
-            }
-        )
+        names = ("rank", "index", "score", "mean", "text")
+        return pd.DataFrame({name: [getattr(place, name) for place in self] for name in names})
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle without vectors and model: what is stored should not carry or load them."""

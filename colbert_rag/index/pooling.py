@@ -91,17 +91,9 @@ def _merge(squares: Matrix, sizes: npt.NDArray[np.float64], gone: int, kept: int
 
 
 def _labels(count: int, merges: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    parents = list(range(count))
-
-    def root(member: int) -> int:
-        while parents[member] != member:
-            parents[member] = member = parents[parents[member]]
-        return member
-
+    labels = np.arange(count)
     for first, second in merges:
         # The lowest member leads, so that groups are numbered in order of appearance.
-        low, high = sorted((root(first), root(second)))
-        parents[high] = low
-    roots = [root(member) for member in range(count)]
-    _, labels = np.unique(roots, return_inverse=True)
-    return labels.astype(np.int64)
+        low, high = sorted((labels[first], labels[second]))
+        labels[labels == high] = low
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
