@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -141,13 +142,9 @@ class Ranking(Sequence[Ranked]):
 
     def explained_by(self, explain: Explain) -> Ranking:
         """The same places, with someone to ask for explanations."""
-        return Ranking(
-            self._ranked,
-            query=self.query,
-            texts=self.texts,
-            query_rows=self.query_rows,
-            explain=explain,
-        )
+        explained = copy.copy(self)
+        explained._explain = explain
+        return explained
 
     def explain(self, position: int) -> Explanation:
         """Which words made the score of one place.

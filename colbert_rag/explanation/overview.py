@@ -154,10 +154,10 @@ def _document_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
 
 def _word_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
     units = []
-    for word in words(tokens, text):
-        spelt = text[word.start : word.stop]
+    for span, rows in words(tokens, text).items():
+        spelt = text[slice(*span)]
         label = spelt if spelt.strip() else spelt.translate(_BLANKS)
-        units.append(_Unit(label, "text", (word.start, word.stop), word.rows))
+        units.append(_Unit(label, "text", span, tuple(rows)))
     return units
 
 
