@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,11 @@ class Retrieving(SharedIndex):
         return super().__getstate__()
 
 
-def in_memory(fields: Mapping[str, Any]) -> LocalIndex:
-    """A new index that ends with the component whose fields these are."""
+def with_index(path: str | os.PathLike[str] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a component over the file at `path`, else `index`, else a new one in memory."""
+    if path is not None:
+        return dict(index=os.fspath(path), **fields)  # an index of the fields, too, is an error
+    if "index" in fields:
+        return dict(fields)
     named = {name: fields[name] for name in SharedModel.model_fields if name in fields}
-    return LocalIndex(MEMORY, SharedModel(**named)._model)
+    return {**fields, "index": LocalIndex(MEMORY, SharedModel(**named)._model)}

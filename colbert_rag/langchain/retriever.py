@@ -17,7 +17,8 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field, field_validator
 
-from colbert_rag.adapter import Retrieving, in_memory, read_info
+from colbert_rag.adapter.index import read_info
+from colbert_rag.adapter.retrieving import Retrieving, with_index
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.langchain.documents import to_document, to_stored
 
@@ -71,12 +72,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
             show_progress: Draw a progress bar on standard error.
             fields: Those of the retriever.
         """
-        if path is not None:
-            retriever = cls(index=os.fspath(path), **fields)
-        else:
-            retriever = cls(
-                **fields if "index" in fields else {**fields, "index": in_memory(fields)}
-            )
+        retriever = cls(**with_index(path, fields))
         retriever.add_documents(documents, ids=ids, show_progress=show_progress)
         return retriever
 

@@ -13,7 +13,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
-from colbert_rag.adapter import EXPLANATION_KEY, PathText, Reranked, Reranking
+from colbert_rag.adapter.model import PathText
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
 from colbert_rag.inputs import check_query
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"

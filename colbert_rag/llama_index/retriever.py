@@ -21,7 +21,8 @@ from llama_index.core.schema import (
 )
 from llama_index.core.vector_stores import MetadataFilters
 
-from colbert_rag.adapter import SOURCE_KEY, Retrieving, in_memory, read_info
+from colbert_rag.adapter.index import read_info
+from colbert_rag.adapter.retrieving import SOURCE_KEY, Retrieving, with_index
 from colbert_rag.index import Document, Index
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
@@ -100,12 +101,7 @@ class ColBERTRetriever(BaseRetriever):
             show_progress: Draw a progress bar on standard error.
             options: Arguments of the class.
         """
-        if path is not None:
-            retriever = cls(path, **options)
-        else:
-            retriever = cls(
-                **options if "index" in options else {**options, "index": in_memory(options)}
-            )
+        retriever = cls(**with_index(path, options))
         if nodes is not None:
             retriever.insert_nodes(nodes, show_progress=show_progress)
         return retriever
