@@ -69,7 +69,9 @@ class Reranking(SharedIndex):
             ScoringError: not one text received a finite score.
             TypeError: a text is not a string.
         """
-        _check_texts(texts)
+        for index, text in enumerate(texts):
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
         if not texts:
             return []
         kept = _first_of_each(texts, ids) if self.dedupe else range(len(texts))
@@ -142,12 +144,6 @@ def _finite_places(ranking: Ranking, indices: Sequence[int]) -> dict[int, Ranked
     if any(math.isinf(place.score) for place in ranking):  # of NaN, the model itself warns
         logger.warning("texts with an infinite score are ranked last")
     return places
-
-
-def _check_texts(texts: Sequence[object]) -> None:
-    for index, text in enumerate(texts):
-        if text is not None and not isinstance(text, str):
-            raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
 
 
 def _first_of_each(texts: Sequence[str | None], ids: Sequence[str | None]) -> list[int]:

@@ -102,19 +102,16 @@ class Retrieving(SharedIndex):
         index.add(noted(), show_progress=show_progress)
         return ids
 
-    def remove(self, ids: Iterable[str]) -> int:
-        """Remove documents, and return how many there were."""
-        with self._without_model() as index:
-            return index.delete(ids)
-
-    def remove_matching(self, filter: Mapping[str, object]) -> int:
-        """Remove the documents whose metadata passes a filter, and return how many there were.
+    def remove(
+        self, ids: Iterable[str] | None = None, *, filter: Mapping[str, object] | None = None
+    ) -> int:
+        """Remove documents by id or by metadata, as `Index.delete`, and return how many there were.
 
         Raises:
             InvalidFilterError: the filter is not in the language, or would let all pass.
         """
         with self._without_model() as index:
-            return index.delete(filter=filter)
+            return index.delete(ids, filter=filter)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """The documents with these ids, as far as they are there."""

@@ -136,7 +136,7 @@ def overview(explanation: Explanation) -> Overview:
 def _query_units(tokens: Sequence[Token], query: str) -> list[_Unit]:
     units = _word_units(tokens, query)
     for roles in _OTHERS:
-        rows = [row for row, token in enumerate(tokens) if _is_apart(token, roles)]
+        rows = [row for row, at in enumerate(tokens) if at.span is None and at.role in roles]
         if rows:
             label = " ".join(dict.fromkeys(tokens[row].text.strip() for row in rows))
             units.append(_Unit(label, roles[0], None, tuple(rows)))
@@ -159,10 +159,6 @@ def _word_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
         label = spelt if spelt.strip() else spelt.translate(_BLANKS)
         units.append(_Unit(label, "text", span, tuple(rows)))
     return units
-
-
-def _is_apart(token: Token, roles: Sequence[Role]) -> bool:
-    return token.span is None and token.role in roles
 
 
 def _unit_of_row(units: Sequence[_Unit], rows: int) -> NDArray[np.int64]:

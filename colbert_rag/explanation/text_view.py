@@ -68,7 +68,7 @@ def mostly_on(line: QueryUnit, view: Explanation) -> str:
     """Where a line's tokens found their matches, by name."""
     names = list(dict.fromkeys(one_line(view.overview.places[place].label) for place in line.best))
     start = "mostly on " if len(names) > _NAMED else ""
-    return start + ", ".join(_shortened(name) for name in names[:_NAMED])
+    return start + ", ".join(fitted(name, _NAME).rstrip() for name in names[:_NAMED])
 
 
 def unread_notes(view: Explanation) -> list[str]:
@@ -89,10 +89,6 @@ def unread_notes(view: Explanation) -> list[str]:
         for side, missing in cut.items()
         if missing
     ]
-
-
-def _shortened(name: str) -> str:
-    return fitted(name, _NAME).rstrip()
 
 
 def _match(line: QueryUnit, view: Explanation, room: int, names: bool) -> str:

@@ -25,7 +25,6 @@ class Condition(Protocol):
 
     def matches(self, metadata: Mapping[str, Json]) -> bool:
         """Whether a document with this metadata passes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

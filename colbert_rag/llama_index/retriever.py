@@ -138,7 +138,7 @@ class ColBERTRetriever(BaseRetriever):
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
         """Remove the nodes that were cut from a document, and return how many there were."""
-        return self._retrieving.remove_matching({SOURCE_KEY: ref_doc_id})
+        return self._retrieving.remove(filter={SOURCE_KEY: ref_doc_id})
 
     def persist(self, persist_dir: str | os.PathLike[str]) -> None:
         """Write the index, and what a query was asked to return, into a folder.
