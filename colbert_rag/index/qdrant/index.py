@@ -11,14 +11,7 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import (
-    Document,
-    Hit,
-    Stored,
-    check_found,
-    check_ids,
-    text_digest,
-)
+from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.qdrant.collection import (
     FETCH,
