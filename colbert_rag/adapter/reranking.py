@@ -129,10 +129,6 @@ class Reranking(SharedIndex):
 def _finite_places(ranking: Ranking, indices: Sequence[int]) -> dict[int, Ranked]:
     """The places that have a finite score, best first, by the position of the text in the input.
 
-    Args:
-        ranking: Of some of the texts.
-        indices: Where each of those is in the input.
-
     Raises:
         ScoringError: no place has one.
     """

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, TypeAlias
 
-from colbert_rag.cli.options import (
-    UsageError,
-    add_model,
-    checked_query,
-    open_model,
-    settings_of,
-)
+from colbert_rag.cli.options import UsageError, add_model, checked_query, open_model, settings_of
 from colbert_rag.cli.output import say, shortened, shows_progress, width
 from colbert_rag.display import one_line
 from colbert_rag.errors import MissingExtraError
@@ -129,12 +123,7 @@ Prepared: TypeAlias = "tuple[Reranking, Callable[[], list[str]]]"
 """A framework's component, and what answers by it: names of passages, best first."""
 
 
-def prepare_langchain(comparison: Comparison, **fields: object) -> Prepared:
-    """A reranker as in a chain of LangChain.
-
-    Raises:
-        MissingExtraError: langchain-core is not installed.
-    """
+def _prepare_langchain(comparison: Comparison, **fields: object) -> Prepared:
     from colbert_rag.langchain import ColBERTRerank
 
     reranker = ColBERTRerank.model_validate(fields)
@@ -146,12 +135,7 @@ def prepare_langchain(comparison: Comparison, **fields: object) -> Prepared:
     ]
 
 
-def prepare_llama_index(comparison: Comparison, **fields: object) -> Prepared:
-    """A reranker as in a query engine of LlamaIndex.
-
-    Raises:
-        MissingExtraError: llama-index-core is not installed.
-    """
+def _prepare_llama_index(comparison: Comparison, **fields: object) -> Prepared:
     from colbert_rag.llama_index import ColBERTRerank
 
     reranker = ColBERTRerank.model_validate(fields)
@@ -165,9 +149,11 @@ def prepare_llama_index(comparison: Comparison, **fields: object) -> Prepared:
 
 
 FRAMEWORKS: dict[str, Callable[..., Prepared]] = {
-    "LangChain": prepare_langchain,
-    "LlamaIndex": prepare_llama_index,
+    "LangChain": _prepare_langchain,
+    "LlamaIndex": _prepare_llama_index,
 }
+"""What makes a framework's reranker, of the fields given, ready for the passages of a comparison;
+where it is not installed, it raises `MissingExtraError`."""
 
 
 def _say_paragraph(text: str) -> None:

@@ -65,10 +65,6 @@ def standard_library(*, limit: int | None = None, show_progress: bool = False) -
     Sources are parsed and nothing is imported: importing all modules would start windows and read
     settings.
 
-    Args:
-        limit: Stop after so many.
-        show_progress: Draw a progress bar on standard error.
-
     Raises:
         ColBERTRagError: this Python came without the sources of its library.
     """

@@ -10,14 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from colbert_rag.explanation.alignment import (
-    Match,
-    Token,
-    align,
-    read_until,
-    scored,
-    similarities,
-)
+from colbert_rag.explanation.alignment import Match, Token, align, read_until, scored, similarities
 from colbert_rag.explanation.html_view import to_html
 from colbert_rag.explanation.overview import Overview, overview
 from colbert_rag.explanation.passage import Passage, best_passage

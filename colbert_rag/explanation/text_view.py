@@ -34,12 +34,8 @@ Cell = tuple[str, float | None]
 def to_text(view: Explanation, *, width: int, document: bool, styled: bool) -> str:
     """Each query word with its similarity, its share, and its best match.
 
-    Args:
-        view: What is shown.
-        width: Columns to fill.
-        document: Show the document below the table, with its matches marked. Without it, the table
-            shows the matches in context.
-        styled: Mark matches by a terminal's colours instead of brackets.
+    With `document` the document stands below the table; without it, the table shows the matches in
+    context. The arguments are those of `Explanation.to_text`.
     """
     units = view.overview.lines
     name = min(_NAME, max((columns(one_line(unit.name)) for unit in units), default=0))
