@@ -79,10 +79,12 @@ class Reranking(SharedIndex):
         ranking = self._ranking(query, list(scored.values())) if scored else None
         places = {} if ranking is None else _finite_places(ranking, list(scored))
         lowest = self._lowest(query, ranking)
-        results = [
-            *(Reranked(index, self._scaled(place)) for index, place in places.items()),
-            *(Reranked(index, lowest) for index in kept if index not in places),
-        ]
+        scores = {
+            index: float(place.mean if self.score == "mean" else place.score)
+            for index, place in places.items()
+        }
+        scores |= {index: lowest for index in kept if index not in places}
+        results = [Reranked(index, score) for index, score in scores.items()]
         if self.score_threshold is not None:
             results = [result for result in results if result.score >= self.score_threshold]
         results = results[: self.top_n]
@@ -113,9 +115,6 @@ class Reranking(SharedIndex):
         return model.rank(
             query, texts, known=index.embeddings_for, show_progress=self.show_progress
         )
-
-    def _scaled(self, place: Ranked) -> float:
-        return float(place.mean if self.score == "mean" else place.score)
 
     def _lowest(self, query: str, ranking: Ranking | None) -> float:
         """The lowest score of the scale."""

@@ -90,15 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One question, answered twice.
-
-    Attributes:
-        query: The question.
-        found: What keywords found, best first.
-        best: The same passages by late interaction.
-        search_seconds: How long keywords took.
-        rank_seconds: How long late interaction took.
-    """
+    """One question, answered twice: by keywords, and by late interaction over what these found."""
 
     query: str
     found: list[Docstring]
