@@ -16,7 +16,6 @@ TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16":
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Processor features that multiply bfloat16 in hardware, on x86 and on ARM."""
 
-
 AUTO_DTYPE = "COLBERT_RAG_AUTO_DTYPE"
 """Environment variable that says what `dtype="auto"` means, instead of what the device is best at:
 for processes that must agree to the last digit, and to test one machine's answers on another."""

@@ -32,6 +32,8 @@ what was expected and what to do.
 
 from __future__ import annotations
 
+from functools import partial
+
 
 def install_command(extra: str) -> str:
     """What to type to get an extra: with a release of this package, and inside a checkout of it."""
@@ -150,8 +152,4 @@ class MissingExtraError(ColBERTRagError, ImportError):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by arguments: BaseException would replay the message as `package`."""
-        return (_missing_extra, (self.package, self.extra))
-
-
-def _missing_extra(package: str, extra: str) -> MissingExtraError:
-    return MissingExtraError(package, extra=extra)
+        return (partial(MissingExtraError, extra=self.extra), (self.package,))

@@ -15,7 +15,6 @@ class HasText(Protocol):
     @property
     def text(self) -> str:
         """The text."""
-        ...
 
 
 TextLike: TypeAlias = str | Mapping[str, object] | HasText

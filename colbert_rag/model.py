@@ -30,7 +30,6 @@ class Ranker(Protocol):
         show_progress: bool = False,
     ) -> Ranking:
         """Order the texts by their score for the query, best first."""
-        ...
 
 
 @runtime_checkable
@@ -47,36 +46,29 @@ class Model(Ranker, Protocol):
         show_progress: bool = False,
     ) -> Ranking:
         """Order the texts as a `Ranker` does; `known` finds vectors that need not be made again."""
-        ...
 
     @property
     def settings(self) -> Settings:
         """How the model was asked for: an index records the checkpoint and the recipe."""
-        ...
 
     @property
     def dim(self) -> int:
         """Width of a token vector."""
-        ...
 
     @property
     def device(self) -> str:
         """Where its vectors are, and searches compute."""
-        ...
 
     @property
     def fingerprint(self) -> str:
         """Equal for models whose vectors may be mixed."""
-        ...
 
     def encode_queries(
         self, texts: Sequence[str], *, show_progress: bool = False
     ) -> TokenEmbeddings:
         """Token vectors of queries."""
-        ...
 
     def encode_documents(
         self, texts: Sequence[str], *, show_progress: bool = False
     ) -> TokenEmbeddings:
         """Token vectors of documents."""
-        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -141,13 +142,9 @@ class Ranking(Sequence[Ranked]):
 
     def explained_by(self, explain: Explain) -> Ranking:
         """The same places, with someone to ask for explanations."""
-        return Ranking(
-            self._ranked,
-            query=self.query,
-            texts=self.texts,
-            query_rows=self.query_rows,
-            explain=explain,
-        )
+        explained = copy.copy(self)
+        explained._explain = explain
+        return explained
 
     def explain(self, position: int) -> Explanation:
         """Which words made the score of one place.
@@ -191,15 +188,8 @@ class Ranking(Sequence[Ranked]):
             import pandas as pd
         except ImportError as error:
             raise MissingExtraError("pandas", extra="notebook") from error
-        return pd.DataFrame(
-            {
-                "rank": [place.rank for place in self],
-                "index": [place.index for place in self],
-                "score": [place.score for place in self],
-                "mean": [place.mean for place in self],
-                "text": [place.text for place in self],
-            }
-        )
+        names = ("rank", "index", "score", "mean", "text")
+        return pd.DataFrame({name: [getattr(place, name) for place in self] for name in names})
 
     def __getstate__(self) -> dict[str, object]:
         """Pickle without vectors and model: what is stored should not carry or load them."""

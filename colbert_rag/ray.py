@@ -33,7 +33,6 @@ from colbert_rag.settings import ModelOptions
 Batch: TypeAlias = Mapping[str, NDArray[Any]]
 
 COLUMNS = ("id", "text", "metadata", "embeddings", "rows", "model")
-_GIVEN = ("id", "text", "metadata")
 
 
 class EncodeDocuments:
@@ -74,7 +73,8 @@ class EncodeDocuments:
             TypeError: a value has the wrong type.
             ValueError: there is no `text`, or a column that is none of the three.
         """
-        documents = [_read(row) for row in _rows(batch)]
+        rows = zip(*batch.values(), strict=True)
+        documents = [_read(dict(zip(batch, values, strict=True))) for values in rows]
         vectors = self._colbert.encode_documents([document.text for document in documents])
         if self._info.token_pooling is not None:
             vectors = pool_tokens(vectors, self._info.token_pooling)
@@ -137,16 +137,6 @@ def encoded_by(batch: Batch) -> IndexInfo:
     if len(models) != 1:
         raise ValueError(f"the rows were made by {len(models)} models, expected one")
     return IndexInfo.from_json(json.loads(models.pop()), "a row")
-
-
-def _rows(batch: Batch) -> list[dict[str, Any]]:
-    unknown = sorted(name for name in batch if name not in _GIVEN)
-    if "text" not in batch or unknown:
-        raise ValueError(
-            f"the rows have the columns {sorted(batch)}, expected 'text' and perhaps 'id' and "
-            "'metadata'; put anything else under 'metadata'"
-        )
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
 def _read(row: Mapping[str, Any]) -> Document:

@@ -107,19 +107,15 @@ class TextTokenizer:
             self._check_length(kind)
             self._markers[kind] = find_marker(self.rules(kind).marker, tokenizer, kind)
         self._expansion = None if recipe.expansion is None else self._placeholder(recipe.expansion)
-        self._blank = blank = vocabulary.pad if recipe.padding_is_blank else None
-        skipped = self._skipped()
+        self._blank = vocabulary.pad if recipe.padding_is_blank else None
         # One lookup table per kind: np.isin would sort the ids of every batch.
-        self._counts = {
-            kind: _counting(
-                size,
-                [
-                    *(skipped if kind in recipe.skiplist_on else ()),
-                    *((blank,) if kind == "document" and blank is not None else ()),
-                ],
-            )
-            for kind in KINDS
-        }
+        self._counts = {kind: np.ones(size, np.bool_) for kind in KINDS}
+        skipped = self._skipped()
+        for kind in KINDS:
+            if kind in recipe.skiplist_on:
+                self._counts[kind][skipped] = False
+        if self._blank is not None:
+            self._counts["document"][self._blank] = False
 
     @property
     def expansion_token(self) -> str | None:
@@ -173,19 +169,14 @@ class TextTokenizer:
     def starts(self, texts: Sequence[str]) -> list[list[int]]:
         """Characters at which the tokens of each text begin; nothing is cut or added."""
         encodings = self.tokenizer.encode_batch([self._clean(text) for text in texts])
-        return [
-            [
-                origin[start]
-                for (start, stop), special in zip(
-                    encoding.offsets, encoding.special_tokens_mask, strict=True
-                )
-                if start < stop and not special
-            ]
-            for encoding, origin in (
-                (encoding, _origin(text, self.recipe))
-                for encoding, text in zip(encodings, texts, strict=True)
+        found = []
+        for text, encoding in zip(texts, encodings, strict=True):
+            origin = _origin(text, self.recipe)
+            tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+            found.append(
+                [origin[at] for (at, stop), special in tokens if at < stop and not special]
             )
-        ]
+        return found
 
     def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
         prepared = [self._prepare(text, kind) for text in texts]
@@ -277,12 +268,6 @@ class TextTokenizer:
             return [ids[0] for ids in encoded if ids and ids[0] != self.vocabulary.unk]
         numbers = [self.tokenizer.token_to_id(word) for word in self.recipe.skiplist]
         return [number for number in numbers if number is not None]
-
-
-def _counting(size: int, skipped: list[int]) -> NDArray[np.bool_]:
-    counts = np.ones(size, np.bool_)
-    counts[skipped] = False
-    return counts
 
 
 def _origin(text: str, recipe: Recipe) -> list[int]:

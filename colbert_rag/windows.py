@@ -24,10 +24,6 @@ word after a space."""
 def find_windows(tokenizer: TextTokenizer, texts: Sequence[str]) -> list[list[Span]]:
     """Cut each text that is longer than a document may be.
 
-    Args:
-        tokenizer: Decides what a token is and how many fit.
-        texts: The documents.
-
     Returns:
         For each text its windows as `(start, stop)` in characters, in order and together covering
         the text; a text that fits is one window.

@@ -8,24 +8,23 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from colbert_rag import ColBERT, ColBERTRagError, MissingExtraError, shared_colbert
 from colbert_rag.cli import main
+from colbert_rag.cli.demo import FRAMEWORKS, QUESTIONS, compare
 from colbert_rag.cli.docstrings import (
-    FRAMEWORKS,
     LONGEST_PASSAGE,
-    QUESTIONS,
     Docstring,
-    KeywordSearch,
-    compare,
+    keyword_search,
     read_passages,
     standard_library,
 )
+
+Search = Callable[[str], list[Docstring]]
 
 PASSAGES = [
     Docstring("a", "The dog runs after another dog."),
@@ -48,9 +47,13 @@ def model(checkpoint) -> ColBERT:
 
 
 @pytest.fixture
-def search() -> Iterator[KeywordSearch]:
-    with closing(KeywordSearch(PASSAGES)) as opened:
+def search() -> Iterator[Search]:
+    with keyword_search(PASSAGES) as opened:
         yield opened
+
+
+def names(passages: list[Docstring]) -> str:
+    return "".join(passage.name for passage in passages)
 
 
 def okapi(query: list[str], passages: Sequence[list[str]], *, k1: float = 1.2, b: float = 0.75):
@@ -122,39 +125,40 @@ def test_a_python_without_sources_is_an_error(
 # Keywords
 
 
-def test_the_keyword_search_is_bm25(search: KeywordSearch) -> None:
+def test_the_keyword_search_is_bm25(search: Search) -> None:
     words = [re.findall(r"\w+", f"{at.name} {at.text}".lower()) for at in PASSAGES]
     scores = okapi(["dog"], words)
 
     found = search("dog")
 
-    assert found == sorted((0, 2), key=lambda index: -scores[index])
+    assert found == [PASSAGES[at] for at in sorted((0, 2), key=lambda index: -scores[index])]
 
 
-def test_keywords_are_found_in_other_forms(search: KeywordSearch) -> None:
-    assert set(search("run")) == {0, 3}
+def test_keywords_are_found_in_other_forms(search: Search) -> None:
+    assert set(names(search("run"))) == {"a", "d"}
 
 
-def test_words_that_only_make_a_question_are_not_looked_for(search: KeywordSearch) -> None:
-    assert search("Where is the hare?") == [3]
+def test_words_that_only_make_a_question_are_not_looked_for(search: Search) -> None:
+    assert names(search("Where is the hare?")) == "d"
 
 
 @pytest.mark.parametrize("query", ['"', "dog AND", "NEAR(", "name:dog*", "dog-", "'; drop --"])
-def test_no_query_is_taken_for_search_syntax(query: str, search: KeywordSearch) -> None:
-    assert set(search(query)) <= {0, 2}
+def test_no_query_is_taken_for_search_syntax(query: str, search: Search) -> None:
+    assert set(names(search(query))) <= {"a", "c"}
 
 
-def test_only_as_many_as_asked_for_are_found(search: KeywordSearch) -> None:
-    assert len(search("dog cat", top_k=2)) == 2
+def test_only_as_many_as_asked_for_are_found(search: Search) -> None:
+    with keyword_search(PASSAGES, top_k=2) as few:
+        assert few("dog cat") == search("dog cat")[:2]
 
 
 # Comparison and frameworks
 
 
-def test_a_comparison_reranks_what_keywords_found(model: ColBERT, search: KeywordSearch) -> None:
-    comparison = compare("a dog and a cat", PASSAGES, search, model)
+def test_a_comparison_reranks_what_keywords_found(model: ColBERT, search: Search) -> None:
+    comparison = compare("a dog and a cat", search, model)
 
-    found = [PASSAGES[number] for number in search("a dog and a cat")]
+    found = search("a dog and a cat")
     scores = model.score("a dog and a cat", [passage.content for passage in found])
     order = sorted(range(len(found)), key=lambda index: -scores[index])
     assert comparison.found == found
@@ -163,21 +167,24 @@ def test_a_comparison_reranks_what_keywords_found(model: ColBERT, search: Keywor
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_a_framework_answers_from_the_same_model_in_the_same_order(
-    framework: str, model: ColBERT, search: KeywordSearch
+    framework: str, model: ColBERT, search: Search
 ) -> None:
-    comparison = compare("a dog and a cat", PASSAGES, search, model)
+    comparison = compare("a dog and a cat", search, model)
 
-    answer = FRAMEWORKS[framework](model, comparison, 2)
+    named = model.settings
+    reranker, answer = FRAMEWORKS[framework](
+        comparison, model=named.checkpoint, device=named.device, dtype=named.dtype, top_n=2
+    )
 
-    assert answer.best == [passage.name for passage in comparison.best[:2]]
-    assert answer.shares
+    assert answer() == [passage.name for passage in comparison.best[:2]]
+    assert reranker.ranker is model
 
 
 @pytest.mark.parametrize(
     ("framework", "module", "extra"),
     [
-        ("LangChain", "langchain_core.documents", "langchain"),
-        ("LlamaIndex", "llama_index.core.schema", "llama-index"),
+        ("LangChain", "langchain_core", "langchain"),
+        ("LlamaIndex", "llama_index.core", "llama-index"),
     ],
 )
 def test_a_framework_that_is_not_installed_names_its_extra(
@@ -185,14 +192,20 @@ def test_a_framework_that_is_not_installed_names_its_extra(
     module: str,
     extra: str,
     model: ColBERT,
-    search: KeywordSearch,
+    search: Search,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    comparison = compare("a dog and a cat", PASSAGES, search, model)
-    monkeypatch.setitem(sys.modules, module, None)
+    comparison = compare("a dog and a cat", search, model)
+    hide(module, f"colbert_rag.{extra.replace('-', '_')}", monkeypatch)
 
     with pytest.raises(MissingExtraError, match=rf"colbert-rag-components\[{extra}\]"):
-        FRAMEWORKS[framework](model, comparison, 2)
+        FRAMEWORKS[framework](comparison, model=model.settings.checkpoint)
+
+
+def hide(module: str, ours: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a framework look as if it were not installed, to a process that has not imported it."""
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, ours, raising=False)
 
 
 # The command
@@ -236,7 +249,7 @@ def test_the_demo_leaves_out_a_framework_that_is_not_installed(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "langchain_core.documents", None)
+    hide("langchain_core", "colbert_rag.langchain", monkeypatch)
 
     status = demo("--model", model.settings.checkpoint, "an abstract class")
 
@@ -290,8 +303,8 @@ def test_late_interaction_finds_what_keywords_miss() -> None:
     ]
     minilm = shared_colbert("offline-minilm", device="cpu")
 
-    with closing(KeywordSearch(passages)) as search:
-        comparison = compare(question, passages, search, minilm)
+    with keyword_search(passages) as search:
+        comparison = compare(question, search, minilm)
 
     assert question in QUESTIONS
     assert comparison.found[0].name.startswith("mailbox.")

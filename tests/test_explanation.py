@@ -451,8 +451,8 @@ def test_tokens_are_joined_to_words(
 ) -> None:
     found = words(tokens(*spans), text)
 
-    assert [text[word.start : word.stop] for word in found] == expected
-    assert [row for word in found for row in word.rows] == list(range(len(spans)))
+    assert [text[start:stop] for start, stop in found] == expected
+    assert [row for rows in found.values() for row in rows] == list(range(len(spans)))
 
 
 # Passages

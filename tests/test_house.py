@@ -1,14 +1,24 @@
-"""The house stays readable: how long a module and a function may be."""
+"""The house stays readable: how long a module and a function may be, and which way a call takes."""
 
 from __future__ import annotations
 
 import ast
 import io
+import re
+import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+
+import pytest
+from langchain_core.documents import Document
+from llama_index.core.schema import NodeWithScore, TextNode
+
+from colbert_rag import LocalIndex, langchain, llama_index, shared_colbert
 
 PACKAGE = Path(__file__).parents[1] / "colbert_rag"
+WALKS = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
 MODULE_LINES = 350
 FUNCTION_LINES = 50
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
@@ -62,3 +72,72 @@ def test_code_is_counted_without_what_explains_it() -> None:
     )
 
     assert list(functions(source)) == [("f", 4)]
+
+
+def files_entered(call: Callable[[], object]) -> list[str]:
+    """Files of the package whose functions a call runs."""
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        seen.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    ours = (Path(name) for name in seen if Path(name).is_relative_to(PACKAGE))
+    return sorted(path.relative_to(PACKAGE).as_posix() for path in ours)
+
+
+def walk(beginning: str) -> tuple[list[str], list[int]]:
+    """The files that one walk of the architecture names, and the counts it gives."""
+    text = WALKS.partition(f"* {beginning}")[2].partition("\n* *")[0].partition("\n\n")[0]
+    counts = [int(count) for count in re.findall(r"\((\d+)\)", text)]
+    return sorted(set(re.findall(r"`([\w/]+\.py)`", text))), counts
+
+
+@pytest.mark.parametrize("framework", ["LangChain", "LlamaIndex"])
+def test_a_query_enters_the_files_that_the_architecture_names(
+    framework: str, tiny_checkpoint: Path
+) -> None:
+    fields = {"model": str(tiny_checkpoint), "device": "cpu", "dtype": "float32"}
+    ours = {"langchain/rerank.py", "langchain/documents.py"}
+    if framework == "LangChain":
+        reranker = langchain.ColBERTRerank(**fields)
+
+        def call(text: str) -> None:
+            reranker.compress_documents([Document(text)], "red planet")
+
+    else:
+        ours = {"llama_index/rerank.py"}
+        postprocessor = llama_index.ColBERTRerank(**fields)
+
+        def call(text: str) -> None:
+            node = NodeWithScore(node=TextNode(text=text))
+            postprocessor.postprocess_nodes([node], query_str="red planet")
+
+    call("Mars is red.")
+
+    found = files_entered(lambda: call("Venus is hot."))
+
+    named, counts = walk("*A query from LangChain to its score*")
+    shared = {name for name in named if not name.startswith(("langchain/", "llama_index/"))}
+    assert set(found) == shared | ours
+    assert len(found) == counts[["LangChain", "LlamaIndex"].index(framework)]
+
+
+def test_add_enters_the_files_that_the_architecture_names(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    model = shared_colbert(tiny_checkpoint, device="cpu", dtype="float32")
+    found = {}
+    for pooling in (None, 2.0):
+        with LocalIndex(tmp_path / f"{pooling}.sqlite", model, token_pooling=pooling) as index:
+            index.add(["Mars is red."])
+            found[pooling] = files_entered(lambda: index.add(["Venus is hot."]))
+
+    named, counts = walk("*`add` of a `LocalIndex`*")
+    assert found[2.0] == named
+    assert found[None] == [name for name in named if name != "index/pooling.py"]
+    assert counts == [len(found[None])]

@@ -27,7 +27,7 @@ from colbert_rag.errors import (
 )
 from colbert_rag.index import Changes, Document, LocalIndex, QdrantIndex, copy_index
 from colbert_rag.index.qdrant import collection
-from colbert_rag.index.qdrant.translation import MEANINGS, translated
+from colbert_rag.index.qdrant.translation import TRANSLATED, translated
 from tests.helpers import qdrant_http
 from tests.helpers.edge import EdgeOracle
 from tests.helpers.filter_cases import FILTERS, METADATA
@@ -327,7 +327,7 @@ def test_every_exception_of_the_client_has_a_meaning():
     }
 
     assert len(defined) >= 5
-    assert defined <= set(MEANINGS)
+    assert defined <= set(TRANSLATED)
 
 
 @over_the_wire

@@ -441,7 +441,7 @@ def test_a_document_without_an_id_is_refused(retriever: ColBERTRetriever) -> Non
 
 def test_an_empty_filter_removes_nothing(retriever: ColBERTRetriever, index: Index) -> None:
     with pytest.raises(ValueError, match="would delete every document"):
-        retriever._retrieving.remove_matching({})
+        retriever._retrieving.remove(filter={})
 
     assert index.count() == len(nodes())
 

@@ -4,32 +4,9 @@
 a component does with them, whatever the framework.
 """
 
-from colbert_rag.adapter.index import SharedIndex, read_info
-from colbert_rag.adapter.model import PathText, SharedModel
-from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
-from colbert_rag.adapter.retrieving import (
-    NODE_KEY,
-    SOURCE_KEY,
-    START_KEY,
-    Retrieving,
-    as_given,
-    check_metadata,
-    in_memory,
-)
+from colbert_rag.adapter.index import SharedIndex
+from colbert_rag.adapter.model import SharedModel
+from colbert_rag.adapter.reranking import Reranking
+from colbert_rag.adapter.retrieving import Retrieving
 
-__all__ = [
-    "EXPLANATION_KEY",
-    "NODE_KEY",
-    "SOURCE_KEY",
-    "START_KEY",
-    "PathText",
-    "Reranked",
-    "Reranking",
-    "Retrieving",
-    "SharedIndex",
-    "SharedModel",
-    "as_given",
-    "check_metadata",
-    "in_memory",
-    "read_info",
-]
+__all__ = ["Reranking", "Retrieving", "SharedIndex", "SharedModel"]

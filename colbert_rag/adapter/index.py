@@ -127,11 +127,7 @@ def read_info(path: str) -> IndexInfo | None:
 
 
 def _open_file(path: str, model: Model, *, create: bool) -> LocalIndex:
-    """The process's one index on a file, for a model; it closes when no component holds it.
-
-    Raises:
-        FileNotFoundError: there is no such file, and `create` is not set.
-    """
+    """The process's one index on a file, for a model; it closes when no component holds it."""
     file = Path(path)
     # A file has no inode before it is there. Of two threads that make it, one gives its index up.
     made = LocalIndex(path, model) if create and not file.exists() else None

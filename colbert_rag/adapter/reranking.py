@@ -69,7 +69,9 @@ class Reranking(SharedIndex):
             ScoringError: not one text received a finite score.
             TypeError: a text is not a string.
         """
-        _check_texts(texts)
+        for index, text in enumerate(texts):
+            if text is not None and not isinstance(text, str):
+                raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
         if not texts:
             return []
         kept = _first_of_each(texts, ids) if self.dedupe else range(len(texts))
@@ -77,10 +79,12 @@ class Reranking(SharedIndex):
         ranking = self._ranking(query, list(scored.values())) if scored else None
         places = {} if ranking is None else _finite_places(ranking, list(scored))
         lowest = self._lowest(query, ranking)
-        results = [
-            *(Reranked(index, self._scaled(place)) for index, place in places.items()),
-            *(Reranked(index, lowest) for index in kept if index not in places),
-        ]
+        scores = {
+            index: float(place.mean if self.score == "mean" else place.score)
+            for index, place in places.items()
+        }
+        scores |= {index: lowest for index in kept if index not in places}
+        results = [Reranked(index, score) for index, score in scores.items()]
         if self.score_threshold is not None:
             results = [result for result in results if result.score >= self.score_threshold]
         results = results[: self.top_n]
@@ -112,9 +116,6 @@ class Reranking(SharedIndex):
             query, texts, known=index.embeddings_for, show_progress=self.show_progress
         )
 
-    def _scaled(self, place: Ranked) -> float:
-        return float(place.mean if self.score == "mean" else place.score)
-
     def _lowest(self, query: str, ranking: Ranking | None) -> float:
         """The lowest score of the scale."""
         if self.score == "mean":
@@ -127,10 +128,6 @@ class Reranking(SharedIndex):
 def _finite_places(ranking: Ranking, indices: Sequence[int]) -> dict[int, Ranked]:
     """The places that have a finite score, best first, by the position of the text in the input.
 
-    Args:
-        ranking: Of some of the texts.
-        indices: Where each of those is in the input.
-
     Raises:
         ScoringError: no place has one.
     """
@@ -142,12 +139,6 @@ def _finite_places(ranking: Ranking, indices: Sequence[int]) -> dict[int, Ranked
     if any(math.isinf(place.score) for place in ranking):  # of NaN, the model itself warns
         logger.warning("texts with an infinite score are ranked last")
     return places
-
-
-def _check_texts(texts: Sequence[object]) -> None:
-    for index, text in enumerate(texts):
-        if text is not None and not isinstance(text, str):
-            raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
 
 
 def _first_of_each(texts: Sequence[str | None], ids: Sequence[str | None]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -101,19 +102,16 @@ class Retrieving(SharedIndex):
         index.add(noted(), show_progress=show_progress)
         return ids
 
-    def remove(self, ids: Iterable[str]) -> int:
-        """Remove documents, and return how many there were."""
-        with self._without_model() as index:
-            return index.delete(ids)
-
-    def remove_matching(self, filter: Mapping[str, object]) -> int:
-        """Remove the documents whose metadata passes a filter, and return how many there were.
+    def remove(
+        self, ids: Iterable[str] | None = None, *, filter: Mapping[str, object] | None = None
+    ) -> int:
+        """Remove documents by id or by metadata, as `Index.delete`, and return how many there were.
 
         Raises:
             InvalidFilterError: the filter is not in the language, or would let all pass.
         """
         with self._without_model() as index:
-            return index.delete(filter=filter)
+            return index.delete(ids, filter=filter)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """The documents with these ids, as far as they are there."""
@@ -163,7 +161,11 @@ class Retrieving(SharedIndex):
         return super().__getstate__()
 
 
-def in_memory(fields: Mapping[str, Any]) -> LocalIndex:
-    """A new index that ends with the component whose fields these are."""
+def with_index(path: str | os.PathLike[str] | None, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a component over the file at `path`, else `index`, else a new one in memory."""
+    if path is not None:
+        return dict(index=os.fspath(path), **fields)  # an index of the fields, too, is an error
+    if "index" in fields:
+        return dict(fields)
     named = {name: fields[name] for name in SharedModel.model_fields if name in fields}
-    return LocalIndex(MEMORY, SharedModel(**named)._model)
+    return {**fields, "index": LocalIndex(MEMORY, SharedModel(**named)._model)}

@@ -1,36 +1,26 @@
-"""What the demonstration ranks, and how: real passages, a keyword search, and both frameworks.
+"""What the demonstration ranks: the docstrings of Python's standard library, searched by keywords.
 
-The passages are the docstrings of Python's standard library: some thousand pieces of technical
-prose that every machine has which can run this. The keyword search is the BM25 of the SQLite that
-Python carries, and stands for whatever a pipeline retrieves with.
+They are some thousand pieces of technical prose that every machine has which can run this. The
+keyword search is the BM25 of the SQLite that Python carries, and stands for whatever a pipeline
+retrieves with.
 """
 
 from __future__ import annotations
 
 import ast
-import os
+import pkgutil
 import re
 import sqlite3
 import sysconfig
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
-from colbert_rag.colbert import ColBERT
-from colbert_rag.errors import ColBERTRagError, MissingExtraError
-from colbert_rag.ranking import Ranking
-
-QUESTIONS = (
-    "How do I run another program and get its output?",
-    "How do I delete a folder and everything inside it?",
-    "put text into lines that are not too wide",
-    "How do I ask for a password without showing it?",
-)
-"""Asked in other words than the documentation's, which is where keywords fail."""
+from colbert_rag.errors import ColBERTRagError
 
 CANDIDATES = 100
 """How many passages the keyword search hands on."""
@@ -45,11 +35,10 @@ STOP_WORDS = frozenset(
 )
 """What the keyword search does not look for."""
 
-SKIPPED_FOLDERS = frozenset(
-    "dist-packages distutils ensurepip idlelib lib2to3 pydoc_data site-packages test tests "
-    "turtledemo".split()
+SKIPPED_PACKAGES = frozenset(
+    "distutils ensurepip idlelib lib2to3 pydoc_data test tests turtledemo".split()
 )
-"""Tests, tools, what is on its way out, and what is not the standard library."""
+"""Tests, tools, and what is on its way out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +65,13 @@ def standard_library(*, limit: int | None = None, show_progress: bool = False) -
     Sources are parsed and nothing is imported: importing all modules would start windows and read
     settings.
 
-    Args:
-        limit: Stop after so many.
-        show_progress: Draw a progress bar on standard error.
-
     Raises:
         ColBERTRagError: this Python came without the sources of its library.
     """
     root = Path(sysconfig.get_path("stdlib"))
     passages: dict[str, Docstring] = {}
-    bar = tqdm(_modules(root), desc="Reading docstrings", unit="module", disable=not show_progress)
+    modules = sorted(_modules(root), key=lambda pair: pair[1])
+    bar = tqdm(modules, desc="Reading docstrings", unit="module", disable=not show_progress)
     for file, module in bar:
         for passage in read_passages(file, module):
             passages.setdefault(passage.name, passage)
@@ -96,22 +82,18 @@ def standard_library(*, limit: int | None = None, show_progress: bool = False) -
     return list(passages.values())[:limit]
 
 
-def _modules(root: Path) -> list[tuple[Path, str]]:
+def _modules(folder: Path, prefix: str = "") -> Iterator[tuple[Path, str]]:
     """Source files and the names of their modules."""
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(
-            name for name in folders if name not in SKIPPED_FOLDERS and not name.startswith("_")
-        )
-        for name in sorted(files):
-            file = Path(folder, name)
-            parts = file.relative_to(root).with_suffix("").parts
-            # The documented source of some modules is a twin, such as _pydatetime.
-            public = parts[-1].removeprefix("_py")
-            if file.suffix == ".py" and (public == "__init__" or not public.startswith("_")):
-                kept = parts[:-1] if public == "__init__" else (*parts[:-1], public)
-                found.append((file, ".".join(kept)))
-    return sorted(found, key=lambda pair: pair[1])
+    for _, name, is_package in pkgutil.iter_modules([str(folder)]):
+        # The documented source of some modules is a twin, such as _pydatetime.
+        public = name.removeprefix("_py")
+        if public.startswith("_") or name in SKIPPED_PACKAGES:
+            continue
+        if is_package:
+            yield folder / name / "__init__.py", prefix + name
+            yield from _modules(folder / name, f"{prefix}{name}.")
+        else:
+            yield folder / f"{name}.py", prefix + public
 
 
 def read_passages(file: Path, module: str) -> Iterator[Docstring]:
@@ -121,7 +103,7 @@ def read_passages(file: Path, module: str) -> Iterator[Docstring]:
             warnings.simplefilter("ignore")  # about the parsed code, such as an invalid escape
             tree = ast.parse(file.read_bytes())
     except (SyntaxError, ValueError, OSError):
-        return  # a template or a broken link among the sources
+        return  # a template, or a module that is no Python source
     yield from _docstrings(tree, module)
 
 
@@ -131,37 +113,34 @@ def _docstrings(
     text = ast.get_docstring(node)
     if text and len(text.split()) > 2:
         yield Docstring(name, _opening(text))
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return
-    for inner in node.body:
-        if not isinstance(inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        if not inner.name.startswith("_"):
-            yield from _docstrings(inner, f"{name}.{inner.name}")
+    if isinstance(node, ast.Module | ast.ClassDef):
+        for inner in node.body:
+            if isinstance(
+                inner, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+            ) and not inner.name.startswith("_"):
+                yield from _docstrings(inner, f"{name}.{inner.name}")
 
 
 def _opening(text: str) -> str:
     """The first paragraphs, as many as fit whole; a longer first one is cut after a word."""
     if len(text) <= LONGEST_PASSAGE:
         return text
-    end = text.rfind("\n\n", 0, LONGEST_PASSAGE)
-    if end < 0:
-        end = max(text.rfind(" ", 0, LONGEST_PASSAGE), 0) or LONGEST_PASSAGE
-    return text[:end].rstrip()
+    cut = text[:LONGEST_PASSAGE]
+    return (cut.rpartition("\n\n")[0] or cut.rpartition(" ")[0] or cut).rstrip()
 
 
-class KeywordSearch:
-    """BM25 over passages, by SQLite's full-text search, in memory."""
+@contextmanager
+def keyword_search(
+    passages: Sequence[Docstring], *, top_k: int = CANDIDATES
+) -> Iterator[Callable[[str], list[Docstring]]]:
+    """Index passages in memory; what it gives finds those that share words with a query, by BM25.
 
-    def __init__(self, passages: Sequence[Docstring]) -> None:
-        """Index the passages.
-
-        Raises:
-            ColBERTRagError: this Python's SQLite was built without full-text search.
-        """
-        self._database = sqlite3.connect(":memory:")
+    Raises:
+        ColBERTRagError: this Python's SQLite was built without full-text search.
+    """
+    with closing(sqlite3.connect(":memory:")) as database:
         try:
-            self._database.execute(
+            database.execute(
                 "create virtual table passages using fts5(name, text, tokenize = 'porter')"
             )
         except sqlite3.OperationalError as error:
@@ -170,144 +149,18 @@ class KeywordSearch:
                 f"({error}), which the demonstration searches with"
             ) from error
         rows = ((number, passage.name, passage.text) for number, passage in enumerate(passages))
-        self._database.executemany(
-            "insert into passages (rowid, name, text) values (?, ?, ?)", rows
-        )
+        database.executemany("insert into passages (rowid, name, text) values (?, ?, ?)", rows)
 
-    def __call__(self, query: str, *, top_k: int = CANDIDATES) -> list[int]:
-        """Positions of the passages that share words with a query, best first."""
-        asked = dict.fromkeys(re.findall(r"\w+", query.lower()))
-        # Documentation seldom asks, so that "how" and "I" would weigh more than the matter itself.
-        words = [word for word in asked if word not in STOP_WORDS] or list(asked)
-        if not words:
-            return []
-        rows = self._database.execute(
-            "select rowid from passages where passages match ? order by rank limit ?",
-            (" OR ".join(f'"{word}"' for word in words), top_k),
-        )
-        return [number for (number,) in rows]
+        def find(query: str) -> list[Docstring]:
+            asked = dict.fromkeys(re.findall(r"\w+", query.lower()))
+            # Documentation seldom asks: "how" and "I" would weigh more than the matter itself.
+            words = [word for word in asked if word not in STOP_WORDS] or list(asked)
+            if not words:
+                return []
+            found = database.execute(
+                "select rowid from passages where passages match ? order by rank limit ?",
+                (" OR ".join(f'"{word}"' for word in words), top_k),
+            )
+            return [passages[number] for (number,) in found]
 
-    def close(self) -> None:
-        """Give the memory back."""
-        self._database.close()
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One question, answered twice.
-
-    Attributes:
-        query: The question.
-        found: What keywords found, best first.
-        search_seconds: How long that took.
-        ranking: The same passages by late interaction.
-        rank_seconds: How long that took.
-    """
-
-    query: str
-    found: list[Docstring]
-    search_seconds: float
-    ranking: Ranking
-    rank_seconds: float
-
-    @property
-    def best(self) -> list[Docstring]:
-        """All passages in the new order."""
-        return [self.found[ranked.index] for ranked in self.ranking]
-
-
-def compare(
-    query: str,
-    passages: Sequence[Docstring],
-    search: KeywordSearch,
-    colbert: ColBERT,
-    *,
-    show_progress: bool = False,
-) -> Comparison:
-    """Search by keywords, and rerank what they found."""
-    start = time.perf_counter()
-    found = [passages[number] for number in search(query)]
-    searched = time.perf_counter()
-    ranking = colbert.rank(
-        query, [passage.content for passage in found], show_progress=show_progress
-    )
-    ranked = time.perf_counter()
-    return Comparison(query, found, searched - start, ranking, ranked - searched)
-
-
-@dataclass(frozen=True, slots=True)
-class FrameworkAnswer:
-    """What a framework's component made of the same passages.
-
-    Attributes:
-        best: Names of the passages it returned, best first.
-        shares: Whether it answered from the very model it was compared with.
-        seconds: How long it took.
-    """
-
-    best: list[str]
-    shares: bool
-    seconds: float
-
-
-def answer_in_langchain(colbert: ColBERT, comparison: Comparison, top_n: int) -> FrameworkAnswer:
-    """Rerank as a LangChain chain would.
-
-    Raises:
-        MissingExtraError: langchain-core is not installed.
-    """
-    try:
-        from langchain_core.documents import Document
-
-        from colbert_rag.langchain import ColBERTRerank
-    except ImportError as error:
-        raise MissingExtraError("langchain-core", extra="langchain") from error
-
-    named = colbert.settings
-    reranker = ColBERTRerank(
-        model=named.checkpoint, device=named.device, dtype=named.dtype, top_n=top_n
-    )
-    documents = [
-        Document(page_content=passage.content, id=passage.name) for passage in comparison.found
-    ]
-    start = time.perf_counter()
-    best = reranker.compress_documents(documents, comparison.query)
-    seconds = time.perf_counter() - start
-    return FrameworkAnswer(
-        [str(document.id) for document in best], reranker.ranker is colbert, seconds
-    )
-
-
-def answer_in_llama_index(colbert: ColBERT, comparison: Comparison, top_n: int) -> FrameworkAnswer:
-    """Rerank as a LlamaIndex query engine would.
-
-    Raises:
-        MissingExtraError: llama-index-core is not installed.
-    """
-    try:
-        from llama_index.core.schema import NodeWithScore, TextNode
-
-        from colbert_rag.llama_index import ColBERTRerank
-    except ImportError as error:
-        raise MissingExtraError("llama-index-core", extra="llama-index") from error
-
-    named = colbert.settings
-    reranker = ColBERTRerank(
-        model=named.checkpoint, device=named.device, dtype=named.dtype, top_n=top_n
-    )
-    nodes = [
-        NodeWithScore(node=TextNode(text=passage.content, id_=passage.name))
-        for passage in comparison.found
-    ]
-    start = time.perf_counter()
-    best = reranker.postprocess_nodes(nodes, query_str=comparison.query)
-    seconds = time.perf_counter() - start
-    return FrameworkAnswer(
-        [scored.node.node_id for scored in best], reranker.ranker is colbert, seconds
-    )
-
-
-FRAMEWORKS: dict[str, Callable[[ColBERT, Comparison, int], FrameworkAnswer]] = {
-    "LangChain": answer_in_langchain,
-    "LlamaIndex": answer_in_llama_index,
-}
+        yield find

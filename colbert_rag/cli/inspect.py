@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colbert_rag.cli.options import add_recipe, settings_of
 from colbert_rag.cli.output import say_facts, say_json, size
@@ -16,7 +16,7 @@ from colbert_rag.errors import CheckpointError, UnsupportedBackboneError
 from colbert_rag.settings import Settings
 
 if TYPE_CHECKING:
-    from colbert_rag.checkpoint import Description, Recipe, TextRules
+    from colbert_rag.checkpoint import Description, Projection, Recipe, TextRules
     from colbert_rag.tokenizer import TextTokenizer
 
 DESCRIPTION = """\
@@ -69,10 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Describe; the exit status says whether the checkpoint would open."""
     settings = settings_of(arguments)
     found = _look(settings)
+    record = _record(settings, found)
     if arguments.json:
-        say_json(_record(settings, found))
+        say_json(record)
     else:
-        say_facts(_facts(settings, found))
+        say_facts(_facts(record))
     return 1 if found.refused else 0
 
 
@@ -109,8 +110,8 @@ def _look(settings: Settings) -> _Findings:
     return _Findings(description.folder, tuple(refused), description, tokenizer)
 
 
-def _record(settings: Settings, found: _Findings) -> dict[str, object]:
-    record: dict[str, object] = {
+def _record(settings: Settings, found: _Findings) -> dict[str, Any]:
+    record: dict[str, Any] = {
         "checkpoint": settings.checkpoint,
         "folder": str(found.folder),
         "opens": not found.refused,
@@ -127,17 +128,22 @@ def _record(settings: Settings, found: _Findings) -> dict[str, object]:
     )
 
 
-def _model_record(model: Description) -> dict[str, object]:
+def _model_record(model: Description) -> dict[str, Any]:
+    config, backbone = model.config, model.backbone
+    layers = config.get("num_hidden_layers") or config.get("n_layers")  # DistilBERT's name for it
+    # Adapters, of a backbone that has one for each language.
+    languages = config.get("languages") if backbone.has_languages else None
+    stored = [model.tensors[name] for name in model.backbone_tensors.values()]
     return {
         "format": model.format,
         "backbone": {
-            "name": model.backbone.name,
+            "name": backbone.name,
             "model_type": model.model_type,
-            "layers": _layers(model),
+            "layers": layers if isinstance(layers, int) else None,
             "hidden_size": model.hidden_size,
-            "positions": model.backbone.positions(model.config),
-            "packs": model.backbone.packs,
-            "languages": _languages(model),
+            "positions": backbone.positions(config),
+            "packs": backbone.packs,
+            "languages": [str(name) for name in languages] if isinstance(languages, list) else [],
         },
         "dim": model.dim,
         "projection": [
@@ -150,14 +156,23 @@ def _model_record(model: Description) -> dict[str, object]:
             }
             for layer in model.projection
         ],
-        "parameters": _parameters(model),
-        "dtypes": _dtypes(model),
+        "parameters": sum(prod(tensor.shape) for tensor in stored)
+        + sum(map(_parameters, model.projection)),
+        "dtypes": sorted({DTYPE_NAMES.get(tensor.dtype, tensor.dtype) for tensor in stored}),
         "files": list(model.weight_files),
         "bytes": model.weight_bytes,
     }
 
 
-def _text_record(recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, object]:
+def _parameters(layer: Projection) -> int:
+    """How many numbers a layer takes from the files."""
+    matrices = 1 + (layer.residual not in ("none", "identity"))
+    return layer.in_features * layer.out_features * matrices + layer.out_features * (
+        layer.bias is not None
+    )
+
+
+def _text_record(recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, Any]:
     expansion = recipe.expansion and {
         "token": None if tokenizer is None else tokenizer.expansion_token,
         "length": recipe.expansion.length,
@@ -172,109 +187,76 @@ def _text_record(recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, o
     }
 
 
-def _rules_record(rules: TextRules) -> dict[str, object]:
+def _rules_record(rules: TextRules) -> dict[str, Any]:
     length = rules.length if rules.length < UNLIMITED else None
     return {"marker": rules.marker, "prompt": rules.prompt, "length": length}
 
 
-def _facts(settings: Settings, found: _Findings) -> Iterator[tuple[str, str]]:
-    yield "Checkpoint", settings.checkpoint
-    if str(found.folder) != settings.checkpoint:
-        yield "Folder", str(found.folder)
-    if found.description is not None:
-        yield from _model_facts(found.description)
-        yield from _text_facts(found.description.recipe, found.tokenizer)
-        yield "Weights", _weights(found.description)
+def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The record in words."""
+    yield "Checkpoint", record["checkpoint"]
+    if record["folder"] != record["checkpoint"]:
+        yield "Folder", record["folder"]
+    if "format" in record:
+        yield from _model_facts(record)
+        yield from _text_facts(record)
+        count = f"{record['parameters']:,} parameters in {' and '.join(record['dtypes'])}"
+        yield "Weights", f"{count}; {size(record['bytes'])} in {', '.join(record['files'])}"
     else:
-        files = (file for file in found.folder.iterdir() if file.is_file())
+        files = (file for file in Path(record["folder"]).iterdir() if file.is_file())
         listed = (f"{file.name} ({size(file.stat().st_size)})" for file in sorted(files))
         yield "Files", ", ".join(listed) or "none"
-    for error in found.refused:
-        yield "Refused", f"{type(error).__name__}: {one_line(str(error))}"
-    if not found.refused:
+    for error in record["refused"]:
+        yield "Refused", f"{error['error']}: {one_line(error['message'])}"
+    if record["opens"]:
         yield "Opens", "yes, as far as files tell; tensors are compared when the model loads"
 
 
-def _model_facts(model: Description) -> Iterator[tuple[str, str]]:
-    backbone = model.backbone
-    positions = backbone.positions(model.config)
+def _model_facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    backbone = record["backbone"]
+    refused = UnsupportedBackboneError.__name__ in [error["error"] for error in record["refused"]]
     parts = [
-        f"{backbone.name} (model_type {model.model_type})",
-        f"{layers} layers" if (layers := _layers(model)) else "",
-        f"{model.hidden_size} wide",
-        f"{positions:,} tokens at most" if positions else "",
-        "" if backbone.refused else "packed" if backbone.packs else "padded",
+        f"{backbone['name']} (model_type {backbone['model_type']})",
+        f"{backbone['layers']} layers" if backbone["layers"] else "",
+        f"{backbone['hidden_size']} wide",
+        f"{backbone['positions']:,} tokens at most" if backbone["positions"] else "",
+        "" if refused else "packed" if backbone["packs"] else "padded",
     ]
-    yield "Format", model.format
+    yield "Format", record["format"]
     yield "Backbone", ", ".join(filter(None, parts))
-    if languages := _languages(model):
-        yield "Languages", f"{', '.join(languages)}; one is chosen with --language"
-    steps = [str(model.hidden_size)]
-    for layer in model.projection:
+    if backbone["languages"]:
+        yield "Languages", f"{', '.join(backbone['languages'])}; one is chosen with --language"
+    steps = [str(backbone["hidden_size"])]
+    for layer in record["projection"]:
         extras = [
-            "" if layer.activation == "Identity" else layer.activation,
-            "bias" if layer.bias else "",
-            "residual" if layer.residual != "none" else "",
+            "" if layer["activation"] == "Identity" else layer["activation"],
+            "bias" if layer["bias"] else "",
+            "residual" if layer["residual"] else "",
         ]
         named = ", ".join(filter(None, extras))
-        steps.append(f"{layer.out_features}{f' ({named})' if named else ''}")
-    yield "Projection", " -> ".join(steps) if model.projection else "none, as asked for"
-    yield "Token vector", f"{model.dim} wide"
+        steps.append(f"{layer['out']}{f' ({named})' if named else ''}")
+    yield "Projection", " -> ".join(steps) if record["projection"] else "none, as asked for"
+    yield "Token vector", f"{record['dim']} wide"
 
 
-def _text_facts(recipe: Recipe, tokenizer: TextTokenizer | None) -> Iterator[tuple[str, str]]:
+def _text_facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     filled = ""
-    if (expansion := recipe.expansion) is not None:
-        seen = "seen" if expansion.attends else "not seen"
-        token = (tokenizer and tokenizer.expansion_token) or "the mask token"
-        filled = f", filled up to {expansion.length} with {token} ({seen} by the encoder)"
-    yield "Queries", _rules(recipe.query) + filled
-    yield "Documents", _rules(recipe.document)
-    skipped = f"{len(recipe.skiplist)} words: {' '.join(recipe.skiplist)}"
-    yield "Skip-list", skipped if recipe.skiplist else "none"
-    if tokenizer is not None:
-        yield "Vocabulary", f"{tokenizer.vocabulary.size:,} entries"
+    if (expansion := record["expansion"]) is not None:
+        seen = "seen" if expansion["attends"] else "not seen"
+        token = expansion["token"] or "the mask token"
+        filled = f", filled up to {expansion['length']} with {token} ({seen} by the encoder)"
+    yield "Queries", _rules(record["query"]) + filled
+    yield "Documents", _rules(record["document"])
+    skipped = record["skiplist"]
+    yield "Skip-list", f"{len(skipped)} words: {' '.join(skipped)}" if skipped else "none"
+    if record["vocabulary"] is not None:
+        yield "Vocabulary", f"{record['vocabulary']:,} entries"
 
 
-def _rules(rules: TextRules) -> str:
+def _rules(rules: Mapping[str, Any]) -> str:
     parts = [
-        f"marker {rules.marker!r}" if rules.marker else "no marker",
-        f"prompt {rules.prompt!r}" if rules.prompt else "",
-        f"{rules.length:,} tokens at most" if rules.length < UNLIMITED else "any length",
+        f"marker {rules['marker']!r}" if rules["marker"] else "no marker",
+        f"prompt {rules['prompt']!r}" if rules["prompt"] else "",
+        f"{rules['length']:,} tokens at most" if rules["length"] is not None else "any length",
     ]
     return ", ".join(filter(None, parts))
-
-
-def _weights(model: Description) -> str:
-    count = f"{_parameters(model):,} parameters in {' and '.join(_dtypes(model))}"
-    return f"{count}; {size(model.weight_bytes)} in {', '.join(model.weight_files)}"
-
-
-def _parameters(model: Description) -> int:
-    """How many numbers the model takes from the files."""
-    names = model.backbone_tensors.values()
-    return sum(prod(model.tensors[name].shape) for name in names) + sum(
-        layer.in_features * layer.out_features * (1 + (layer.residual not in ("none", "identity")))
-        + layer.out_features * (layer.bias is not None)
-        for layer in model.projection
-    )
-
-
-def _dtypes(model: Description) -> list[str]:
-    names = model.backbone_tensors.values()
-    stored = {model.tensors[name].dtype for name in names}
-    return sorted(DTYPE_NAMES.get(dtype, dtype) for dtype in stored)
-
-
-def _layers(model: Description) -> int | None:
-    config = model.config
-    layers = config.get("num_hidden_layers") or config.get("n_layers")  # DistilBERT's name for it
-    return layers if isinstance(layers, int) else None
-
-
-def _languages(model: Description) -> list[str]:
-    """Names of the adapters of a backbone that has one for each language."""
-    languages = model.config.get("languages")
-    if not model.backbone.has_languages or not isinstance(languages, list):
-        return []
-    return [str(name) for name in languages]

@@ -10,14 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from colbert_rag.explanation.alignment import (
-    Match,
-    Token,
-    align,
-    read_until,
-    scored,
-    similarities,
-)
+from colbert_rag.explanation.alignment import Match, Token, align, read_until, scored, similarities
 from colbert_rag.explanation.html_view import to_html
 from colbert_rag.explanation.overview import Overview, overview
 from colbert_rag.explanation.passage import Passage, best_passage
@@ -95,16 +88,7 @@ class Explanation:
     @cached_property
     def overview(self) -> Overview:
         """Words instead of tokens: what the views show."""
-        return overview(
-            self.query,
-            self.text,
-            self.matches,
-            self.document_tokens,
-            self.similarities,
-            query_read=self.query_read,
-            text_read=self.text_read,
-            is_window=self.is_window,
-        )
+        return overview(self)
 
     def best_passage(self, width: int = 280) -> Passage:
         """The stretch of the document that carries most of the score, for a citation.
@@ -151,7 +135,7 @@ class Explanation:
                 that matters most.
             styled: Mark matches by a terminal's colours instead of brackets.
         """
-        return to_text(self.overview, width=width, document=document, styled=styled)
+        return to_text(self, width=width, document=document, styled=styled)
 
     def __repr__(self) -> str:
         """A table for the terminal."""
@@ -159,7 +143,7 @@ class Explanation:
 
     def to_html(self) -> str:
         """The document with its matches marked: one element with a style of its own."""
-        return to_html(self.overview)
+        return to_html(self)
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

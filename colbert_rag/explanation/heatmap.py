@@ -20,11 +20,9 @@ _WEAKEST, _STRONGEST = 0.04, 0.8
 
 
 def strips(profiles: NDArray[np.float32], best: Sequence[Sequence[int]]) -> list[str]:
-    """One PNG image for each line, as a data URL; its best places stand out at full opacity.
+    """One PNG image for each line of `profiles`, `(lines, places)`, as a data URL.
 
-    Args:
-        profiles: `(lines, places)`, at least one place.
-        best: Positions of each line's best places.
+    The positions in `best` stand out at full opacity; there is at least one place.
     """
     finite = profiles[np.isfinite(profiles)]
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from colbert_rag.display import Html, decimal, element, markup, panel, percent
 from colbert_rag.explanation.heatmap import strips
-from colbert_rag.explanation.overview import DocumentUnit, Overview, QueryUnit
+from colbert_rag.explanation.overview import DocumentUnit, QueryUnit
 from colbert_rag.explanation.text_view import mostly_on, summary, unread_notes
+
+if TYPE_CHECKING:
+    from colbert_rag.explanation.explanation import Explanation
 
 _OPEN_UP_TO = 24  # lines of the table that are shown without a click
 _LONGEST_RUN = 3000  # characters shown of a stretch without a match, such as what was not read
@@ -53,7 +57,7 @@ box-shadow:inset 0 1px var(--line),inset 0 -1px var(--line)}
 """
 
 
-def to_html(view: Overview) -> str:
+def to_html(view: Explanation) -> str:
     """The whole block, markup and style."""
     return panel(
         element(
@@ -66,7 +70,7 @@ def to_html(view: Overview) -> str:
         element("p", element("small", _LEGEND)),
         _table(view),
         *(element("p", element("small", note)) for note in unread_notes(view)),
-        css=_CSS + "".join(map(_highlight, range(1, len(view.lines) + 1))),
+        css=_CSS + "".join(map(_highlight, range(1, len(view.overview.lines) + 1))),
     )
 
 
@@ -80,11 +84,12 @@ def _highlight(number: int) -> str:
     )
 
 
-def _query(view: Overview) -> Iterator[Html]:
+def _query(view: Explanation) -> Iterator[Html]:
     """The query with a switch on each word, then switches for the tokens that are not in it."""
-    strongest = max((line.share for line in view.lines if line.span), default=0.0)
+    lines = view.overview.lines
+    strongest = max((line.share for line in lines if line.span), default=0.0)
     done = 0
-    for number, line in enumerate(view.lines, start=1):
+    for number, line in enumerate(lines, start=1):
         if line.span is not None:
             start, stop = line.span
             yield _run(view.query[done:start])
@@ -92,7 +97,7 @@ def _query(view: Overview) -> Iterator[Html]:
             done = stop
     yield _run(view.query[done : view.query_read])
     yield _unread(view.query[view.query_read :])
-    for number, line in enumerate(view.lines, start=1):
+    for number, line in enumerate(lines, start=1):
         if line.span is None:
             count = f"{line.tokens} \u00d7 " if line.role == "expansion" else ""
             yield markup(" ")
@@ -114,13 +119,14 @@ def _switch(word: str, number: int, line: QueryUnit, strongest: float) -> Html:
     )
 
 
-def _document(view: Overview) -> Iterator[Html]:
+def _document(view: Explanation) -> Iterator[Html]:
     """The document with its matches marked; tokens around the text only where they match."""
-    strongest = max((place.share for place in view.places if place.span), default=0.0)
-    last = max((index for index, place in enumerate(view.places) if place.span), default=-1)
+    places = view.overview.places
+    strongest = max((place.share for place in places if place.span), default=0.0)
+    last = max((index for index, place in enumerate(places) if place.span), default=-1)
     done, read = view.text_read
     yield _unread(view.text[:done])
-    for index, place in enumerate(view.places):
+    for index, place in enumerate(places):
         if not place.lines:
             continue
         # Tokens behind the text stand behind all of it.
@@ -132,8 +138,8 @@ def _document(view: Overview) -> Iterator[Html]:
     yield _unread(view.text[read:])
 
 
-def _mark(word: str, place: DocumentUnit, view: Overview, strongest: float) -> Html:
-    names = ", ".join(view.lines[line].name for line in place.lines)
+def _mark(word: str, place: DocumentUnit, view: Explanation, strongest: float) -> Html:
+    names = ", ".join(view.overview.lines[line].name for line in place.lines)
     return element(
         "mark",
         _clipped(word, _LONGEST_WORD),
@@ -145,19 +151,20 @@ def _mark(word: str, place: DocumentUnit, view: Overview, strongest: float) -> H
     )
 
 
-def _table(view: Overview) -> Html:
+def _table(view: Explanation) -> Html:
     """Every line with its numbers, and its similarity along the document."""
-    images: list[str | None] = [None] * len(view.lines)
-    if view.places:
-        images = [*strips(view.profiles, [line.best for line in view.lines])]
+    lines, places = view.overview.lines, view.overview.places
+    images: list[str | None] = [None] * len(lines)
+    if places:
+        images = [*strips(view.overview.profiles, [line.best for line in lines])]
     heads = (("", "number"), ("query", ""), ("similarity", ""), ("share", "number"))
     titles = [element("th", text, class_=kind) for text, kind in heads]
-    if view.places:
+    if places:
         titles.append(element("th", "similarity along the document", class_="strip"))
     titles.append(element("th", "best match", class_="words"))
     rows = [
         _row(number, line, view, image)
-        for number, (line, image) in enumerate(zip(view.lines, images, strict=True), start=1)
+        for number, (line, image) in enumerate(zip(lines, images, strict=True), start=1)
     ]
     return element(
         "details",
@@ -167,7 +174,7 @@ def _table(view: Overview) -> Html:
     )
 
 
-def _row(number: int, line: QueryUnit, view: Overview, image: str | None) -> Html:
+def _row(number: int, line: QueryUnit, view: Explanation, image: str | None) -> Html:
     width = min(max(line.similarity, 0.0), 1.0) if math.isfinite(line.similarity) else 0.0
     meter = element("i", style=f"width:{100 * width:.0f}%")
     found = mostly_on(line, view) if line.best else "nothing to match"

@@ -1,20 +1,23 @@
 """An alignment as a reader takes it in: a line for each query word, a place for each document word.
 
-The views in HTML and for the terminal both show an `Overview`.
+The views in HTML and for the terminal both show it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_rag.explanation.alignment import Match, Token
+from colbert_rag.explanation.alignment import Token
 from colbert_rag.explanation.words import words
 from colbert_rag.tokenizer import Role, Span
+
+if TYPE_CHECKING:
+    from colbert_rag.explanation.explanation import Explanation
 
 _BLANKS = str.maketrans({" ": "␣", "\t": "⇥", "\n": "⏎", "\r": "⏎", "\u00a0": "␣", "\u3000": "␣"})
 _OTHERS: tuple[tuple[Role, ...], ...] = (("prompt",), ("special", "marker"), ("expansion",))
@@ -70,30 +73,16 @@ class QueryUnit:
         return f"{self.tokens} {kind} token{'s' * (self.tokens > 1)}"
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Overview:
-    """Words instead of tokens: all that the views show.
+    """Words instead of tokens.
 
     Attributes:
-        query: The query.
-        text: The document.
-        query_read: Characters of the query that the model read.
-        text_read: Where what the model read lies in the document.
-        is_window: Whether that is the best of several windows.
-        score: The score.
-        tokens: How many query tokens it is the sum of.
         lines: In the order of the query, words first.
         places: In the order of the document.
         profiles: The best similarity of each line with each place, `(lines, places)`.
     """
 
-    query: str
-    text: str
-    query_read: int
-    text_read: Span
-    is_window: bool
-    score: float
-    tokens: int
     lines: tuple[QueryUnit, ...]
     places: tuple[DocumentUnit, ...]
     profiles: NDArray[np.float32]
@@ -109,20 +98,12 @@ class _Unit:
     rows: tuple[int, ...]
 
 
-def overview(
-    query: str,
-    text: str,
-    matches: Sequence[Match],
-    document: Sequence[Token],
-    similarities: NDArray[np.float32],
-    *,
-    query_read: int,
-    text_read: Span,
-    is_window: bool,
-) -> Overview:
-    """Add up for words what holds for tokens; arguments as the fields of `Explanation`."""
-    asked = _query_units([match.query for match in matches], query)
-    found = _document_units(document, text)
+def overview(explanation: Explanation) -> Overview:
+    """Add up for words what holds for tokens."""
+    matches, document = explanation.matches, explanation.document_tokens
+    similarities = explanation.similarities
+    asked = _query_units([match.query for match in matches], explanation.query)
+    found = _document_units(document, explanation.text)
     line_of = _unit_of_row(asked, len(matches))
     place_of = _unit_of_row(found, len(document))
     profiles = np.full((len(asked), len(found)), -np.inf, np.float32)
@@ -149,24 +130,13 @@ def overview(
         DocumentUnit(unit.label, unit.span, float(share), tuple(np.flatnonzero(hit).tolist()))
         for unit, share, hit in zip(found, shares.sum(axis=0), hits.T, strict=True)
     ]
-    return Overview(
-        query=query,
-        text=text,
-        query_read=query_read,
-        text_read=text_read,
-        is_window=is_window,
-        score=math.fsum(match.similarity for match in matches),
-        tokens=len(matches),
-        lines=tuple(lines),
-        places=tuple(places),
-        profiles=profiles,
-    )
+    return Overview(tuple(lines), tuple(places), profiles)
 
 
 def _query_units(tokens: Sequence[Token], query: str) -> list[_Unit]:
     units = _word_units(tokens, query)
     for roles in _OTHERS:
-        rows = [row for row, token in enumerate(tokens) if _is_apart(token, roles)]
+        rows = [row for row, at in enumerate(tokens) if at.span is None and at.role in roles]
         if rows:
             label = " ".join(dict.fromkeys(tokens[row].text.strip() for row in rows))
             units.append(_Unit(label, roles[0], None, tuple(rows)))
@@ -184,15 +154,11 @@ def _document_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
 
 def _word_units(tokens: Sequence[Token], text: str) -> list[_Unit]:
     units = []
-    for word in words(tokens, text):
-        spelt = text[word.start : word.stop]
+    for span, rows in words(tokens, text).items():
+        spelt = text[slice(*span)]
         label = spelt if spelt.strip() else spelt.translate(_BLANKS)
-        units.append(_Unit(label, "text", (word.start, word.stop), word.rows))
+        units.append(_Unit(label, "text", span, tuple(rows)))
     return units
-
-
-def _is_apart(token: Token, roles: Sequence[Role]) -> bool:
-    return token.span is None and token.role in roles
 
 
 def _unit_of_row(units: Sequence[_Unit], rows: int) -> NDArray[np.int64]:

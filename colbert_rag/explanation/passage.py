@@ -42,7 +42,8 @@ def best_passage(text: str, places: Sequence[DocumentUnit], width: int) -> Passa
     load = _Load(places)
     if not load.spans:
         return Passage("", 0, 0, 0.0)
-    cut = load.heaviest([span for span in load.spans if _has_letter(text, span)], width)
+    spelt = [span for span in load.spans if any(map(str.isalnum, text[slice(*span)]))]
+    cut = load.heaviest(spelt, width)
     sentences = list(_sentences(text))
     start, stop = load.heaviest(sentences, width)
     if load.between(start, stop) < _WHOLE_SENTENCES_FROM * load.between(*cut):
@@ -86,10 +87,6 @@ class _Load:
             if weight > 0 and key > best:
                 best, span = key, (start, stops[last])
         return span
-
-
-def _has_letter(text: str, span: Span) -> bool:
-    return any(character.isalnum() for character in text[slice(*span)])
 
 
 def _sentences(text: str) -> Iterator[Span]:

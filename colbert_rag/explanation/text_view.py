@@ -6,11 +6,15 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from colbert_rag.display import bar, columns, decimal, fitted, one_line, percent
-from colbert_rag.explanation.overview import Overview, QueryUnit
+from colbert_rag.explanation.overview import QueryUnit
 from colbert_rag.explanation.passage import best_passage
 from colbert_rag.tokenizer import Span
+
+if TYPE_CHECKING:
+    from colbert_rag.explanation.explanation import Explanation
 
 SHOWN_CHARACTERS = 1200
 """Characters of a document that are shown; of a longer one, the part that matters most."""
@@ -27,25 +31,22 @@ Cell = tuple[str, float | None]
 """A character as shown, and the strength of its mark."""
 
 
-def to_text(view: Overview, *, width: int, document: bool, styled: bool) -> str:
+def to_text(view: Explanation, *, width: int, document: bool, styled: bool) -> str:
     """Each query word with its similarity, its share, and its best match.
 
-    Args:
-        view: What is shown.
-        width: Columns to fill.
-        document: Show the document below the table, with its matches marked. Without it, the table
-            shows the matches in context.
-        styled: Mark matches by a terminal's colours instead of brackets.
+    With `document` the document stands below the table; without it, the table shows the matches in
+    context. The arguments are those of `Explanation.to_text`.
     """
-    name = min(_NAME, max((columns(one_line(line.name)) for line in view.lines), default=0))
+    units = view.overview.lines
+    name = min(_NAME, max((columns(one_line(unit.name)) for unit in units), default=0))
     lines = [f"Score {decimal(view.score, 4)}: {summary(view)}"]
     lines += [f"Query: {one_line(view.query)}", ""]
-    for line in view.lines:
+    for unit in units:
         head = (
-            f"{decimal(line.similarity, 2):>5} {bar(line.similarity, _BAR)} "
-            f"{percent(line.share):>7}  {fitted(one_line(line.name), name)}  "
+            f"{decimal(unit.similarity, 2):>5} {bar(unit.similarity, _BAR)} "
+            f"{percent(unit.share):>7}  {fitted(one_line(unit.name), name)}  "
         )
-        lines.append((head + _match(line, view, width - columns(head), document)).rstrip())
+        lines.append((head + _match(unit, view, width - columns(head), document)).rstrip())
     if document:
         lines += ["", *_document(view, width, styled)]
     for message in unread_notes(view):
@@ -53,20 +54,20 @@ def to_text(view: Overview, *, width: int, document: bool, styled: bool) -> str:
     return "\n".join(lines)
 
 
-def summary(view: Overview) -> str:
+def summary(view: Explanation) -> str:
     """What the score is made of."""
-    mean = view.score / view.tokens if view.tokens else 0.0
-    return f"the sum over {view.tokens} query tokens, {decimal(mean, 3)} on average"
+    mean = view.score / len(view.matches) if view.matches else 0.0
+    return f"the sum over {len(view.matches)} query tokens, {decimal(mean, 3)} on average"
 
 
-def mostly_on(line: QueryUnit, view: Overview) -> str:
+def mostly_on(line: QueryUnit, view: Explanation) -> str:
     """Where a line's tokens found their matches, by name."""
-    names = list(dict.fromkeys(one_line(view.places[place].label) for place in line.best))
+    names = list(dict.fromkeys(one_line(view.overview.places[place].label) for place in line.best))
     start = "mostly on " if len(names) > _NAMED else ""
-    return start + ", ".join(_shortened(name) for name in names[:_NAMED])
+    return start + ", ".join(fitted(name, _NAME).rstrip() for name in names[:_NAMED])
 
 
-def unread_notes(view: Overview) -> list[str]:
+def unread_notes(view: Explanation) -> list[str]:
     """Say what the model's length limits kept it from reading, or what it read apart."""
     notes = []
     start, stop = view.text_read
@@ -86,13 +87,9 @@ def unread_notes(view: Overview) -> list[str]:
     ]
 
 
-def _shortened(name: str) -> str:
-    return fitted(name, _NAME).rstrip()
-
-
-def _match(line: QueryUnit, view: Overview, room: int, names: bool) -> str:
+def _match(line: QueryUnit, view: Explanation, room: int, names: bool) -> str:
     """The best match with the words around it, or names where many tokens are summed."""
-    spans = [span for place in line.best if (span := view.places[place].span) is not None]
+    spans = [span for place in line.best if (span := view.overview.places[place].span) is not None]
     if names or line.role != "text" or not spans:
         return fitted(mostly_on(line, view), room) if line.best else ""
     start, stop = spans[0]
@@ -106,14 +103,13 @@ def _match(line: QueryUnit, view: Overview, room: int, names: bool) -> str:
     return fitted(before + word + after, room)
 
 
-def _document(view: Overview, width: int, styled: bool) -> Iterator[str]:
+def _document(view: Explanation, width: int, styled: bool) -> Iterator[str]:
     """The document, or the part of a long one that matters most."""
     shown = (0, len(view.text))
     if len(view.text) > SHOWN_CHARACTERS:
         shown = _best_part(view)
-        carried = math.fsum(
-            place.share for place in view.places if place.span and _within(place.span, shown)
-        )
+        places = view.overview.places
+        carried = math.fsum(at.share for at in places if at.span and _within(at.span, shown))
         yield (
             f"Characters {shown[0]:,} to {shown[1]:,} of {len(view.text):,}, which carry "
             f"{percent(carried)} of the score:"
@@ -123,9 +119,9 @@ def _document(view: Overview, width: int, styled: bool) -> Iterator[str]:
         yield f"  {_painted(cells, styled)}"
 
 
-def _best_part(view: Overview) -> Span:
+def _best_part(view: Explanation) -> Span:
     """Where the part that matters most stands, with as much around it as there is room for."""
-    text, passage = view.text, best_passage(view.text, view.places, SHOWN_CHARACTERS)
+    text, passage = view.text, best_passage(view.text, view.overview.places, SHOWN_CHARACTERS)
     start = max(passage.start - (SHOWN_CHARACTERS - len(passage.text)) // 2, 0)
     stop = min(start + SHOWN_CHARACTERS, len(text))
     start = max(stop - SHOWN_CHARACTERS, 0)
@@ -141,9 +137,9 @@ def _within(span: Span, part: Span) -> bool:
     return part[0] <= span[0] and span[1] <= part[1]
 
 
-def _cells(view: Overview, shown: Span, styled: bool) -> Iterator[Cell]:
+def _cells(view: Explanation, shown: Span, styled: bool) -> Iterator[Cell]:
     """A part of the document, character by character, its matches marked."""
-    matched = [place for place in view.places if place.span and place.lines]
+    matched = [place for place in view.overview.places if place.span and place.lines]
     strongest = max((place.share for place in matched), default=0.0)
     done, stop = shown
     for place in matched:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from colbert_rag.explanation.alignment import Token
+from colbert_rag.tokenizer import Span
 
 # Thai, Lao, Burmese, Khmer, kana and ideographs are written without spaces: there the pieces of a
 # tokenizer are the best words to be had, and joining them would join whole sentences.
@@ -18,34 +18,19 @@ _SPACELESS = re.compile(
 _LONGEST_GAP = 4  # characters without a token of their own inside a word: accents, an apostrophe
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A stretch of text that is shown and cited as one.
-
-    Attributes:
-        start: First character.
-        stop: Character after the last.
-        rows: The rows of its tokens.
-    """
-
-    start: int
-    stop: int
-    rows: tuple[int, ...]
-
-
-def words(tokens: Sequence[Token], text: str) -> list[Word]:
-    """The words that tokens are parts of, in the order of the text."""
-    found: list[Word] = []
+def words(tokens: Sequence[Token], text: str) -> dict[Span, list[int]]:
+    """The words that tokens are parts of, in the order of the text, with the rows of these."""
+    found: list[tuple[Span, list[int]]] = []
     for row, token in enumerate(tokens):
         if token.span is None:
             continue
         start, stop = token.span
-        last = found[-1] if found else None
-        if last is not None and (start < last.stop or _is_one_word(text, last.stop, start)):
-            found[-1] = Word(last.start, max(last.stop, stop), (*last.rows, row))
+        (first, last), rows = found[-1] if found else ((0, -1), [])
+        if rows and (start < last or _is_one_word(text, last, start)):
+            found[-1] = ((first, max(last, stop)), [*rows, row])
         else:
-            found.append(Word(start, stop, (row,)))
-    return found
+            found.append(((start, stop), [row]))
+    return dict(found)
 
 
 def _is_one_word(text: str, stop: int, start: int) -> bool:

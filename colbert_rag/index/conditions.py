@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ class Condition(Protocol):
 
     def matches(self, metadata: Mapping[str, Json]) -> bool:
         """Whether a document with this metadata passes."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Between:
         for value in _values_at(metadata, self.path):
             comparable = as_moment(value) if moments else as_number(value)
             if comparable is not None and all(
-                _HOLDS[operator](comparable, bound) for operator, bound in self.bounds.items()
+                _HOLDS[name](comparable, bound) for name, bound in self.bounds.items()
             ):
                 return True
         return False
@@ -119,15 +119,11 @@ def as_moment(value: object) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _less(left: Bound, right: Bound) -> bool:
-    return left < right  # type: ignore[operator]  # `Between` holds bounds of one kind
-
-
 _HOLDS: Mapping[str, Callable[[Bound, Bound], bool]] = {
-    "$gt": lambda value, bound: _less(bound, value),
-    "$gte": lambda value, bound: not _less(value, bound),
-    "$lt": _less,
-    "$lte": lambda value, bound: not _less(bound, value),
+    "$gt": operator.gt,
+    "$gte": operator.ge,
+    "$lt": operator.lt,
+    "$lte": operator.le,
 }
 
 

@@ -6,7 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from textwrap import shorten
 from typing import TypeAlias, Union
 
@@ -96,12 +97,7 @@ class Changes:
 
     def __add__(self, other: Changes) -> Changes:
         """Both together."""
-        return Changes(
-            self.added + other.added,
-            self.updated + other.updated,
-            self.unchanged + other.unchanged,
-            self.removed + other.removed,
-        )
+        return Changes(*map(add, astuple(self), astuple(other)))
 
 
 DocumentLike: TypeAlias = Document | str | Mapping[str, Json]

@@ -97,14 +97,14 @@ def _condition(path: Path, value: object) -> Condition:
             f"{key!r} has {unknown or value!r}, expected one of {', '.join(KEY_OPERATORS)}{nested}"
         )
     conditions: list[Condition] = []
-    for operator in ("$eq", "$ne"):
-        if operator in value:
-            equal = OneOf.of(path, [_scalar(key, value[operator])])
-            conditions.append(equal if operator == "$eq" else Not(equal))
-    for operator in ("$in", "$nin"):
-        if operator in value:
-            among = OneOf.of(path, _scalars(key, operator, value[operator]))
-            conditions.append(among if operator == "$in" else Not(among))
+    for operator in ("$eq", "$ne", "$in", "$nin"):
+        if operator not in value:
+            continue
+        values = value[operator] if operator in ("$in", "$nin") else [value[operator]]
+        if not isinstance(values, list | tuple | set | frozenset):
+            raise InvalidFilterError(f"{operator} of {key!r} has {values!r}, expected a list")
+        among = OneOf.of(path, [_scalar(key, each) for each in values])
+        conditions.append(Not(among) if operator in ("$ne", "$nin") else among)
     bounds = {name: _bound(key, name, value[name]) for name in BOUNDS if name in value}
     if bounds:
         if len({isinstance(bound, datetime) for bound in bounds.values()}) > 1:
@@ -123,12 +123,6 @@ def _scalar(key: str, value: object) -> Scalar:
         f"{key!r} is compared with a {type(value).__name__}, expected a string, number, boolean or "
         f"None; for one of several use $in{hint}"
     )
-
-
-def _scalars(key: str, operator: str, values: object) -> list[Scalar]:
-    if not isinstance(values, list | tuple | set | frozenset):
-        raise InvalidFilterError(f"{operator} of {key!r} has {values!r}, expected a list")
-    return [_scalar(key, value) for value in values]
 
 
 def _is_finite(number: float) -> bool:

@@ -72,7 +72,13 @@ def _ward(distances: Matrix, groups: int) -> npt.NDArray[np.int64]:
         _merge(squares, sizes, gone, kept)
     merges.sort(key=lambda merge: merge[0])
     height = merges[count - groups - 1][0]
-    return _labels(count, [merge[1:] for merge in merges if merge[0] <= height])
+    labels = np.arange(count)
+    for distance, first, second in merges:
+        if distance <= height:
+            # The lowest member leads, so that groups are numbered in order of appearance.
+            low, high = sorted((labels[first], labels[second]))
+            labels[labels == high] = low
+    return np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def _merge(squares: Matrix, sizes: npt.NDArray[np.float64], gone: int, kept: int) -> None:
@@ -88,20 +94,3 @@ def _merge(squares: Matrix, sizes: npt.NDArray[np.float64], gone: int, kept: int
     squares[kept], squares[:, kept] = updated, updated
     squares[gone], squares[:, gone] = np.inf, np.inf
     sizes[kept], sizes[gone] = a + b, 0
-
-
-def _labels(count: int, merges: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    parents = list(range(count))
-
-    def root(member: int) -> int:
-        while parents[member] != member:
-            parents[member] = member = parents[parents[member]]
-        return member
-
-    for first, second in merges:
-        # The lowest member leads, so that groups are numbered in order of appearance.
-        low, high = sorted((root(first), root(second)))
-        parents[high] = low
-    roots = [root(member) for member in range(count)]
-    _, labels = np.unique(roots, return_inverse=True)
-    return labels.astype(np.int64)

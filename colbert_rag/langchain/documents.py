@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.documents import Document
 
-from colbert_rag.adapter import START_KEY, as_given, check_metadata
+from colbert_rag.adapter.retrieving import START_KEY, as_given, check_metadata
 from colbert_rag.index import Document as StoredDocument
 from colbert_rag.index.documents import as_document, metadata_json
 from colbert_rag.settings import meant

@@ -16,7 +16,7 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from langchain_core.runnables import Runnable, RunnableLambda
 from pydantic import Field, PrivateAttr
 
-from colbert_rag.adapter import EXPLANATION_KEY, Reranked, Reranking
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
 from colbert_rag.inputs import check_query
 from colbert_rag.langchain.documents import Watch, text_to_rank
 

@@ -17,7 +17,8 @@ from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
 from langchain_core.runnables import run_in_executor
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
-from colbert_rag.adapter import Retrieving, in_memory, read_info
+from colbert_rag.adapter.index import read_info
+from colbert_rag.adapter.retrieving import Retrieving, with_index
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.langchain.documents import Watch, to_document, to_stored
 
@@ -73,12 +74,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
             show_progress: Draw a progress bar on standard error.
             fields: Those of the retriever.
         """
-        if path is not None:
-            retriever = cls(index=os.fspath(path), **fields)
-        else:
-            retriever = cls(
-                **fields if "index" in fields else {**fields, "index": in_memory(fields)}
-            )
+        retriever = cls(**with_index(path, fields))
         retriever.add_documents(documents, ids=ids, show_progress=show_progress)
         return retriever
 
@@ -143,26 +139,17 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        return self._documents(query, k, filter)
-
-    # The base class would drop `k` and `filter` on this way.
-    async def _aget_relevant_documents(
-        self,
-        query: str,
-        *,
-        run_manager: AsyncCallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Mapping[str, Any] | None = None,
-    ) -> list[Document]:
-        return await run_in_executor(None, partial(self._documents, query, k, filter))
-
-    def _documents(
-        self, query: str, k: int | None, filter: Mapping[str, Any] | None
-    ) -> list[Document]:
         hits = self.find(
             query, self.k if k is None else k, self.filter if filter is None else filter
         )
         return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
+
+    # The base class would drop `k` and `filter` on this way.
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        find = partial(self._get_relevant_documents, run_manager=run_manager.get_sync(), **kwargs)
+        return await run_in_executor(None, find, query)
 
     def _get_ls_params(self, **options: Any) -> LangSmithRetrieverParams:
         index = "LocalIndex" if isinstance(self.index, str) else type(self.index).__name__

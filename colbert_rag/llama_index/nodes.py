@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TextNode
 
-from colbert_rag.adapter import NODE_KEY, SOURCE_KEY, as_given, check_metadata
+from colbert_rag.adapter.retrieving import NODE_KEY, SOURCE_KEY, as_given, check_metadata
 from colbert_rag.index import Document
 
 

@@ -13,7 +13,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field, model_validator
 
-from colbert_rag.adapter import EXPLANATION_KEY, PathText, Reranked, Reranking
+from colbert_rag.adapter.model import PathText
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
 from colbert_rag.inputs import check_query
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
@@ -59,7 +60,9 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             raise ValueError("Missing query bundle in extra info.")
         query = query_bundle.query_str
         check_query(query)
-        _check_nodes(nodes)
+        for index, found in enumerate(nodes):
+            if not isinstance(found, NodeWithScore):
+                raise TypeError(f"node {index} is {type(found).__name__}, expected NodeWithScore")
         if not nodes:
             return []
         top_n = self.top_n or len(nodes)  # an event must carry a number
@@ -141,12 +144,6 @@ class ColbertRerank(ColBERTRerank):
         if fields.get("keep_retrieval_score", False) is None:
             fields["keep_retrieval_score"] = False
         return fields
-
-
-def _check_nodes(nodes: Sequence[object]) -> None:
-    for index, found in enumerate(nodes):
-        if not isinstance(found, NodeWithScore):
-            raise TypeError(f"node {index} is {type(found).__name__}, expected NodeWithScore")
 
 
 def _with_hidden(node: BaseNode, added: Mapping[str, Any]) -> BaseNode:

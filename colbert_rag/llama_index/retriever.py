@@ -12,16 +12,11 @@ from typing import Any, Literal, Self
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.constants import DEFAULT_SIMILARITY_TOP_K
-from llama_index.core.schema import (
-    BaseNode,
-    IndexNode,
-    MetadataMode,
-    NodeWithScore,
-    QueryBundle,
-)
+from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import MetadataFilters
 
-from colbert_rag.adapter import SOURCE_KEY, Retrieving, in_memory, read_info
+from colbert_rag.adapter.index import read_info
+from colbert_rag.adapter.retrieving import SOURCE_KEY, Retrieving, with_index
 from colbert_rag.index import Document, Index
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
@@ -100,12 +95,7 @@ class ColBERTRetriever(BaseRetriever):
             show_progress: Draw a progress bar on standard error.
             options: Arguments of the class.
         """
-        if path is not None:
-            retriever = cls(path, **options)
-        else:
-            retriever = cls(
-                **options if "index" in options else {**options, "index": in_memory(options)}
-            )
+        retriever = cls(**with_index(path, options))
         if nodes is not None:
             retriever.insert_nodes(nodes, show_progress=show_progress)
         return retriever
@@ -142,7 +132,7 @@ class ColBERTRetriever(BaseRetriever):
 
     def delete_ref_doc(self, ref_doc_id: str) -> int:
         """Remove the nodes that were cut from a document, and return how many there were."""
-        return self._retrieving.remove_matching({SOURCE_KEY: ref_doc_id})
+        return self._retrieving.remove(filter={SOURCE_KEY: ref_doc_id})
 
     def persist(self, persist_dir: str | os.PathLike[str]) -> None:
         """Write the index, and what a query was asked to return, into a folder.

@@ -117,16 +117,13 @@ class _Block:
     def maxima(self, vectors: Tensor) -> Tensor:
         """Each document's best similarity with each of `vectors`: `(documents, width)`, float32."""
         if len(self._rows) > self.rows:  # one document longer than a block
-            pieces = [self._multiply(piece, vectors).amax(0) for piece in self._pieces()]
-            return torch.stack(pieces).amax(0, keepdim=True).float()
+            pieces = (piece.to(self._copy.dtype) for piece in self._rows.split(self.rows))
+            maxima = [self._multiply(piece, vectors).amax(0) for piece in pieces]
+            return torch.stack(maxima).amax(0, keepdim=True).float()
         similarities = self._multiply(self._rows, vectors)
         if similarities.device.type == "cpu":
             return maxima_by_product(similarities, self._bounds).float()
         return maxima_by_scatter(similarities, self._bounds).float()
-
-    def _pieces(self) -> Iterator[Tensor]:
-        for piece in self._rows.split(self.rows):
-            yield piece.to(self._copy.dtype)
 
     def _multiply(self, rows: Tensor, vectors: Tensor) -> Tensor:
         # Rows first, because the other order does not spread over threads.

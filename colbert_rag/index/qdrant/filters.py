@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from functools import singledispatch
 from typing import TypeAlias
 
 from colbert_rag.errors import InvalidFilterError
@@ -17,18 +16,31 @@ Translated: TypeAlias = dict[str, object]
 _EXACT = 2**53
 
 
-@singledispatch
 def to_qdrant(condition: Condition) -> Translated:
     """The same condition as Qdrant reads it.
 
     Raises:
         InvalidFilterError: a key that Qdrant cannot name.
     """
+    match condition:
+        case OneOf():
+            return _one_of(condition)
+        case Between(path, bounds):
+            spelt = {
+                name.removeprefix("$"): at.isoformat() if isinstance(at, datetime) else at
+                for name, at in bounds.items()
+            }
+            return {"key": key_path(path), "range": spelt}
+        case Every(conditions):
+            return {"must": [to_qdrant(part) for part in conditions]}
+        case Some(conditions):
+            return _alternatives([to_qdrant(part) for part in conditions])
+        case Not(inner):
+            return {"must_not": [to_qdrant(inner)]}
     raise NotImplementedError(f"no translation for {type(condition).__name__}")
 
 
-@to_qdrant.register
-def _(condition: OneOf) -> Translated:
+def _one_of(condition: OneOf) -> Translated:
     """Strings by match, numbers by ranges of one point: Qdrant's match tells 1 from 1.0."""
     key = key_path(condition.path)
     plain = sorted(condition.values, key=lambda pair: (type(pair[1]).__name__, str(pair[1])))
@@ -45,31 +57,6 @@ def _(condition: OneOf) -> Translated:
             options.append({"key": key, "range": {"gte": float(value), "lte": float(value)}})
     # Qdrant reads an empty list of alternatives as no condition, so "none of them" is an id.
     return _alternatives(options) if options else {"has_id": []}
-
-
-@to_qdrant.register
-def _(condition: Between) -> Translated:
-    """A range; moments become ISO 8601 text."""
-    bounds = {
-        operator.removeprefix("$"): bound.isoformat() if isinstance(bound, datetime) else bound
-        for operator, bound in condition.bounds.items()
-    }
-    return {"key": key_path(condition.path), "range": bounds}
-
-
-@to_qdrant.register
-def _(condition: Every) -> Translated:
-    return {"must": [to_qdrant(part) for part in condition.conditions]}
-
-
-@to_qdrant.register
-def _(condition: Some) -> Translated:
-    return _alternatives([to_qdrant(part) for part in condition.conditions])
-
-
-@to_qdrant.register
-def _(condition: Not) -> Translated:
-    return {"must_not": [to_qdrant(condition.condition)]}
 
 
 def _alternatives(options: Sequence[Translated]) -> Translated:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from qdrant_client import QdrantClient, models
@@ -10,20 +11,23 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids
+from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.qdrant.collection import (
+    FETCH,
     MEAN,
     SCROLL,
     TOKENS,
     KeyType,
-    Points,
     create_collection,
     document_of,
     id_of,
+    in_requests,
     index_payload,
     mean_of,
     payload_of,
+    point_id,
+    point_of,
     read_collection,
     vectors_of,
 )
@@ -100,7 +104,8 @@ class QdrantIndex(Index):
         self._client = client
         self._collection = collection
         self._prefetch = prefetch
-        self._points = Points(client, collection, info, means=has_means)
+        self._has_means = has_means
+        self._order = 0
         super().__init__(name, info, colbert)
         for key, kind in (payload_indexes or {}).items():
             index_payload(client, collection, key_path(tuple(key.split("."))), kind)
@@ -112,7 +117,7 @@ class QdrantIndex(Index):
             KeyError: names the ids that the index does not hold.
         """
         listed = check_ids(ids)
-        found = {id_of(record): document_of(record) for record in self._points.fetch(set(listed))}
+        found = {id_of(record): document_of(record) for record in self._fetch(set(listed))}
         check_found(listed, found, self.name)
         return [found[name] for name in listed]
 
@@ -123,7 +128,7 @@ class QdrantIndex(Index):
             KeyError: names the ids that the index does not hold.
         """
         listed = check_ids(ids)
-        records = self._points.fetch(set(listed), payload=["id"], vectors=True)
+        records = self._fetch(set(listed), payload=["id"], vectors=True)
         found = {id_of(record): vectors_of(record) for record in records}
         check_found(listed, found, self.name)
         return TokenEmbeddings.from_list([found[name] for name in listed], dim=self.info.dim)
@@ -177,22 +182,54 @@ class QdrantIndex(Index):
         return hits
 
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
-        return self._points.known(ids)
+        records = self._fetch(ids, payload=["id", "text_digest", "metadata"])
+        payloads = [payload_of(record) for record in records]
+        return {
+            at["id"]: Stored(bytes.fromhex(at["text_digest"]), at["metadata"]) for at in payloads
+        }
 
     def _held(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        return self._points.embeddings_for(texts)
+        digests = {text_digest(text).hex(): text for text in texts}
+        listed = list(digests)
+        found: dict[str, Tensor] = {}
+        for start in range(0, len(listed), FETCH):
+            some = models.MatchAny(any=listed[start : start + FETCH])
+            chosen = models.Filter(must=[models.FieldCondition(key="text_digest", match=some)])
+            for record in self._scroll(chosen, payload=["text_digest"], vectors=True):
+                found[digests[payload_of(record)["text_digest"]]] = vectors_of(record)
+        return found
 
     def _write(
         self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
     ) -> None:
-        self._points.write(documents, vectors, edited)
+        points = (
+            point_of(document, rows, order=self._next(), means=self._has_means)
+            for document, rows in zip(documents, vectors, strict=True)
+        )
+        for some in in_requests(points):
+            self._client.upsert(self._collection, some, wait=True)
+        if edited:
+            changes = [
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(
+                        payload={"metadata": document.metadata}, points=[point_id(document.id)]
+                    )
+                )
+                for document in edited
+            ]
+            self._client.batch_update_points(self._collection, changes, wait=True)
+
+    def _next(self) -> int:
+        """A number above all earlier ones, also those of other writers, as far as clocks agree."""
+        self._order = max(self._order + 1, time.time_ns())
+        return self._order
 
     def _ids_where(self, condition: Condition) -> list[str]:
-        found = self._points.scroll(_passing(condition), payload=["id"])
+        found = self._scroll(_passing(condition), payload=["id"])
         return [id_of(record) for record in found]
 
     def _delete(self, ids: Sequence[str]) -> int:
-        held = [record.id for record in self._points.fetch(set(ids), payload=["id"])]
+        held = [record.id for record in self._fetch(set(ids), payload=["id"])]
         if held:
             self._client.delete(self._collection, models.PointIdsList(points=held), wait=True)
         return len(held)
@@ -226,14 +263,48 @@ class QdrantIndex(Index):
 
     def _in_order(self, size: int, *, vectors: bool) -> Iterator[list[models.Record]]:
         """All records by rising order of insertion; Qdrant itself scrolls by point id."""
-        records = self._points.scroll(None, payload=["id", "order"])
+        records = self._scroll(None, payload=["id", "order"])
         names = [
             id_of(record) for record in sorted(records, key=lambda at: payload_of(at)["order"])
         ]
         for start in range(0, len(names), size):
             some = names[start : start + size]
-            found = {id_of(record): record for record in self._points.fetch(some, vectors=vectors)}
+            found = {id_of(record): record for record in self._fetch(some, vectors=vectors)}
             yield [found[name] for name in some if name in found]
+
+    def _fetch(
+        self, ids: Iterable[str], *, payload: list[str] | None = None, vectors: bool = False
+    ) -> list[models.Record]:
+        """Records by our ids, in no order; `payload` names what is wanted of it, None is all."""
+        names = [point_id(name) for name in ids]
+        step = FETCH if vectors else SCROLL
+        records: list[models.Record] = []
+        for start in range(0, len(names), step):
+            records += self._client.retrieve(
+                self._collection,
+                names[start : start + step],
+                with_payload=True if payload is None else payload,
+                with_vectors=[TOKENS] if vectors else False,
+            )
+        return records
+
+    def _scroll(
+        self, chosen: models.Filter | None, *, payload: list[str], vectors: bool = False
+    ) -> Iterator[models.Record]:
+        """All records that pass `chosen`, by rising point id."""
+        offset = None
+        while True:
+            records, offset = self._client.scroll(
+                self._collection,
+                scroll_filter=chosen,
+                limit=FETCH if vectors else SCROLL,
+                offset=offset,
+                with_payload=payload,
+                with_vectors=[TOKENS] if vectors else False,
+            )
+            yield from records
+            if offset is None:
+                return
 
 
 def _passing(condition: Condition) -> models.Filter:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from grpc import RpcError
 from qdrant_client import QdrantClient
@@ -19,6 +19,16 @@ from colbert_rag.display import one_line
 from colbert_rag.errors import IndexStorageError
 
 _LONGEST_REASON = 200
+
+# Every exception of qdrant-client, and that of the gRPC it may use; a test finds one that is new.
+TRANSLATED = (
+    UnexpectedResponse,
+    ResponseHandlingException,
+    ApiException,
+    ResourceExhaustedResponse,
+    QdrantException,
+    RpcError,
+)
 
 
 class TranslatedClient:
@@ -43,9 +53,8 @@ class TranslatedClient:
         def call(*arguments: object, **options: object) -> object:
             try:
                 return method(*arguments, **options)
-            except tuple(MEANINGS) as error:
-                kind = next(kind for kind in type(error).__mro__ if kind in MEANINGS)
-                raise MEANINGS[kind](error, self._client) from error
+            except TRANSLATED as error:
+                raise _in_words(error, self._client) from error
 
         return call
 
@@ -59,52 +68,22 @@ def translated(client: QdrantClient | TranslatedClient) -> QdrantClient:
     return cast("QdrantClient", ours)
 
 
-def _refused(error: Exception, client: QdrantClient) -> IndexStorageError:
-    if getattr(error, "status_code", None) not in (401, 403):
-        return _said(error, client)
-    refused = client.init_options.get("api_key")
-    return IndexStorageError(
-        f"{_server(client)}: {'the API key was refused' if refused else 'it asks for an API key'}. "
-        "Pass api_key to QdrantClient; on the command line, set QDRANT_API_KEY or name a variable "
-        "with --api-key-env"
-    )
-
-
-def _unreachable(error: Exception, client: QdrantClient) -> IndexStorageError:
-    return IndexStorageError(
-        f"{_server(client)} does not answer as a Qdrant server does ({_reason(error)})"
-    )
-
-
-def _busy(error: Exception, client: QdrantClient) -> IndexStorageError:
-    wait = getattr(error, "retry_after_s", None)
-    return IndexStorageError(
-        f"{_server(client)} has too much to do ({_reason(error)}): try again in {wait} seconds"
-    )
-
-
-def _said(error: Exception, client: QdrantClient) -> IndexStorageError:
-    return IndexStorageError(f"{_server(client)}: {_reason(error)}")
-
-
-_Explain: TypeAlias = Callable[[Exception, QdrantClient], IndexStorageError]
-
-# Every exception of qdrant-client, and that of the gRPC it may use; a test finds one that is new.
-MEANINGS: Mapping[type[Exception], _Explain] = {
-    UnexpectedResponse: _refused,
-    ResponseHandlingException: _unreachable,
-    ApiException: _said,
-    ResourceExhaustedResponse: _busy,
-    QdrantException: _said,
-    RpcError: _said,
-}
-
-
-def _server(client: QdrantClient) -> str:
+def _in_words(error: Exception, client: QdrantClient) -> IndexStorageError:
     options = client.init_options
-    given = (options.get(name) for name in ("url", "host", "location", "path"))
-    return next((str(place) for place in given if place), "the Qdrant server")
-
-
-def _reason(error: Exception) -> str:
-    return one_line(str(error))[:_LONGEST_REASON]
+    places = (options.get(name) for name in ("url", "host", "location", "path"))
+    server = next((str(place) for place in places if place), "the Qdrant server")
+    reason = one_line(str(error))[:_LONGEST_REASON]
+    if isinstance(error, ResponseHandlingException):
+        return IndexStorageError(f"{server} does not answer as a Qdrant server does ({reason})")
+    if isinstance(error, ResourceExhaustedResponse):
+        wait = error.retry_after_s
+        return IndexStorageError(
+            f"{server} has too much to do ({reason}): try again in {wait} seconds"
+        )
+    if getattr(error, "status_code", None) in (401, 403):
+        denied = "the API key was refused" if options.get("api_key") else "it asks for an API key"
+        return IndexStorageError(
+            f"{server}: {denied}. Pass api_key to QdrantClient; on the command line, set "
+            "QDRANT_API_KEY or name a variable with --api-key-env"
+        )
+    return IndexStorageError(f"{server}: {reason}")
