@@ -54,7 +54,6 @@ class ColBERT:
         self._lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
         self._scorer: Scorer | None = None
-        self._fingerprint: str | None = None
         limit = settings.document_cache
         self._cache = DocumentCache(limit) if limit else None
         self._identity = uuid.uuid4().hex
@@ -84,11 +83,12 @@ class ColBERT:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the checkpoint's files say."""
+        """What the files say that the weights were loaded from, or else the files as they are."""
         with self._lock:
-            if self._checkpoint is None:
-                self._checkpoint = open_checkpoint(self.settings)
-            return self._checkpoint
+            known = self._checkpoint
+            if known is None or not (self.loaded or known.files.unchanged):
+                known = self._checkpoint = open_checkpoint(self.settings)
+            return known
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -112,11 +112,9 @@ class ColBERT:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies weights and recipe: vectors made under equal fingerprints may be mixed."""
-        with self._lock:
-            if self._fingerprint is None:
-                self._fingerprint = self.checkpoint.fingerprint()
-            return self._fingerprint
+        """Identifies loaded weights, else the files, and the recipe: equal ones may be mixed."""
+        scorer = self._scorer
+        return self.checkpoint.fingerprint() if scorer is None else scorer.text_encoder.fingerprint
 
     @property
     def loaded(self) -> bool:
@@ -131,8 +129,8 @@ class ColBERT:
         """Give the memory of weights and cached vectors back; the next call loads again."""
         with self._lock:
             self._scorer = None
-            if self._cache is not None:
-                self._cache.clear()
+            if self._cache is not None:  # another one: calls under way go on filling the old
+                self._cache = DocumentCache(self._cache.limit)
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
