@@ -42,9 +42,11 @@ def used_config(
             )
     kept = {key: value for key, value in config.items() if key in backbone.keys}
     for key, value in kept.items():
-        if isinstance(value, int) and abs(value) > MAX_NUMBER:
+        least = -1 if key.endswith("_token_id") else 0  # -1 is what some call no token
+        if isinstance(value, int) and not least <= value <= MAX_NUMBER:
             raise MetadataError(
-                f"config.json of {name} has {key}={_short(value)}, expected {MAX_NUMBER:,} at most"
+                f"config.json of {name} has {key}={_short(value)}, expected {least} to "
+                f"{MAX_NUMBER:,}"
             )
     # Even without memory for its numbers, a model of a million layers takes hours to set up.
     parts = 1

@@ -398,6 +398,7 @@ CORPUS: tuple[Case, ...] = (
     _config("stanford-bert", hidden_size=2**20, num_hidden_layers=30),
     _config("stanford-bert", intermediate_size=10**400),
     _config("stanford-bert", pad_token_id="\ud800"),
+    _config("pylate-modernbert", local_attention=-32),
     _config("pylate-eurobert", head_dim=10**8),
     _config("pylate-eurobert", head_dim=2**20),
     _config("pylate-eurobert", rope_scaling={"rope_type": "linear", "factor": 1e308}),
