@@ -26,16 +26,29 @@ def _jina_config(config: Config) -> Config:
     (jinaai/xlm-roberta-flash-implementation, configuration_xlm_roberta.py); the host class would
     assume the 20000 of jina-embeddings-v3.
     """
-    kept = (
-        "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-        "hidden_act max_position_embeddings type_vocab_size layer_norm_eps pad_token_id "
-        "bos_token_id eos_token_id"
-    ).split()
     base = config.get("rotary_emb_base", 10000.0)
-    return {key: config[key] for key in kept if key in config} | {
+    return config | {
         "layer_norm_eps": config.get("layer_norm_eps", 1e-5),
         "rope_parameters": {"rope_type": "default", "rope_theta": base},
     }
+
+
+# The keys of `config.json` that the modules of transformers read to encode, and special ids, which
+# it compares with the vocabulary. The rest stays unread: dropout and initialisation serve training,
+# `return_dict` or `chunk_size_feed_forward` would change a forward pass, `num_labels` take memory.
+_ANY = (
+    "model_type vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "max_position_embeddings pad_token_id bos_token_id eos_token_id cls_token_id sep_token_id "
+    "mask_token_id"
+).split()
+_BERT = frozenset(_ANY + "hidden_act type_vocab_size layer_norm_eps".split())
+_ROTARY = frozenset(
+    _ANY
+    + (
+        "rope_parameters rope_theta rope_scaling partial_rotary_factor head_dim "
+        "original_max_position_embeddings"
+    ).split()
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +58,7 @@ class Backbone:
     Attributes:
         name: What we call it.
         model_types: What `config.json` calls it.
+        keys: What of `config.json` is read; see above.
         module: Module of transformers with the classes; "" for a refused row.
         model: Class name of the model.
         configuration: Class name of its configuration.
@@ -65,6 +79,7 @@ class Backbone:
 
     name: str
     model_types: tuple[str, ...]
+    keys: frozenset[str] = frozenset(_ANY)
     module: str = ""
     model: str = ""
     configuration: str = ""
@@ -128,6 +143,7 @@ BACKBONES = (
     Backbone(
         name="Jina XLM-RoBERTa",
         model_types=("xlm-roberta",),
+        keys=_BERT | {"rotary_emb_base"},
         module="transformers.models.jina_embeddings_v3",
         model="JinaEmbeddingsV3Model",
         configuration="JinaEmbeddingsV3Config",
@@ -153,6 +169,7 @@ BACKBONES = (
     Backbone(
         name="BERT",
         model_types=("bert",),
+        keys=_BERT,
         module="transformers.models.bert",
         model="BertModel",
         configuration="BertConfig",
@@ -162,6 +179,11 @@ BACKBONES = (
     Backbone(
         name="ModernBERT",
         model_types=("modernbert",),
+        keys=_ROTARY
+        | set(
+            "hidden_activation norm_eps norm_bias attention_bias mlp_bias layer_types "
+            "local_attention global_attn_every_n_layers global_rope_theta local_rope_theta".split()
+        ),
         module="transformers.models.modernbert",
         model="ModernBertModel",
         configuration="ModernBertConfig",
@@ -170,6 +192,7 @@ BACKBONES = (
     Backbone(
         name="XLM-RoBERTa",
         model_types=("xlm-roberta",),
+        keys=_BERT,
         module="transformers.models.xlm_roberta",
         model="XLMRobertaModel",
         configuration="XLMRobertaConfig",
@@ -180,6 +203,7 @@ BACKBONES = (
     Backbone(
         name="RoBERTa",
         model_types=("roberta",),
+        keys=_BERT,
         module="transformers.models.roberta",
         model="RobertaModel",
         configuration="RobertaConfig",
@@ -190,6 +214,7 @@ BACKBONES = (
     Backbone(
         name="CamemBERT",
         model_types=("camembert",),
+        keys=_BERT,
         module="transformers.models.camembert",
         model="CamembertModel",
         configuration="CamembertConfig",
@@ -200,6 +225,7 @@ BACKBONES = (
     Backbone(
         name="DistilBERT",
         model_types=("distilbert",),
+        keys=_BERT | set("dim n_heads n_layers hidden_dim activation sinusoidal_pos_embds".split()),
         module="transformers.models.distilbert",
         model="DistilBertModel",
         configuration="DistilBertConfig",
@@ -208,6 +234,7 @@ BACKBONES = (
     Backbone(
         name="ELECTRA",
         model_types=("electra",),
+        keys=_BERT | {"embedding_size"},
         module="transformers.models.electra",
         model="ElectraModel",
         configuration="ElectraConfig",
@@ -216,6 +243,11 @@ BACKBONES = (
     Backbone(
         name="XMOD",
         model_types=("xmod",),
+        keys=_BERT
+        | set(
+            "languages default_language pre_norm adapter_reduction_factor adapter_layer_norm "
+            "adapter_reuse_layer_norm ln_before_adapter".split()
+        ),
         module="transformers.models.xmod",
         model="XmodModel",
         configuration="XmodConfig",
@@ -228,6 +260,8 @@ BACKBONES = (
     Backbone(
         name="EuroBERT",
         model_types=("eurobert",),
+        keys=_ROTARY
+        | set("num_key_value_heads hidden_act rms_norm_eps attention_bias mlp_bias".split()),
         module="transformers.models.eurobert",
         model="EuroBertModel",
         configuration="EuroBertConfig",
@@ -236,6 +270,7 @@ BACKBONES = (
     Backbone(
         name="Jina embeddings v3",
         model_types=("jina_embeddings_v3",),
+        keys=_BERT | _ROTARY,
         module="transformers.models.jina_embeddings_v3",
         model="JinaEmbeddingsV3Model",
         configuration="JinaEmbeddingsV3Config",
@@ -246,6 +281,12 @@ BACKBONES = (
     Backbone(
         name="LFM2",
         model_types=("lfm2",),
+        keys=_ROTARY
+        | set(
+            "num_key_value_heads norm_eps layer_types full_attn_idxs conv_bias conv_L_cache "
+            "block_ff_dim block_multiple_of block_ffn_dim_multiplier "
+            "block_auto_adjust_ff_dim".split()
+        ),
         module="transformers.models.lfm2",
         model="Lfm2Model",
         configuration="Lfm2Config",

@@ -39,12 +39,12 @@ class CacheInfo:
         limit: Bytes at most.
     """
 
-    hits: int
-    misses: int
-    evictions: int
-    texts: int
-    bytes: int
-    limit: int
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    texts: int = 0
+    bytes: int = 0
+    limit: int = 0
 
     @property
     def hit_rate(self) -> float:
@@ -103,15 +103,12 @@ class DocumentCache:
         self._lock = threading.Lock()
         self._claims: dict[str, Claim] = {}
         self._warned = False
-        self._start()
-        renewed_after_fork(self)
-
-    def _start(self) -> None:
         self._vectors: OrderedDict[str, Tensor] = OrderedDict()
         # Bytes of texts that left, by their hash: what a larger cache would hold.
         self._left: OrderedDict[int, int] = OrderedDict()
         self._bytes = self._left_bytes = 0
         self._hits = self._misses = self._evictions = self._returns = 0
+        renewed_after_fork(self)
 
     def renew(self) -> None:
         """After a fork: no other thread holds the lock, or is encoding."""
@@ -199,11 +196,6 @@ class DocumentCache:
             100 * info.hit_rate,
             -(-enough // 2**20) * 2**20,
         )
-
-    def clear(self) -> None:
-        """Hold nothing; all counts start again."""
-        with self._lock:
-            self._start()
 
     def info(self) -> CacheInfo:
         """Counts and sizes now."""

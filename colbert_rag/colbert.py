@@ -12,7 +12,7 @@ from typing import Never, Unpack
 
 import torch
 
-from colbert_rag.cache import CacheInfo, DocumentCache
+from colbert_rag.cache import CacheInfo
 from colbert_rag.checkpoint import Checkpoint, open_checkpoint
 from colbert_rag.device import TORCH_DTYPES, resolved
 from colbert_rag.embeddings import TokenEmbeddings
@@ -23,7 +23,7 @@ from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
 from colbert_rag.scoring import KnownVectors, Scorer
 from colbert_rag.settings import ModelOptions, Settings, refuse_unknown, whole_number
-from colbert_rag.text_encoder import TextEncoder, TruncationInfo
+from colbert_rag.text_encoder import TruncationInfo
 from colbert_rag.tokenizer import TextTokenizer
 
 
@@ -55,8 +55,6 @@ class ColBERT:
         self._lock = threading.RLock()
         self._checkpoint: Checkpoint | None = None
         self._scorer: Scorer | None = None
-        self._fingerprint: str | None = None
-        self._cache = DocumentCache(settings.document_cache or 0)
         self._identity = uuid.uuid4().hex
         _LIVE[self._identity] = self
         renewed_after_fork(self)
@@ -85,11 +83,12 @@ class ColBERT:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """What the checkpoint's files say."""
+        """What the files say that the weights were loaded from, or else the files as they are."""
         with self._lock:
-            if self._checkpoint is None:
-                self._checkpoint = open_checkpoint(self.settings)
-            return self._checkpoint
+            known = self._checkpoint
+            if known is None or not (self.loaded or known.files.unchanged):
+                known = self._checkpoint = open_checkpoint(self.settings)
+            return known
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -113,11 +112,9 @@ class ColBERT:
 
     @property
     def fingerprint(self) -> str:
-        """Identifies weights and recipe: vectors made under equal fingerprints may be mixed."""
-        with self._lock:
-            if self._fingerprint is None:
-                self._fingerprint = self.checkpoint.fingerprint()
-            return self._fingerprint
+        """Identifies loaded weights, else the files, and the recipe: equal ones may be mixed."""
+        scorer = self._scorer
+        return self.checkpoint.fingerprint() if scorer is None else scorer.text_encoder.fingerprint
 
     @property
     def loaded(self) -> bool:
@@ -132,7 +129,6 @@ class ColBERT:
         """Give the memory of weights and cached vectors back; the next call loads again."""
         with self._lock:
             self._scorer = None
-            self._cache.clear()
         torch.cuda.empty_cache()  # nothing where no device was used
 
     def encode_queries(
@@ -263,13 +259,15 @@ class ColBERT:
             ValueError: the model has no document cache.
         """
         documents = read_texts(texts)
-        if not self._cache.limit:
+        if not self.settings.document_cache:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
         self._loaded().cache_documents(documents, show_progress=show_progress)
 
     def cache_info(self) -> CacheInfo:
         """Hits, misses, evictions and size of the document cache."""
-        return self._cache.info()
+        scorer = self._scorer
+        none = CacheInfo(limit=self.settings.document_cache or 0)
+        return none if scorer is None else scorer.cache.info()
 
     def truncation_info(self) -> TruncationInfo:
         """How many texts were encoded since the model was loaded, and how many of them were cut."""
@@ -282,9 +280,7 @@ class ColBERT:
             return scorer
         with self._lock:
             if self._scorer is None:
-                text_encoder = TextEncoder.of(self.checkpoint, self.settings)
-                windows = self.settings.long_documents == "windows"
-                self._scorer = Scorer(text_encoder, self._cache, windows=windows)
+                self._scorer = Scorer.of(self.checkpoint, self.settings)
             return self._scorer
 
     def renew(self) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.modeling_utils import PreTrainedModel
@@ -15,8 +15,9 @@ from transformers.modeling_utils import PreTrainedModel
 from colbert_rag.attention import ATTENTION
 from colbert_rag.backbones import Backbone
 from colbert_rag.checkpoint import Checkpoint, Projection
-from colbert_rag.checkpoint.files import Folder
-from colbert_rag.checkpoint.pickles import load_pickle
+from colbert_rag.checkpoint.border import border
+from colbert_rag.checkpoint.loading import load_weights
+from colbert_rag.checkpoint.source import check_published
 from colbert_rag.errors import (
     ColBERTRagError,
     CorruptWeightsError,
@@ -58,13 +59,22 @@ class ProjectionLayer(nn.Module):
         return out + hidden if self.adds_input else out
 
 
+MAX_BUFFER_BYTES = 64 * 2**20
+"""What a model may make beside its parameters: positions and rotary frequencies take a thousandth
+of it, and a configuration that says otherwise must not take the machine's memory."""
+
+
 class _Unallocated(TorchFunctionMode):
-    """While active, parameters take no memory and no time to initialise.
+    """While active, parameters take no memory and no time to initialise, and buffers little.
 
     Modules make parameters with `torch.empty` and buffers with other functions. Building a whole
     model on the meta device would lose the buffers that no checkpoint carries (positions, rotary
     frequencies).
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
 
     def __torch_function__(
         self,
@@ -76,12 +86,32 @@ class _Unallocated(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
-        return func(*args, **kwargs)
+        made = func(*args, **kwargs)
+        if isinstance(made, Tensor) and made.device.type != "meta":
+            self.bytes += made.nbytes
+            if self.bytes > MAX_BUFFER_BYTES:
+                raise ValueError(f"its buffers take more than {MAX_BUFFER_BYTES:,} bytes")
+        return made
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hosted:
+    """Modules with the weights of a checkpoint.
+
+    Attributes:
+        model: The backbone, in evaluation mode.
+        projection: The projection layers in order.
+        fingerprint: Of these very weights, with the recipe.
+    """
+
+    model: PreTrainedModel
+    projection: nn.Sequential
+    fingerprint: str
 
 
 def host(
     checkpoint: Checkpoint, *, device: str, dtype: torch.dtype, language: str | None = None
-) -> tuple[PreTrainedModel, nn.Sequential]:
+) -> Hosted:
     """Load the backbone and the projection.
 
     Args:
@@ -90,54 +120,80 @@ def host(
         dtype: Float type of every parameter. Rotary frequencies stay float32.
         language: Which adapter of a backbone that has one per language.
 
-    Returns:
-        The backbone, in evaluation mode, and the projection layers in order.
-
     Raises:
         UnsupportedBackboneError: the backbone is one we refuse.
         TensorMismatchError: a tensor is missing, left over, or of the wrong shape.
         ProjectionError: two projections in one checkpoint differ.
         MetadataError: the configuration is not one the backbone accepts.
+        CorruptWeightsError: a file is damaged, or was changed since the checkpoint was opened.
     """
     row = checkpoint.backbone
     if row.refused:
         raise UnsupportedBackboneError(f"{checkpoint.name} is {row.name}: {row.refused}")
-    reader = _Reader(checkpoint)
-    model = _empty_model(checkpoint, language)
-    _fill(model, checkpoint, reader, dtype)
-    layers = [
-        ProjectionLayer(layer, partial(reader.read, layer.file, dtype=dtype))
-        for layer in checkpoint.projection
-    ]
-    _compare_duplicate(checkpoint, reader)
-    head = nn.Sequential(*layers)
+    with border(checkpoint.name):
+        model = _empty_model(checkpoint, language)
+        names = _compared(model, checkpoint)
+        tensors, digests = _read(checkpoint, dtype)
+        state = dict(
+            chain.from_iterable(
+                _split(row, name, tensors[checkpoint.tensors[stored].file, stored])
+                for stored, name in names.items()
+            )
+        )
+        model.load_state_dict(state, strict=True, assign=True)
+        model.requires_grad_(False)
+        layers = [
+            ProjectionLayer(
+                layer,
+                lambda name, file=layer.file: tensors[file, name].to(dtype),  # type: ignore[misc]
+            )
+            for layer in checkpoint.projection
+        ]
+        _compare_duplicate(checkpoint, tensors)
+        fingerprint = checkpoint.fingerprint(digests)
+        # Last, so that weights, configuration and tokenizer are those of one moment.
+        if not checkpoint.files.unchanged:
+            raise CorruptWeightsError(
+                f"files of {checkpoint.name} were changed while it was being opened. Open it again "
+                "when nobody writes to it"
+            )
     # Through the base class, because transformers' own versions of these are not typed.
     nn.Module.eval(nn.Module.to(model, device))
-    return model, head.to(device).eval()
+    head = nn.Sequential(*layers).to(device).eval()
+    return Hosted(model=model, projection=head, fingerprint=fingerprint)
 
 
-class _Reader:
-    """Reads tensors by file and stored name, opening each file once."""
+Loaded = dict[tuple[str, str], Tensor]
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.folder = Folder(checkpoint.folder)
-        self._files: dict[str, Callable[[str], Tensor]] = {}
 
-    def read(self, file: str, name: str, *, dtype: torch.dtype | None = None) -> Tensor:
-        if file not in self._files:
-            self._files[file] = self._open(file)
-        tensor = self._files[file](name)
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Loaded, dict[str, str]]:
+    """Every tensor that is used, by file and stored name, and the digest of each weight file.
 
-    def _open(self, file: str) -> Callable[[str], Tensor]:
-        if file.endswith(".bin"):
-            return load_pickle(self.folder, file).__getitem__
-        try:
-            opened = safe_open(self.folder.path / file, framework="pt", device="cpu")
-        except SafetensorError as error:
-            raise CorruptWeightsError(f"{file} cannot be read: {error}") from error
-        read: Callable[[str], Tensor] = opened.get_tensor
-        return read
+    Those of the backbone have the dtype, as holding both would take memory twice; those of
+    projections, which are small and compared with each other, have their own.
+    """
+    body = set(checkpoint.backbone_tensors.values())
+    heads = [*checkpoint.projection, *filter(None, [checkpoint.duplicate])]
+    exact = {
+        (layer.file, name)
+        for layer in heads
+        for name in (layer.weight, layer.bias, layer.residual)
+        if name is not None
+    }
+    tensors: Loaded = {}
+    digests: dict[str, str] = {}
+    for file in sorted({*checkpoint.weight_files, *(layer.file for layer in heads)}):
+
+        def keep(name: str, tensor: Tensor, file: str = file) -> None:
+            if (file, name) in exact:
+                tensors[file, name] = tensor
+            elif name in body and checkpoint.tensors[name].file == file:
+                tensors[file, name] = tensor.to(dtype)
+
+        digests[file] = load_weights(checkpoint.files, file, keep)
+    digests = {file: digests[file] for file in checkpoint.weight_files}
+    check_published(checkpoint.name, digests)
+    return tensors, digests
 
 
 def _empty_model(checkpoint: Checkpoint, language: str | None) -> PreTrainedModel:
@@ -146,7 +202,6 @@ def _empty_model(checkpoint: Checkpoint, language: str | None) -> PreTrainedMode
     # The one modelling module that is needed: importing transformers' Auto classes costs seconds.
     modelling = import_module(f"{row.module}.modeling_{module}")
     configuration = import_module(f"{row.module}.configuration_{module}")
-    _refuse_more_layers_than_tensors(checkpoint)
     try:
         config = getattr(configuration, row.configuration).from_dict(
             row.prepare(dict(checkpoint.config))
@@ -169,17 +224,6 @@ def _empty_model(checkpoint: Checkpoint, language: str | None) -> PreTrainedMode
     return model
 
 
-def _refuse_more_layers_than_tensors(checkpoint: Checkpoint) -> None:
-    # Even without memory for its numbers, a model of a million layers takes hours to set up.
-    for name in ("num_hidden_layers", "n_layers"):
-        layers = checkpoint.config.get(name, 0)
-        if isinstance(layers, int) and layers > len(checkpoint.backbone_tensors):
-            raise MetadataError(
-                f"config.json of {checkpoint.name} has {name}={layers}, but there are weights for "
-                f"{len(checkpoint.backbone_tensors)} tensors in all"
-            )
-
-
 def _choose_language(config: object, language: str | None) -> None:
     known = list(getattr(config, "languages", ()))
     chosen = language or getattr(config, "default_language", None) or "en_XX"
@@ -188,37 +232,44 @@ def _choose_language(config: object, language: str | None) -> None:
     config.default_language = chosen  # type: ignore[attr-defined]
 
 
-def _fill(model: nn.Module, checkpoint: Checkpoint, reader: _Reader, dtype: torch.dtype) -> None:
-    """Assign every tensor; `from_pretrained` only reports missing ones and leaves them random."""
+def _compared(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Stored names and what the host class calls them; nothing may be missing or left over.
+
+    `from_pretrained` only reports missing tensors and leaves them random. From what the files
+    say of their tensors alone, before any is read: sizes that do not fit cost nothing.
+    """
     row = checkpoint.backbone
-    state: dict[str, Tensor] = {}
-    for name, stored in checkpoint.backbone_tensors.items():
-        tensor = reader.read(checkpoint.tensors[stored].file, stored, dtype=dtype)
-        state.update(_split(row, row.rename(name), tensor))
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    missing = sorted(set(expected) - set(state))
-    unexpected = sorted(set(state) - set(expected))
-    misshapen = [
-        f"{name} {tuple(state[name].shape)} instead of {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
-    if missing or unexpected or misshapen:
-        parts = [
-            f"{len(names)} {kind}: {', '.join(names[:5])}"
-            for kind, names in (
-                ("missing", missing),
-                ("unexpected", unexpected),
-                ("of the wrong shape", misshapen),
+    names = {stored: row.rename(name) for name, stored in checkpoint.backbone_tensors.items()}
+    found: dict[str, tuple[int, ...]] = {}
+    for stored, name in names.items():
+        info = checkpoint.tensors[stored]
+        if not info.is_float:
+            raise TensorMismatchError(
+                f"{stored} of {checkpoint.name} has the type {info.dtype}, expected a float type: "
+                "quantised weights are not hosted"
             )
-            if names
+        # On the meta device a tensor is its shape.
+        stand_in = torch.empty(info.shape, device="meta")
+        found |= {part: tuple(block.shape) for part, block in _split(row, name, stand_in)}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = {
+        "missing": sorted(set(expected) - set(found)),
+        "unexpected": sorted(set(found) - set(expected)),
+        "of the wrong shape": [
+            f"{name} {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    if any(wrong.values()):
+        parts = [
+            f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in wrong.items() if names
         ]
         raise TensorMismatchError(
             f"the weights of {checkpoint.name} are not those of a {row.name} model; tensors "
             f"{'; '.join(parts)}. config.json and weights must come from the same checkpoint"
         )
-    model.load_state_dict(state, strict=True, assign=True)
-    model.requires_grad_(False)
+    return names
 
 
 def _split(row: Backbone, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
@@ -233,14 +284,14 @@ def _split(row: Backbone, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]
     return [(name, tensor)]
 
 
-def _compare_duplicate(checkpoint: Checkpoint, reader: _Reader) -> None:
+def _compare_duplicate(checkpoint: Checkpoint, tensors: Mapping[tuple[str, str], Tensor]) -> None:
     """A checkpoint that describes its projection twice must mean the same one."""
     second = checkpoint.duplicate
     if second is None:
         return
     first = checkpoint.projection[0]
-    one = reader.read(first.file, first.weight, dtype=torch.float32)
-    other = reader.read(second.file, second.weight, dtype=torch.float32)
+    one = tensors[first.file, first.weight].to(torch.float32)
+    other = tensors[second.file, second.weight].to(torch.float32)
     if one.shape != other.shape or not torch.equal(one, other):
         raise ProjectionError(
             f"{checkpoint.name} carries two projections that differ: {first.weight} in "

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from colbert_rag.cache import Claim, DocumentCache
+from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
 from colbert_rag.maxsim import maxsim
 from colbert_rag.ranking import Ranked, Ranking
+from colbert_rag.settings import Settings
 from colbert_rag.text_encoder import TextEncoder
 from colbert_rag.tokenizer import Span, TextTokenizer
 from colbert_rag.windows import find_windows
@@ -134,8 +136,21 @@ class Scorer:
             windows: Whether long documents are scored window by window, instead of being cut.
         """
         self.text_encoder = text_encoder
-        self._cache = cache
+        self.cache = cache
         self._windows = windows
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, settings: Settings) -> Scorer:
+        """Load a model, with a cache of its own: calls under way go on filling that of theirs.
+
+        Raises:
+            CheckpointError: weights or tokenizer are not those of a model we host.
+        """
+        return cls(
+            TextEncoder.of(checkpoint, settings),
+            DocumentCache(settings.document_cache or 0),
+            windows=settings.long_documents == "windows",
+        )
 
     def score(
         self,
@@ -198,16 +213,16 @@ class Scorer:
         while missing := [text for text in unique if text not in vectors]:
             claim = Claim()
             try:
-                self._cache.claim(claim, missing)
+                self.cache.claim(claim, missing)
                 vectors |= claim.found
                 if known is not None:
                     vectors |= self._recalled(claim.texts, known)
                 unknown = [text for text in claim.texts if text not in vectors]
                 fresh = self.text_encoder.documents(unknown, show_progress=show_progress)
                 claim.made = dict(zip(unknown, fresh, strict=True))
-                self._cache.put(claim.made)
+                self.cache.put(claim.made)
             finally:
-                self._cache.release(claim)
+                self.cache.release(claim)
             if len(unknown) == len(texts):
                 return fresh
             vectors |= claim.made
@@ -233,7 +248,7 @@ class Scorer:
         # Copied, since the caller may go on to change his own.
         found = {text: rows.to(device, dtype, copy=True) for text, rows in stored.items()}
         # The cache also serves callers without this memory, who were promised `dtype`.
-        self._cache.put(
+        self.cache.put(
             {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
         )
         return found

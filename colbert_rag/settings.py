@@ -147,15 +147,23 @@ class Settings:
         refuse_unknown("an option of a model", chosen, known=ModelOptions.__annotations__)
         name = os.fspath(checkpoint) if isinstance(checkpoint, os.PathLike) else checkpoint
         if isinstance(name, str) and name.strip() and name != OFFLINE_CHECKPOINT:
-            folder = Path(name).expanduser()
-            if folder.exists():
-                name = str(folder.resolve())
+            folder = existing(name)
+            name = name if folder is None else str(folder.resolve())
         if chosen.get("cache_folder") is not None:
             # Not that of `Path`, which raises where there is no such user.
             chosen["cache_folder"] = os.path.expanduser(chosen["cache_folder"])  # noqa: PTH111
         if not isinstance(chosen.get("skiplist"), str | None):
             chosen["skiplist"] = tuple(chosen["skiplist"])
         return cls(checkpoint=name, **chosen)
+
+
+def existing(name: str) -> Path | None:
+    """The file or folder of that name, if there is one."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, "~nobody"
+        return None
 
 
 OTHER_WORDS = {"k": "top_k", "top_n": "top_k", "limit": "top_k", "max_length": "document_length"}

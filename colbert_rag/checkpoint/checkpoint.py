@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from colbert_rag.backbones import Backbone, Config, find_backbone
+from colbert_rag.checkpoint.border import border
+from colbert_rag.checkpoint.config import used_config
 from colbert_rag.checkpoint.files import Folder, join
 from colbert_rag.checkpoint.formats import NO_LIMIT, Format, find_format
 from colbert_rag.checkpoint.layout import Layout, read_modules
@@ -14,7 +17,7 @@ from colbert_rag.checkpoint.markers import with_chosen
 from colbert_rag.checkpoint.overrides import decided, overridden
 from colbert_rag.checkpoint.projection import check_chain
 from colbert_rag.checkpoint.recipe import Projection, Recipe
-from colbert_rag.checkpoint.source import locate, weights_digest
+from colbert_rag.checkpoint.source import locate, stored_digests, weights_digest
 from colbert_rag.checkpoint.tensors import Tensors
 from colbert_rag.checkpoint.vocabulary import Vocabulary, load_vocabulary
 from colbert_rag.checkpoint.weights import UNUSED, body_prefix, find_head, index_tensors
@@ -28,10 +31,10 @@ class Description:
 
     Attributes:
         name: The hub id or folder it was opened by.
-        folder: The local folder.
+        files: The local folder, and in which state each file of it was read.
         form: The on-disk format, as a row of the table.
         body: Sub-folder of backbone and tokenizer, "" for the folder itself.
-        config: The backbone's `config.json`, without references to remote code.
+        config: What of the backbone's `config.json` is used.
         backbone: Our row for the architecture; `backbone.refused` says why where it is not hosted.
         tensors: Stored tensors beside the backbone, by stored name.
         projection: The layers from hidden states to token vectors; empty for raw token embeddings.
@@ -40,7 +43,7 @@ class Description:
     """
 
     name: str
-    folder: Path
+    files: Folder = field(repr=False)
     form: Format = field(repr=False)
     body: str
     config: Config
@@ -49,6 +52,11 @@ class Description:
     projection: tuple[Projection, ...]
     duplicate: Projection | None
     recipe: Recipe
+
+    @property
+    def folder(self) -> Path:
+        """The local folder."""
+        return self.files.path
 
     @property
     def format(self) -> str:
@@ -116,13 +124,16 @@ class Checkpoint(Description):
 
     vocabulary: Vocabulary
 
-    def fingerprint(self) -> str:
-        """Identify weights and recipe, wherever the folder lies; reads the weight files once.
+    def fingerprint(self, digests: Mapping[str, str] | None = None) -> str:
+        """Identify weights and recipe, wherever the folder lies.
 
         Token vectors made under equal fingerprints may be mixed.
+
+        Args:
+            digests: SHA-256 of the weight files that were loaded; None reads them as they are now.
         """
         rules = repr(sorted(asdict(self.recipe).items(), key=lambda item: item[0]))
-        weights = weights_digest(self.folder, self.weight_files)
+        weights = weights_digest(digests or stored_digests(self.files, self.weight_files))
         return hashlib.sha256(f"{weights}\n{rules}\n{self.projection}".encode()).hexdigest()
 
 
@@ -141,8 +152,11 @@ def describe(settings: Settings) -> Description:
     Raises:
         CheckpointError: as `open_checkpoint`.
     """
-    path = locate(settings)
-    folder = Folder(path, decided(settings))
+    with border(settings.checkpoint):
+        return _described(Folder(locate(settings), decided(settings)), settings)
+
+
+def _described(folder: Folder, settings: Settings) -> Description:
     modules = read_modules(folder)
     body, tensors = _read_body(folder, modules, allow_pickle=settings.allow_pickle)
     layout = Layout(
@@ -156,16 +170,18 @@ def describe(settings: Settings) -> Description:
     form = find_format(layout, raw=raw)
     projection = form.projection(layout)
     duplicate = form.duplicate(layout, projection)
-    config = dict(folder.read(join(body, "config.json")).values)
-    remote = config.pop("auto_map", None) is not None
-    backbone = find_backbone(str(config.get("model_type", "")), tensors, remote_code=remote)
-    recipe = overridden(form.recipe(layout), settings, backbone.positions(config) or NO_LIMIT)
+    config = folder.read(join(body, "config.json"))
+    backbone = find_backbone(
+        config.get("model_type", str) or "", tensors, remote_code="auto_map" in config
+    )
+    used = used_config(config.values, backbone, tensors=len(tensors), name=settings.checkpoint)
+    recipe = overridden(form.recipe(layout), settings, backbone.positions(used) or NO_LIMIT)
     description = Description(
         name=settings.checkpoint,
-        folder=path,
+        files=folder,
         form=form,
         body=body,
-        config=config,
+        config=used,
         backbone=backbone,
         tensors=tensors,
         projection=projection,
@@ -188,10 +204,11 @@ def finish(description: Description, settings: Settings) -> Checkpoint:
     Raises:
         TokenizerError: there is no tokenizer, or it is damaged.
     """
-    vocabulary = load_vocabulary(Folder(description.folder), description.body)
-    recipe = description.form.markers(description.recipe, vocabulary, description.backbone)
-    known = {**vars(description), "recipe": with_chosen(recipe, settings)}
-    return Checkpoint(**known, vocabulary=vocabulary)
+    with border(description.name):
+        vocabulary = load_vocabulary(description.files, description.body)
+        recipe = description.form.markers(description.recipe, vocabulary, description.backbone)
+        known = {**vars(description), "recipe": with_chosen(recipe, settings)}
+        return Checkpoint(**known, vocabulary=vocabulary)
 
 
 def _read_body(

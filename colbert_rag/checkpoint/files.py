@@ -1,16 +1,33 @@
-"""Reads the JSON files of a checkpoint, which may be hostile: limits on size, types and paths."""
+"""Reads the files of a checkpoint, which may be hostile: limits on kind, size, types and paths."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from colbert_rag.errors import MetadataError, UnsafePathError
 
-MAX_JSON_BYTES = 8 * 2**20
-"""No configuration file of a checkpoint is near this size; tokenizers are read elsewhere."""
+MAX_JSON_BYTES = 4 * 2**20
+"""No configuration file of a checkpoint is near this size; tokenizers have limits of their own."""
+
+MAX_CONTAINERS = 100_000
+"""Each list or object takes 30 times the memory and the time of its text; Gemma's tokenizer has the
+most of any that is published, 6,400."""
+
+# Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+_READING = os.O_RDONLY | sum(
+    getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY", "O_NOCTTY")
+)
+
+State = tuple[int, int, int]
+"""By inode, size and time of the last change a file is told from what it was."""
 
 JsonObject = dict[str, object]
 Kind = TypeVar("Kind", str, int, bool, dict[str, object], list[object])
@@ -92,10 +109,76 @@ class Folder:
     path: Path
     ignored: frozenset[str] = frozenset()
     _cache: dict[str, Section] = field(default_factory=dict, repr=False, compare=False)
+    _seen: dict[str, State | None] = field(default_factory=dict, repr=False, compare=False)
 
     def has(self, name: str) -> bool:
-        """Whether the file exists."""
-        return (self.path / name).is_file()
+        """Whether the file exists; what is no regular file counts as absent."""
+        try:
+            found = (self.path / name).is_file()
+        except (OSError, ValueError):  # a name that no file can have
+            found = False
+        if not found:
+            self._seen.setdefault(name)
+        return found
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether every file is as it was when it was read or looked for, by its state."""
+        return all(self._state(name) == state for name, state in self._seen.items())
+
+    def _state(self, name: str) -> State | None:
+        try:
+            return _state((self.path / name).stat())
+        except (OSError, ValueError):
+            return None
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BufferedReader]:
+        """Open a regular file; a pipe or a device is never read.
+
+        Raises:
+            MetadataError: it is something else.
+        """
+        with os.fdopen(os.open(self.path / name, _READING), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise MetadataError(f"{name} is no regular file, so it is not read")
+            # The first look counts: what was read later must still belong to it.
+            self._seen.setdefault(name, _state(found))
+            yield file
+
+    def read_bytes(self, name: str, limit: int) -> bytes:
+        """All of a file.
+
+        Raises:
+            MetadataError: it is above the limit, or not as long as it says.
+        """
+        with self.open(name) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise MetadataError(
+                    f"{name} has {size:,} bytes, expected {limit:,} at most. Is this the file that "
+                    "was published?"
+                )
+            data = file.read(size + 1)  # files of /proc say that they are empty, and are not
+        if len(data) != size:
+            raise MetadataError(
+                f"{name} should have {size:,} bytes, and gave "
+                f"{'more' if len(data) > size else f'{len(data):,}'}. Open it again when nobody "
+                "writes to it"
+            )
+        return data
+
+    def read_text(self, name: str, limit: int) -> str:
+        """All of a file, as UTF-8.
+
+        Raises:
+            MetadataError: as `read_bytes`, or it is no UTF-8.
+        """
+        try:
+            return self.read_bytes(name, limit).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise MetadataError(f"{name} is not UTF-8: {error}") from error
 
     def read(self, name: str) -> Section:
         """The JSON object in a file; an absent file is an empty object.
@@ -122,15 +205,13 @@ class Folder:
         return [Section(name, entry, self.ignored) for entry in value]
 
     def _load(self, name: str) -> object:
-        file = self.path / name
-        size = file.stat().st_size
-        if size > MAX_JSON_BYTES:
+        text = self.read_text(name, MAX_JSON_BYTES)
+        if (nested := text.count("[") + text.count("{")) > MAX_CONTAINERS:
             raise MetadataError(
-                f"{name} has {size:,} bytes; a checkpoint's JSON is refused above "
-                f"{MAX_JSON_BYTES:,} bytes"
+                f"{name} holds {nested:,} lists and objects, expected {MAX_CONTAINERS:,} at most"
             )
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise MetadataError(f"{name} is not valid JSON: {error}") from error
 
@@ -164,6 +245,10 @@ class Folder:
 def join(folder: str, name: str) -> str:
     """A file name inside a sub-folder, where the empty string is the checkpoint itself."""
     return f"{folder}/{name}" if folder else name
+
+
+def _state(found: os.stat_result) -> State:
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _shorten(value: object) -> str:

@@ -15,6 +15,12 @@ from colbert_rag.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+MAX_PROMPT = 10_000
+"""Characters of a prompt or a marker, which every text is given: published ones have below 200."""
+
+MAX_EXPANSION = 8192
+"""Tokens that a checkpoint may fill every query up to: published ones fill to 32, or 512."""
+
 REPLACED_KEYS = {
     "query_marker": ("query_token_id", "query_prefix"),
     "document_marker": ("doc_token_id", "document_prefix"),
@@ -46,10 +52,18 @@ def overridden(recipe: Recipe, settings: Settings, longest: int) -> Recipe:
         longest: Positions of the backbone.
 
     Raises:
-        MetadataError: a length leaves no room for text, or exceeds the backbone's positions.
+        MetadataError: a length exceeds the backbone's positions, or a prompt or an expansion any
+            that was ever trained.
     """
     query = _with_length(recipe.query, settings.query_length, longest, "query_length")
     document = _with_length(recipe.document, settings.document_length, longest, "document_length")
+    for rules in (query, document):
+        if max(len(rules.prompt), len(rules.marker)) > MAX_PROMPT:
+            raise MetadataError(
+                f"{settings.checkpoint} puts {len(rules.prompt):,} characters of prompt and "
+                f"{len(rules.marker):,} of marker in front of every text, expected {MAX_PROMPT:,} "
+                "at most"
+            )
     expansion = recipe.expansion
     if settings.query_expansion is False:
         expansion = None
@@ -65,6 +79,11 @@ def overridden(recipe: Recipe, settings: Settings, longest: int) -> Recipe:
             length=query.length if fills else min(expansion.length, query.length),
             attends=expansion.attends if attends is None else attends,
         )
+        if expansion.length > MAX_EXPANSION and settings.query_length is None:
+            raise MetadataError(
+                f"{settings.checkpoint} would fill every query up to {expansion.length:,} tokens, "
+                f"expected {MAX_EXPANSION:,} at most. Pass query_length="
+            )
     elif settings.attend_to_expansion:
         raise MetadataError(
             f"attend_to_expansion=True, but {settings.checkpoint} does not expand queries. Pass "

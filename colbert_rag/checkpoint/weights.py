@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from safetensors import SafetensorError, safe_open
-
 from colbert_rag.checkpoint.files import Folder, join
+from colbert_rag.checkpoint.header import read_header
 from colbert_rag.checkpoint.tensors import TensorInfo, Tensors
 from colbert_rag.errors import CorruptWeightsError, NotACheckpointError, PickleWeightsError
 
@@ -23,6 +20,8 @@ BODY_PREFIXES = (
 
 HEAD_NAMES = ("linear.weight", "colbert_linear.weight")
 """The inline projection: outside the body prefix in every published checkpoint."""
+
+MAX_SHARDS = 100
 
 UNUSED = ("pooler.", "cls.", "lm_head.")
 """Tensors that published checkpoints carry and late interaction never uses."""
@@ -43,7 +42,7 @@ def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
     """
     single, index = join(sub, "model.safetensors"), join(sub, "model.safetensors.index.json")
     if folder.has(single):
-        return read_header(folder.path, single)
+        return _header(folder, single)
     if folder.has(index):
         return _read_shards(folder, sub, index)
     pickles = sorted(
@@ -73,37 +72,26 @@ def _read_shards(folder: Folder, sub: str, index: str) -> Tensors:
         raise CorruptWeightsError(f"{index} has no weight_map")
     # With the sub-folder in front, or a link inside it would lead out unseen.
     shards = {folder.inside(join(sub, str(shard)), named_in=index) for shard in places.values()}
+    if len(shards) > MAX_SHARDS:
+        raise CorruptWeightsError(
+            f"{index} names {len(shards):,} shards, expected {MAX_SHARDS} at most"
+        )
     tensors: Tensors = {}
     for shard in sorted(shards):
         if not folder.has(shard):
             raise CorruptWeightsError(
                 f"{index} names the shard {shard}, which is not there. Is the download complete?"
             )
-        tensors |= read_header(folder.path, shard)
+        tensors |= _header(folder, shard)
     lost = sorted(set(places) - set(tensors))
     if lost:
         raise CorruptWeightsError(f"{index} promises tensors that no shard holds: {lost[:5]}")
     return tensors
 
 
-def read_header(root: Path, file: str) -> Tensors:
-    """The tensors that a safetensors file describes; it must be exactly as long as it says.
-
-    Raises:
-        CorruptWeightsError: the file is truncated, or its header is not what the format demands.
-    """
-    tensors: Tensors = {}
-    try:
-        with safe_open(root / file, framework="np") as opened:
-            for name in opened.keys():  # noqa: SIM118  # the opened file is no mapping
-                tensor = opened.get_slice(name)
-                shape = tuple(tensor.get_shape())
-                tensors[name] = TensorInfo(name, file, tensor.get_dtype(), shape)
-    except (SafetensorError, OSError) as error:
-        raise CorruptWeightsError(
-            f"{file} is not a safetensors file, or is truncated or damaged: "
-            f"{(root / file).stat().st_size:,} bytes, {error}. Download it again"
-        ) from error
+def _header(folder: Folder, file: str) -> Tensors:
+    with folder.open(file) as stream:
+        tensors, _ = read_header(stream, file)
     return tensors
 
 

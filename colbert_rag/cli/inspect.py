@@ -84,6 +84,7 @@ def _look(settings: Settings) -> _Findings:
         CheckpointError: there is no such folder or hub repository, hence nothing to describe.
     """
     # Imported here because the hub's client takes half a second, and `--help` needs none of it.
+    from colbert_rag.checkpoint.border import border
     from colbert_rag.checkpoint.checkpoint import describe, finish
     from colbert_rag.checkpoint.source import locate
     from colbert_rag.tokenizer import TextTokenizer
@@ -100,11 +101,12 @@ def _look(settings: Settings) -> _Findings:
     tokenizer = None
     try:
         description = checkpoint = finish(description, settings)
-        tokenizer = TextTokenizer(
-            checkpoint.recipe,
-            checkpoint.vocabulary,
-            rows=rows if isinstance(rows, int) else None,
-        )
+        with border(settings.checkpoint):
+            tokenizer = TextTokenizer(
+                checkpoint.recipe,
+                checkpoint.vocabulary,
+                rows=rows if isinstance(rows, int) else None,
+            )
     except CheckpointError as error:
         refused.append(error)
     return _Findings(description.folder, tuple(refused), description, tokenizer)

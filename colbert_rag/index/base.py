@@ -156,7 +156,8 @@ class Index(Handle):
         colbert = self._model()
         if not queries or top_k == 0 or self.count() == 0:
             return [[] for _ in queries]
-        return self._search_vectors(colbert.encode_queries(queries), top_k, condition)
+        vectors = ingest.encode_queries(queries, colbert, self.info)
+        return self._search_vectors(vectors, top_k, condition)
 
     def search_embeddings(
         self,
@@ -346,5 +347,4 @@ class Index(Handle):
 
     def __repr__(self) -> str:
         """Say where, and which model made it."""
-        kind = type(self).__name__
-        return f"{kind}({self.name!r}, {self.info.checkpoint}, dim {self.info.dim})"
+        return f"{type(self).__name__}({self.name!r}, {self.info.checkpoint}, dim {self.info.dim})"

@@ -106,6 +106,21 @@ class IndexInfo:
                 "new one"
             )
 
+    def check_model(self, colbert: Model) -> None:
+        """Refuse what a model has just encoded, if it is no longer the one of this record.
+
+        After the encoding, not before: that may have loaded files which were changed meanwhile.
+
+        Raises:
+            IndexMismatchError: its weights or its recipe are others by now.
+        """
+        if colbert.fingerprint != self.fingerprint:
+            raise IndexMismatchError(
+                f"the index was made by {self._model()}, but the model's files were changed and it "
+                f"was loaded again: it is {IndexInfo.of(colbert)._model()} now. Bring the files "
+                "back and unload() the model, or make a new index"
+            )
+
     def _model(self) -> str:
         options = "".join(f", {name}={value!r}" for name, value in self.recipe.items())
         return f"{self.checkpoint}{options} (width {self.dim}, fingerprint {self.fingerprint[:12]})"

@@ -81,6 +81,7 @@ def encode_missing(
     vectors = dict(held)
     if missing:
         encoded = colbert.encode_documents(missing)
+        info.check_model(colbert)
         if len(encoded) != len(missing):
             raise ValueError(
                 f"the model gave vectors for {len(encoded)} of {len(missing)} documents"
@@ -89,6 +90,13 @@ def encode_missing(
             encoded = pool_tokens(encoded, info.token_pooling)
         vectors |= zip(missing, encoded.to("cpu"), strict=True)
     return TokenEmbeddings.from_list([vectors[text] for text in texts], dim=info.dim)
+
+
+def encode_queries(queries: Sequence[str], colbert: Model, info: IndexInfo) -> TokenEmbeddings:
+    """Vectors of queries, by the model that made the index."""
+    vectors = colbert.encode_queries(queries)
+    info.check_model(colbert)
+    return vectors
 
 
 def check_vectors(
