@@ -333,7 +333,7 @@ class Index(Handle):
     def _delete(self, ids: Sequence[str]) -> int:
         """Remove documents, and return how many there were."""
 
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
+    def _writing(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()  # held during a write
 
     def _model(self) -> Model:
