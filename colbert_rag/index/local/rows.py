@@ -195,6 +195,7 @@ class Rows:
         Raises:
             IndexCorruptError: they are there.
         """
+        self.totals()
         query = "SELECT id FROM documents NOT INDEXED WHERE id IN (SELECT value FROM json_each(?))"
         found = self._connection.execute(query, (json.dumps(ids),)).fetchone()
         if found is not None:

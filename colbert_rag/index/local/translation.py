@@ -39,6 +39,8 @@ def translated(path: str, timeout: float, action: Action) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translated(error, path, timeout, action) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes the damaged schema
+        raise corrupt(path, str(error)) from error
 
 
 def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action) -> ColBERTRagError:
