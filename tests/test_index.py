@@ -408,7 +408,12 @@ def test_an_empty_text_is_a_document_like_any_other(index: Index):
             Document("a", "x", {"n": {"deep": [math.inf]}}), ValueError, "'n.deep'", id="infinity"
         ),
         pytest.param(Document("a", "x", {1: 2}), TypeError, "key 1", id="key is a number"),
-        pytest.param(Document("a", "\ud800"), ValueError, "surrogate", id="lone surrogate"),
+        pytest.param(
+            Document("a", "\ud800"),
+            ValueError,
+            "document 'a' holds a lone surrogate .* which is not valid Unicode",
+            id="lone surrogate",
+        ),
         pytest.param(
             Document("a", "x", {"n": reduce(lambda inner, _: [inner], range(5_000), 1)}),
             ValueError,
@@ -818,3 +823,23 @@ def test_a_hit_knows_its_mean(index: Index, model: WordEncoder) -> None:
 def test_a_document_without_an_id_is_called_by_its_beginning(index: Index) -> None:
     with pytest.raises(TypeError, match="the document that begins 'mars is the red planet"):
         index.add([{"text": "mars is the red planet, " * 9, "metadata": {"seen": object()}}])
+
+
+class Read(dict[str, Any]):
+    """Metadata that counts how often it is gone through."""
+
+    times = 0
+
+    def items(self) -> Any:
+        self.times += 1
+        return super().items()
+
+
+@pytest.mark.parametrize("write", ["add", "update", "sync"])
+def test_a_document_is_checked_once(index: Index, write: str) -> None:
+    metadata = Read(source="a")
+    index.add([Document("a", "mars", {"source": "a"})])
+
+    getattr(index, write)([Document("a", "mars", metadata)])
+
+    assert metadata.times == 1

@@ -644,3 +644,50 @@ def test_messages_name_the_file(path: Path):
 
     with pytest.raises(KeyError, match=re.escape(str(path))):
         LocalIndex(path).get(["zz"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1, 10**12, True, "5", None])
+def test_a_busy_timeout_that_is_no_time_to_wait_is_named(path: Path, value: object):
+    with pytest.raises((TypeError, ValueError), match=r"busy_timeout is .*expected"):
+        LocalIndex(path, WordEncoder(), busy_timeout=value)
+
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("inf"), -1, True, "5", None, 1.5])
+def test_a_memory_budget_that_is_no_number_of_bytes_is_named(path: Path, value: object):
+    with pytest.raises((TypeError, ValueError), match=r"memory_budget is .*expected"):
+        LocalIndex(path, WordEncoder(), memory_budget=value)
+
+    assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/below", "."])
+def test_a_path_where_no_index_can_be_is_named(tmp_path: Path, name: str):
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+
+    for model in (None, WordEncoder()):
+        with pytest.raises(IndexStorageError, match="choose another path"):
+            LocalIndex(tmp_path / name, model)
+
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no named pipes in folders")
+def test_a_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(IndexStorageError, match="no regular file"):
+        LocalIndex(tmp_path / "pipe", WordEncoder())
+
+
+def test_a_path_of_bytes_is_named():
+    with pytest.raises(TypeError, match=r"path is b'x'.*expected text or a Path"):
+        LocalIndex(b"x", WordEncoder())
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, True])
+def test_a_token_pooling_that_is_no_share_is_named(path: Path, value: object):
+    with pytest.raises(ValueError, match="token_pooling is"):
+        LocalIndex(path, WordEncoder(), token_pooling=value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
 
 import torch
@@ -20,7 +20,6 @@ from colbert_rag.index.documents import (
     DocumentLike,
     Hit,
     Stored,
-    as_document,
     check_found,
     check_ids,
     is_unicode,
@@ -75,13 +74,17 @@ class Index(Handle):
             TypeError: something is not a document, or its metadata not JSON.
             ValueError: the model gave vectors that cannot be stored, or the index has no model.
         """
+        total = len(documents) if isinstance(documents, Sized) else None
+        return self._add(ingest.checked(documents), batch_size, total, show_progress)
+
+    def _add(
+        self, documents: Iterable[Document], batch_size: int, total: int | None, show_progress: bool
+    ) -> Changes:
         colbert = self._model()
         size = whole_number("batch_size", batch_size, least=1)
-        changes = Changes()
+        batches = ingest.in_batches(documents, size, total=total, show_progress=show_progress)
         with self._writing():
-            for batch in ingest.in_batches(documents, size, show_progress=show_progress):
-                changes += self._add_batch(batch, colbert)
-        return changes
+            return sum((self._add_batch(batch, colbert) for batch in batches), Changes())
 
     def _add_batch(self, batch: Sequence[Document], colbert: Model) -> Changes:
         known = self._known([document.id for document in batch])
@@ -101,7 +104,7 @@ class Index(Handle):
             embeddings: As they are to be stored: made by the model of `info`, and pooled if it
                 says so.
         """
-        given = [as_document(document) for document in documents]
+        given = list(ingest.checked(documents))
         places = {document.id: place for place, document in enumerate(given)}
         if len(places) < len(given):
             raise ValueError("two of the documents have the same id, and only one can be stored")
@@ -120,11 +123,10 @@ class Index(Handle):
         Raises:
             KeyError: the index holds no document with one of the ids; nothing was changed.
         """
-        given = [as_document(document) for document in documents]
+        given = list(ingest.checked(documents))
         ids = [document.id for document in given]
-        known = self._known(ids)
-        check_found(ids, known, self.name)
-        return self.add(given, show_progress=show_progress)
+        check_found(ids, self._known(ids), self.name)
+        return self._add(given, 256, len(given), show_progress)
 
     def search(
         self, query: str, top_k: int = 10, filter: Mapping[str, object] | None = None
@@ -243,9 +245,7 @@ class Index(Handle):
         given = seen.watch(documents)
         changes = Changes()
         if (first := next(given, None)) is not None:  # with none, no model is needed
-            changes = self.add(
-                chain([first], given), batch_size=batch_size, show_progress=show_progress
-            )
+            changes = self._add(chain([first], given), batch_size, None, show_progress)
         with self._writing():
             gone = [name for name in self._ids_where(seen.sources) if name not in seen.ids]
             return changes + Changes(removed=self._delete(gone) if gone else 0)
@@ -334,7 +334,7 @@ class Index(Handle):
     def _delete(self, ids: Sequence[str]) -> int:
         """Remove documents, and return how many there were."""
 
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
+    def _writing(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()  # held during a write
 
     def _model(self) -> Model:

@@ -128,7 +128,8 @@ def as_document(item: DocumentLike) -> Document:
     try:
         name = item.id or text_digest(item.text).hex()
         document = Document(name, item.text, _plain_metadata(item))
-        (document.id + metadata_json(document.metadata)).encode()
+        for part in (document.id, document.text, metadata_json(document.metadata)):
+            part.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
             f"{called(item)} holds a lone surrogate ({error}), which is not valid Unicode"

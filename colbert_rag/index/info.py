@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -85,7 +86,7 @@ class IndexInfo:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise IndexCorruptError(
-                f"{where} does not say which model made it ({error!r}): found {dict(record)}"
+                f"{where} does not say which model made it ({error!r}): found {record!r}"
             ) from error
 
     def check(self, other: IndexInfo, where: str) -> None:
@@ -155,7 +156,9 @@ def resolve_info(
         TypeError: `colbert` is the name of a model.
         ValueError: nothing says which model a new index is for, or `token_pooling` is below 1.
     """
-    if token_pooling is not None and not token_pooling >= 1:
+    if isinstance(token_pooling, bool) or not (
+        token_pooling is None or 1 <= token_pooling < math.inf
+    ):
         raise ValueError(f"token_pooling is {token_pooling}, expected at least 1, or None")
     if isinstance(colbert, str | os.PathLike):
         raise TypeError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,21 +25,24 @@ from colbert_rag.index.pooling import pool_tokens
 from colbert_rag.model import Model
 
 
-def in_batches(
-    documents: Iterable[DocumentLike], size: int, *, show_progress: bool
-) -> Iterator[list[Document]]:
-    """Documents in groups of at most `size`, in none of which an id occurs twice.
+def checked(documents: Iterable[DocumentLike]) -> Iterator[Document]:
+    """Each of what a caller gives, as a document.
 
     Raises:
         TypeError: a single document instead of several, or something that is none.
     """
     if isinstance(documents, str | Mapping):
         raise TypeError("documents is a single document, expected several: put it in a list")
-    total = len(documents) if isinstance(documents, Sized) else None
+    return map(as_document, documents)
+
+
+def in_batches(
+    documents: Iterable[Document], size: int, *, total: int | None, show_progress: bool
+) -> Iterator[list[Document]]:
+    """Documents in groups of at most `size`, in none of which an id occurs twice."""
     with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
         batch: dict[str, Document] = {}
-        for item in documents:
-            document = as_document(item)
+        for document in documents:
             if document.id in batch:
                 yield list(batch.values())
                 bar.update(len(batch))
@@ -169,10 +172,7 @@ class SeenSources:
         Raises:
             ValueError: one does not say where it is from.
         """
-        if isinstance(documents, str | Mapping):
-            raise TypeError("documents is a single document, expected several: put it in a list")
-        for item in documents:
-            document = as_document(item)
+        for document in checked(documents):
             source = document.metadata.get(self._key)
             if not isinstance(source, str):
                 raise ValueError(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, TextNode
 
 from colbert_rag.adapter.retrieving import NODE_KEY, SOURCE_KEY, as_given, check_metadata
+from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index import Document
 
 
@@ -37,6 +38,7 @@ def to_node(document: Document) -> BaseNode:
     """The node a document was made from; a `TextNode` of a document that another tool stored.
 
     Raises:
+        IndexCorruptError: what is stored is no node.
         ValueError: the class of the node is not imported.
     """
     stored = document.metadata.get(NODE_KEY)
@@ -45,12 +47,22 @@ def to_node(document: Document) -> BaseNode:
         return TextNode(
             id_=given.id, text=given.text, metadata=json.loads(json.dumps(given.metadata))
         )
-    record = json.loads(stored)
-    for kind in _kinds():
-        if _name(kind) == record["class"]:
-            return kind.from_dict(record["node"])
+    try:
+        record = json.loads(stored)
+        name, content = str(record["class"]), dict(record["node"].items())
+        for kind in _kinds():
+            if _name(kind) == name:
+                return kind.from_dict(content)
+    # Also what pydantic finds, which is a ValueError.
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise IndexCorruptError(
+            f"node {document.id!r} is not what was stored ({type(error).__name__}): "
+            "store it again, or restore the index from a copy"
+        ) from error
+    if "." not in name:
+        raise IndexCorruptError(f"node {document.id!r} is not what was stored: it is a {name!r}")
     raise ValueError(
-        f"node {document.id!r} is a {record['class']}, and no such class is known here: import the "
+        f"node {document.id!r} is a {name}, and no such class is known here: import the "
         "module that defines it"
     )
 

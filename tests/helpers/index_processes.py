@@ -121,3 +121,21 @@ def use_without_rights(path: Path, pipe: Connection) -> None:
         index.add(["venus"])
     except IndexStorageError as error:
         pipe.send((hits, str(error)))
+
+
+def follow(path: Path, last: str, pipe: Connection) -> None:
+    """Search until all is from the last generation; send how many hits each one had.
+
+    Hits of several generations in one search count as one of their own.
+    """
+    end = time.monotonic() + 60
+    model = WordEncoder()
+    query = model.encode_queries(["mars storm"])
+    sizes: dict[str, set[int]] = {}
+    with LocalIndex(path, model, busy_timeout=30) as index:
+        pipe.send("begun")
+        while last not in sizes and time.monotonic() < end:
+            hits = index.search_embeddings(query, 1_000_000)[0]
+            generation = "+".join(sorted({hit.text.split()[0] for hit in hits}))
+            sizes.setdefault(generation, set()).add(len(hits))
+    pipe.send(sizes)

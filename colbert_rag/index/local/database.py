@@ -12,18 +12,28 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
-from colbert_rag.errors import ColBERTRagError, IndexCorruptError, IndexStorageError
+from colbert_rag.errors import (
+    ColBERTRagError,
+    IndexCorruptError,
+    IndexMismatchError,
+    IndexStorageError,
+)
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.index.local.claim import Claim, seconds
+from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
+from colbert_rag.index.local.place import MEMORY, Place
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
-MEMORY = ":memory:"
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 # "ColB": how `file`, and we, tell an index from any other SQLite database.
 APPLICATION_ID = 0x436F6C42
-FORMAT_VERSION = 1
 
 # `vectors` is a table of its own so that reading texts and metadata never walks over vectors.
 # AUTOINCREMENT: a position is never used twice, so it names one version of one document for ever.
@@ -44,7 +54,7 @@ CREATE TABLE vectors (
     checksum INTEGER NOT NULL,
     embeddings BLOB NOT NULL
 );
-INSERT INTO settings VALUES ('removals', '0'), ('edits', '0');
+INSERT INTO settings VALUES ('removals', '0'), ('edits', '0'), ('documents', '0'), ('tokens', '0');
 """
 
 # Connections that a forked process received from its parent: even closing one there could release
@@ -63,26 +73,30 @@ class Database:
             IndexCorruptError: the file is no index, or a damaged one.
             IndexStorageError: the file or its folder cannot be opened.
         """
-        self.path = path
-        self.read_only = read_only
-        self.busy_timeout = busy_timeout
-        # Commits of this connection; `PRAGMA data_version` counts those of all others.
-        self._commits = 0
         self._process = os.getpid()
         self._lock = threading.RLock()
-        self._writer = threading.Lock()
         self._open: sqlite3.Connection | None = None
-        if path != MEMORY and not Path(path).exists() and (read_only or not create):
+        self.place = Place(path)
+        self.path = path
+        self.read_only = read_only
+        self.busy_timeout = seconds(busy_timeout)
+        self._claim = Claim(self.place, timeout=self.busy_timeout)
+        # What `begin` read, and the commit of others that was seen last.
+        self._record: str | None = None
+        self._seen = 0
+        if path != MEMORY and self.place.file is None and (read_only or not create):
             raise FileNotFoundError(
                 f"there is no index at {path}; pass a model to create one there"
             )
         with self._translated("opened"):
             self._open = self._connect()
+        self.place.settle()
 
     def _connect(self) -> sqlite3.Connection:
         if self.path == MEMORY:
             return self._connected(MEMORY)
-        path = Path(self.path).absolute()
+        path = Path(self.place.absolute)
+        check_log(path)
         try:
             return self._connected(f"{path.as_uri()}?mode={'ro' if self.read_only else 'rwc'}")
         except sqlite3.OperationalError:
@@ -145,22 +159,35 @@ class Database:
                     f"{self.path} is empty; pass a model to create an index there"
                 )
             self._create(info)
-        with self.reading() as connection:
-            rows = connection.execute("SELECT name, value FROM settings").fetchall()
-        settings = dict(rows)
+        return self.read(self._info)
+
+    def _info(self) -> IndexInfo:
+        settings = dict(self.connection.execute("SELECT name, value FROM settings").fetchall())
         try:
-            record = json.loads(settings["model"])
-            return IndexInfo.from_json(record, self.path)
-        except (KeyError, TypeError, ValueError) as error:
+            self._record = settings["model"]
+            if _checksum(self._record) != settings["checksum"]:
+                raise corrupt(
+                    self.path, "its record of which model made it is not what was written"
+                )
+            return IndexInfo.from_json(json.loads(self._record), self.path)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             if isinstance(error, ColBERTRagError):
                 raise
             raise corrupt(self.path, f"its settings are unreadable: {error!r}") from error
+
+    def record(self, info: IndexInfo) -> None:
+        """Write which model made the index; in a write."""
+        record = json.dumps(info.to_json())
+        self.connection.executemany(
+            "REPLACE INTO settings VALUES (?, ?)",
+            [("model", record), ("checksum", _checksum(record))],
+        )
 
     def _is_new(self) -> bool:
         with self._translated("read"):
             connection = self.connection
             application = connection.execute("PRAGMA application_id").fetchone()[0]
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            version = connection.execute("PRAGMA user_version").fetchone()[0] & 0xFF
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application == 0 and tables == 0:
             return True
@@ -170,62 +197,90 @@ class Database:
                 "indexes. It was left untouched; choose another path"
             )
         if version != FORMAT_VERSION:
+            advice = (
+                "upgrade colbert-rag-components" if version > FORMAT_VERSION else "make it anew"
+            )
             raise IndexCorruptError(
                 f"{self.path} has format {version}, and this version of colbert_rag reads format "
-                f"{FORMAT_VERSION}: upgrade colbert-rag-components"
+                f"{FORMAT_VERSION}: {advice}"
             )
         return False
 
     def _create(self, info: IndexInfo) -> None:
         with self._translated("written"):
             self.connection.execute("PRAGMA journal_mode = WAL")
-        with self.writing() as connection:
-            if not self._is_new():  # another process was faster
-                return
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-            connection.execute(
-                "INSERT INTO settings VALUES ('model', ?)", (json.dumps(info.to_json()),)
-            )
-            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version = {FORMAT_VERSION}")
+        self.write(self._create_tables, info)
+        with self._translated("written"):
+            # The tag must be in the file before there is a second commit to tell from.
+            self.connection.execute("PRAGMA wal_checkpoint").fetchone()
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A read transaction: everything read inside belongs to one moment of the file."""
+    def _create_tables(self, info: IndexInfo) -> None:
+        if not self._is_new():  # another process was faster
+            return
+        for statement in _SCHEMA.split(";"):
+            self.connection.execute(statement)
+        self.record(info)
+        self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    def read(
+        self,
+        work: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """`work(...)` in a read transaction: all that it reads belongs to one moment of the file.
+
+        A function, and no generator with `contextmanager`: an interrupt while that is entered or
+        left would keep the lock and the transaction. The `with` of a lock and of a connection are
+        C, and end whatever happens.
+        """
         self._check_process()
         with self._lock, self._translated("read"):
-            connection = self.connection
-            if connection.in_transaction:
-                yield connection
-                return
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                _roll_back(connection)
+            if self.connection.in_transaction:  # a signal's handler, in the middle of a call
+                return work(*args, **kwargs)
+            with self.connection as connection:
+                connection.execute("BEGIN")
+                self._check_same(connection)
+                result = work(*args, **kwargs)
+            self.place.check()
+            return result
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A write transaction: all of it is committed, or none."""
+    def write(
+        self,
+        work: Callable[Arguments, Result],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Result:
+        """`work(...)` in a write transaction: all of it is committed, or none."""
         self._check_process()
         with self._lock, self._translated("written"):
-            connection = self.connection
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-                connection.execute("COMMIT")
-            except BaseException:
-                _roll_back(connection)
-                raise
-            self._commits += 1
+            if self.connection.in_transaction:
+                raise busy(self.path, 0)
+            with self.connection as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                self._check_same(connection)
+                result = work(*args, **kwargs)
+                stamp(connection)
+                self.place.check()
+            self.place.check()
+            return result
 
-    @contextlib.contextmanager
-    def claimed(self) -> Iterator[None]:
+    def _check_same(self, connection: sqlite3.Connection) -> None:
+        """Refuse what is no longer the index that was opened here."""
+        self.place.check()
+        seen = connection.execute("PRAGMA data_version").fetchone()[0]
+        if seen == self._seen or self._record is None:
+            return
+        found = connection.execute("SELECT value FROM settings WHERE name = 'model'").fetchone()
+        if found != (self._record,):
+            raise IndexMismatchError(
+                f"{self.path} was opened as made by {self._record}, and now says {found}: an index "
+                "of another model was published there. Open it again, with that model"
+            )
+        self._seen = seen
+
+    def claimed(self) -> contextlib.AbstractContextManager[object]:
         """Be the one writer for longer than a transaction, so that nothing is encoded twice.
-
-        The claim is a lock on an empty database beside the file. It goes with the process, however
-        that ends; the index itself is safe without it.
 
         Raises:
             IndexBusyError: somebody else is the writer.
@@ -237,40 +292,28 @@ class Database:
                 f"{self.path} is open for reading only; open it without read_only, from a folder "
                 "and file that are writable"
             )
-        if not self._writer.acquire(timeout=self.busy_timeout):
-            raise busy(self.path, self.busy_timeout)
-        try:
-            with contextlib.ExitStack() as stack:
-                if self.path != MEMORY:
-                    with self._translated("written"):
-                        stack.enter_context(self._claim())
-                yield
-        finally:
-            self._writer.release()
-
-    @contextlib.contextmanager
-    def _claim(self) -> Iterator[None]:
-        beside = Path(f"{self.path}-writer")
-        claim = sqlite3.connect(beside, timeout=self.busy_timeout, isolation_level=None)
-        try:
-            claim.execute("PRAGMA journal_mode = MEMORY")
-            claim.execute("BEGIN EXCLUSIVE")
-            yield
-            with contextlib.suppress(OSError):
-                beside.unlink(missing_ok=True)
-        finally:
-            claim.close()
+        self.place.check()
+        return self._claim.held()
 
     def version(self) -> tuple[int, int]:
         """Changes whenever anybody commits to the file."""
         row = self.connection.execute("PRAGMA data_version").fetchone()
-        return int(row[0]), self._commits
+        # Counted in C: a number of ours could miss a commit that is followed by an interrupt.
+        return int(row[0]), self.connection.total_changes
 
     def compact(self) -> None:
         """Give freed pages back to the file system; needs as much free space as the index."""
+        self.place.check()
         with self._lock, self._translated("written"):
             self.connection.execute("VACUUM")
+        self.fold()
+
+    def fold(self) -> None:
+        """Empty the log into the file, as far as no reader needs it."""
+        with self._lock, self._translated("written"):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        # An empty log says nothing about its file, see `check_log`.
+        self.write(lambda: None)
 
     def check_pages(self) -> None:
         """Let SQLite check its own structures.
@@ -278,21 +321,22 @@ class Database:
         Raises:
             IndexCorruptError: it found damage.
         """
-        with self.reading() as connection:
-            found = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+        query = "PRAGMA integrity_check(3)"
+        found = self.read(lambda: [row[0] for row in self.connection.execute(query)])
         if found != ["ok"]:
-            raise corrupt(self.path, "; ".join(found))
+            raise corrupt(self.path, "; ".join(map(str, found)))
 
     def close(self) -> None:
         """Close the connection; the last one out folds the log into the file."""
+        if os.getpid() != self._process:  # and no lock, which a fork may have copied as taken
+            _inherited.extend(filter(None, [self._open]))
+            self._open = None
+            return
         with self._lock:
             connection, self._open = self._open, None
-        if connection is None:
-            return
-        if os.getpid() == self._process:
-            connection.close()
-        else:
-            _inherited.append(connection)
+            if connection is not None:
+                self._claim.close()
+                connection.close()
 
     def __del__(self) -> None:
         """Close what was forgotten, so that no log is left beside the file."""
@@ -302,6 +346,5 @@ class Database:
         return translated(self.path, self.busy_timeout, action)
 
 
-def _roll_back(connection: sqlite3.Connection) -> None:
-    if connection.in_transaction:  # a full disk or a failed read has rolled back already
-        connection.execute("ROLLBACK")
+def _checksum(record: str) -> str:
+    return f"{zlib.crc32(record.encode()):08x}"

@@ -15,7 +15,8 @@ from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
-from colbert_rag.index.local.database import MEMORY, Database
+from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.place import MEMORY, Place
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
 from colbert_rag.index.local.snapshot import Snapshot
@@ -69,6 +70,7 @@ class LocalIndex(Index):
             IndexMismatchError: the index was made by another model or recipe.
             IndexStorageError: the file cannot be opened.
         """
+        memory_budget = whole_number("memory_budget", memory_budget, least=0)
         self._reopening = (memory_budget, busy_timeout, read_only)
         self._database = Database(
             os.fspath(path),
@@ -97,10 +99,12 @@ class LocalIndex(Index):
         Raises:
             KeyError: names the ids that the index does not hold.
         """
-        with self._database.reading():
-            positions = self._positions(ids)
-            found = self._rows.documents(positions)
-            return [found[position] for position in positions]
+        return self._database.read(self._documents, check_ids(ids))
+
+    def _documents(self, ids: list[str]) -> list[Document]:
+        positions = self._positions(ids)
+        found = self._rows.documents(positions)
+        return [found[position] for position in positions]
 
     def embeddings(self, ids: Iterable[str]) -> TokenEmbeddings:
         """Stored vectors by id, in the order asked for; float16, on the CPU.
@@ -108,8 +112,8 @@ class LocalIndex(Index):
         Raises:
             KeyError: names the ids that the index does not hold.
         """
-        with self._database.reading():
-            return self._vectors(self._positions(ids))
+        listed = check_ids(ids)
+        return self._database.read(lambda: self._vectors(self._positions(listed)))
 
     def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
         """Everything the index holds, in order of insertion, batch by batch.
@@ -119,20 +123,21 @@ class LocalIndex(Index):
         batch_size = whole_number("batch_size", batch_size, least=1)
         last = 0
         while True:
-            with self._database.reading():
-                page = self._rows.page(last, batch_size)
-                vectors = self._vectors(list(page))
+            page, vectors = self._database.read(self._page, last, batch_size)
             if not page:
                 return
             yield list(page.values()), vectors
             last = max(page)
 
+    def _page(self, after: int, size: int) -> tuple[dict[int, Document], TokenEmbeddings]:
+        page = self._rows.page(after, size)
+        return page, self._vectors(list(page))
+
     def __iter__(self) -> Iterator[Document]:
         """Every document, in order of insertion."""
         last = 0
         while True:
-            with self._database.reading():
-                page = self._rows.page(last, _PAGE)
+            page = self._database.read(self._rows.page, last, _PAGE)
             if not page:
                 return
             yield from page.values()
@@ -140,18 +145,16 @@ class LocalIndex(Index):
 
     def count(self) -> int:
         """How many documents the index holds."""
-        with self._database.reading():
-            return self._rows.count()
+        return self._database.read(self._rows.count)
 
     def stats(self) -> IndexStats:
         """How much the index holds, without reading any vector."""
-        with self._database.reading():
-            _, lengths = self._rows.catalog(after=0)
+        documents, tokens = self._database.read(self._rows.totals)
         # What was committed last may still be in the log beside the file.
-        files = (Path(self.name), Path(f"{self.name}-wal"))
+        files = (Path(self._database.place.absolute), Path(f"{self._database.place.absolute}-wal"))
         size = sum(file.stat().st_size for file in files if file.exists())
         on_disk = None if self.name == MEMORY else size
-        return IndexStats(documents=len(lengths), tokens=int(lengths.sum()), bytes=on_disk)
+        return IndexStats(documents=documents, tokens=tokens, bytes=on_disk)
 
     def verify(self) -> None:
         """Read everything and compare it with its checksums.
@@ -172,6 +175,37 @@ class LocalIndex(Index):
         with self._writing():
             self._database.compact()
 
+    def publish(self, path: str | os.PathLike[str]) -> None:
+        """Put all that this index holds in place of all that the index at `path` holds, at once.
+
+        Safe while others have that file open: it is one commit. A search sees all of the old or
+        all of the new, in this process and in others, and a failure or a kill leaves the old. The
+        file is made if it is not there. One that was made by another model is from then on by this
+        one: who has it open with the old model gets an `IndexMismatchError`.
+
+        Raises:
+            IndexBusyError: somebody is writing to that index.
+            IndexCorruptError: this index, or that file, is damaged; nothing was published.
+            IndexStorageError: the disk is full, or the file cannot be written; as before.
+            ValueError: `path` is this index.
+        """
+        place = Place(os.fspath(path))
+        if place.path == MEMORY or (place.file and place.file == self._database.place.file):
+            raise ValueError(f"path is {place.path!r}, expected the file of another index")
+        _, timeout, _ = self._reopening
+        # What is there may be by another model; only where nothing is does ours make the file.
+        like = None if place.file and Path(place.path).stat().st_size else self.info
+        with LocalIndex(place.path, like=like, busy_timeout=timeout) as other, other._writing():
+            self._database.read(other._database.write, self._replace, other)
+            other._database.fold()
+
+    def _replace(self, other: LocalIndex) -> None:
+        rows = Rows(other._database, self.info.dim)
+        rows.clear()
+        for documents, vectors in self.encoded():
+            rows.insert(documents, vectors)
+        other._database.record(self.info)
+
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""
         self._database.close()
@@ -187,50 +221,53 @@ class LocalIndex(Index):
                 f"{self!r} cannot be pickled: it exists in this process only. Give it a file, or "
                 "copy it into an index that has one with copy_index"
             )
-        path = str(Path(self.name).absolute())
-        return (_reopened, (path, self.colbert, *self._reopening))
+        return (_reopened, (self._database.place.absolute, self.colbert, *self._reopening))
 
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
         # One transaction from vectors to texts: no hit can vanish in between.
-        with self._database.reading():
-            self._snapshot.refresh()
-            kept = None if condition is None else self._snapshot.matching(condition)
-            found = best_positions(queries, self._snapshot.blocks(kept), top_k)
-            documents = self._rows.documents({position for best in found for position, _ in best})
+        return self._database.read(self._hits, queries, top_k, condition)
+
+    def _hits(
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
+    ) -> list[list[Hit]]:
+        self._snapshot.refresh()
+        kept = None if condition is None else self._snapshot.matching(condition)
+        found = best_positions(queries, self._snapshot.blocks(kept), top_k)
+        documents = self._rows.documents({position for best in found for position, _ in best})
         return [
             [Hit(documents[position], score, rows) for position, score in best]
             for best, rows in zip(found, queries.lengths.tolist(), strict=True)
         ]
 
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
-        with self._database.reading():
-            return self._rows.known(ids)
+        return self._database.read(self._rows.known, ids)
 
     def _held(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        digests = {text: text_digest(text) for text in texts}
-        with self._database.reading():
-            positions = self._rows.positions_of_texts(set(digests.values()))
-            held = [text for text, digest in digests.items() if digest in positions]
-            vectors = self._vectors([positions[digests[text]] for text in held])
+        return self._database.read(self._vectors_of, {text: text_digest(text) for text in texts})
+
+    def _vectors_of(self, digests: Mapping[str, bytes]) -> dict[str, Tensor]:
+        positions = self._rows.positions_of_texts(set(digests.values()))
+        held = [text for text, digest in digests.items() if digest in positions]
+        vectors = self._vectors([positions[digests[text]] for text in held])
         return dict(zip(held, vectors, strict=True))
 
     def _write(
         self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
     ) -> None:
-        with self._database.writing():
+        def replace() -> None:
             self._rows.remove([document.id for document in documents])
             self._rows.insert(documents, vectors)
             self._rows.set_metadata(edited)
 
+        self._database.write(replace)
+
     def _delete(self, ids: Sequence[str]) -> int:
-        with self._database.writing():
-            return self._rows.remove(ids)
+        return self._database.write(self._rows.remove, ids)
 
     def _ids_where(self, condition: Condition) -> list[str]:
-        with self._database.reading():
-            found = self._rows.ids_and_metadata()
+        found = self._database.read(self._rows.ids_and_metadata)
         return [name for name, metadata in found if condition.matches(metadata)]
 
     def _vectors(self, positions: Sequence[int]) -> TokenEmbeddings:
@@ -242,14 +279,15 @@ class LocalIndex(Index):
         places = {position: place for place, position in enumerate(rising)}
         return vectors[[places[position] for position in positions]]
 
-    def _writing(self) -> contextlib.AbstractContextManager[None]:
+    def _writing(self) -> contextlib.AbstractContextManager[object]:
         return self._database.claimed()
 
-    def _positions(self, ids: Iterable[str]) -> list[int]:
-        listed = check_ids(ids)
-        positions = self._rows.positions_of(listed)
-        check_found(listed, positions, self.name)
-        return [positions[name] for name in listed]
+    def _positions(self, ids: Sequence[str]) -> list[int]:
+        positions = self._rows.positions_of(ids)
+        if missing := [name for name in ids if name not in positions]:
+            self._rows.check_missing(missing)
+        check_found(ids, positions, self.name)
+        return [positions[name] for name in ids]
 
 
 def _reopened(

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.translation import corrupt
+
+# What is stored of a document beside its text, in the order that `_checksum` takes.
+_HEAD = "position, id, rows, text_digest, metadata, checksum"
 
 # SQLite takes 32,766 parameters a statement; far fewer keep its parser quick.
 _PARAMETERS = 500
@@ -36,45 +40,83 @@ class Rows:
     def _connection(self) -> sqlite3.Connection:
         return self._database.connection
 
+    def _found(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query at once.
+
+        One by one, an exception between two would leave the query unfinished for as long as its
+        traceback is kept, and with it the read transaction, which no ROLLBACK ends.
+        """
+        return self._connection.execute(query, values).fetchall()
+
     def counters(self) -> tuple[int, int]:
         """How often documents were removed, and how often metadata alone was changed."""
-        query = "SELECT value FROM settings WHERE name = ?"
-        removals, edits = (
-            self._connection.execute(query, (name,)).fetchone() for name in ("removals", "edits")
-        )
-        try:
-            return int(removals[0]), int(edits[0])
-        except (TypeError, ValueError) as error:
-            raise corrupt(self._database.path, "its counters are unreadable") from error
+        removals, edits = self._numbers("removals", "edits")
+        return removals, edits
 
     def count(self) -> int:
         """How many documents there are."""
-        return int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        counted = int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        return self._agreed("documents", counted)
+
+    def totals(self) -> tuple[int, int]:
+        """How many documents and vectors there are."""
+        # Read from the table, and not from the shorter index on it: what follows is read there too.
+        query = (
+            "SELECT count(*), CAST(total(rows) AS INTEGER), ifnull(min(position), 1) "
+            "FROM documents NOT INDEXED"
+        )
+        documents, tokens, first = self._connection.execute(query).fetchone()
+        if first < 1:
+            raise self._corrupt("the document", first)
+        return self._agreed("documents", documents), self._agreed("tokens", tokens)
+
+    def _agreed(self, name: str, counted: int) -> int:
+        """A number that was counted in the tables and beside them."""
+        (kept,) = self._numbers(name)
+        if kept != counted:
+            raise corrupt(
+                self._database.path, f"{counted} {name} were found, and {kept} were written"
+            )
+        return counted
+
+    def _numbers(self, *names: str) -> list[int]:
+        query = "SELECT value FROM settings WHERE name = ?"
+        found = [self._connection.execute(query, (name,)).fetchone() for name in names]
+        try:
+            return [int(row[0]) for row in found]
+        except (TypeError, ValueError) as error:
+            raise corrupt(self._database.path, "its counters are unreadable") from error
 
     def positions(self) -> Tensor:
         """Every position, rising."""
-        found = self._connection.execute("SELECT position FROM documents").fetchall()
+        found = self._found("SELECT position FROM documents")
         return torch.tensor([row[0] for row in found], dtype=torch.int64).sort().values
 
     def catalog(self, after: int) -> tuple[Tensor, Tensor]:
         """Positions above `after`, rising, and how many vectors each has."""
-        query = "SELECT position, rows FROM documents WHERE position > ? ORDER BY position"
-        found = self._connection.execute(query, (after,)).fetchall()
+        if not after:
+            self.totals()
+        query = (
+            "SELECT position, iif(typeof(rows) = 'integer', rows, 0) FROM documents "
+            "WHERE position > ? ORDER BY position"
+        )
+        found = self._found(query, (after,))
         table = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+        broken = table[table[:, 1] < 1]
+        if len(broken):
+            raise self._corrupt("the number of vectors", int(broken[0, 0]))
         return table[:, 0].contiguous(), table[:, 1].contiguous()
 
     def metadata(self, after: int) -> dict[int, Mapping[str, Json]]:
         """Metadata of every position above `after`."""
-        query = "SELECT position, metadata FROM documents WHERE position > ?"
-        return {
-            position: self._parsed(text, position)
-            for position, text in self._connection.execute(query, (after,))
-        }
+        query = f"SELECT {_HEAD} FROM documents WHERE position > ?"
+        found = self._found(query, (after,))
+        return {row[0]: self._parsed(row) for row in found}
 
     def ids_and_metadata(self) -> list[tuple[str, Mapping[str, Json]]]:
         """Id and metadata of every document, without reading its text."""
-        found = self._connection.execute("SELECT id, metadata, position FROM documents")
-        return [(name, self._parsed(text, position)) for name, text, position in found]
+        found = self._found(f"SELECT {_HEAD} FROM documents")
+        return [(row[1], self._parsed(row)) for row in found]
 
     def vectors(self, positions: Tensor) -> TokenEmbeddings:
         """Vectors of some positions, which must rise; float16, on the CPU.
@@ -83,15 +125,16 @@ class Rows:
             IndexCorruptError: some are missing, or not what was written.
         """
         query = (
-            "SELECT position, checksum, embeddings FROM vectors "
-            "WHERE position IN (SELECT value FROM json_each(?)) ORDER BY position"
+            "SELECT vectors.position, vectors.checksum, embeddings, rows FROM vectors "
+            "LEFT JOIN documents USING (position) "
+            "WHERE vectors.position IN (SELECT value FROM json_each(?)) ORDER BY vectors.position"
         )
         blobs, lengths = [], []
         listed = json.dumps(positions.tolist())
-        for position, checksum, blob in self._connection.execute(query, (listed,)):
-            rows, rest = divmod(len(blob), self._dim * _FLOAT16.itemsize)
-            if rest or zlib.crc32(blob) != checksum:
-                raise self._corrupt("vectors", position)
+        for position, checksum, blob, rows in self._found(query, (listed,)):
+            whole = isinstance(blob, bytes) and zlib.crc32(blob, _seed(position)) == checksum
+            if not whole or len(blob) != rows * self._dim * _FLOAT16.itemsize:
+                raise self._corrupt("the vectors", position)
             blobs.append(blob)
             lengths.append(rows)
         if len(lengths) != len(positions):
@@ -103,112 +146,153 @@ class Rows:
         return TokenEmbeddings.from_lengths(torch.from_numpy(values), lengths)
 
     def documents(self, positions: Iterable[int]) -> dict[int, Document]:
-        """Documents by position; positions that do not exist are left out."""
+        """Documents by position.
+
+        Raises:
+            IndexCorruptError: some are missing, or not what was written.
+        """
         found: dict[int, Document] = {}
-        for marks, some in _chunked(positions):
-            query = (
-                "SELECT position, id, checksum, metadata, text FROM documents "
-                f"WHERE position IN ({marks})"
-            )
-            found |= {row[0]: self._document(row) for row in self._connection.execute(query, some)}
+        wanted = list(positions)
+        for marks, some in _chunked(wanted):
+            query = f"SELECT {_HEAD}, text FROM documents WHERE position IN ({marks})"
+            found |= {row[0]: self._document(row) for row in self._found(query, some)}
+        for position in wanted:
+            if position not in found:
+                raise self._corrupt("the document", position)
         return found
 
     def page(self, after: int, size: int) -> dict[int, Document]:
         """The next `size` documents above a position, in order."""
-        query = (
-            "SELECT position, id, checksum, metadata, text FROM documents "
-            "WHERE position > ? ORDER BY position LIMIT ?"
-        )
-        found = self._connection.execute(query, (after, size))
+        if not after:
+            self.totals()
+        query = f"SELECT {_HEAD}, text FROM documents WHERE position > ? ORDER BY position LIMIT ?"
+        found = self._found(query, (after, size))
         return {row[0]: self._document(row) for row in found}
 
     def positions_of(self, ids: Iterable[str]) -> dict[str, int]:
         """Positions by id; ids that do not exist are left out."""
-        found: dict[str, int] = {}
-        for marks, some in _chunked(ids):
-            query = f"SELECT id, position FROM documents WHERE id IN ({marks})"
-            found |= dict(self._connection.execute(query, some))
-        return found
+        return {row[1]: row[0] for row in self._heads("id", ids)}
 
     def positions_of_texts(self, digests: Iterable[bytes]) -> dict[bytes, int]:
         """A position by digest of its text; texts that do not exist are left out."""
-        found: dict[bytes, int] = {}
-        for marks, some in _chunked(digests):
-            query = f"SELECT text_digest, position FROM documents WHERE text_digest IN ({marks})"
-            found |= dict(self._connection.execute(query, some))
-        return found
+        return {row[3]: row[0] for row in self._heads("text_digest", digests)}
 
     def known(self, ids: Iterable[str]) -> dict[str, Stored]:
         """What the index holds under some ids."""
-        found: dict[str, Stored] = {}
-        for marks, some in _chunked(ids):
-            query = (
-                f"SELECT id, text_digest, metadata, position FROM documents WHERE id IN ({marks})"
-            )
-            for name, digest, metadata, position in self._connection.execute(query, some):
-                found[name] = Stored(digest, self._parsed(metadata, position))
-        return found
+        return {row[1]: Stored(row[3], json.loads(row[4])) for row in self._heads("id", ids)}
+
+    def _heads(self, column: str, values: Iterable[object]) -> Iterator[tuple[Any, ...]]:
+        """What is stored of some documents beside their text."""
+        for marks, some in _chunked(values):
+            query = f"SELECT {_HEAD} FROM documents WHERE {column} IN ({marks})"
+            for row in self._found(query, some):
+                self._check(row)
+                yield row
+
+    def check_missing(self, ids: Sequence[str]) -> None:
+        """Look for ids that were not found where they stand, and not in the index on them.
+
+        Raises:
+            IndexCorruptError: they are there.
+        """
+        self.totals()
+        query = "SELECT id FROM documents NOT INDEXED WHERE id IN (SELECT value FROM json_each(?))"
+        found = self._connection.execute(query, (json.dumps(ids),)).fetchone()
+        if found is not None:
+            raise corrupt(self._database.path, f"the id {found[0]!r} is not where it belongs")
 
     def insert(self, documents: Sequence[Document], vectors: TokenEmbeddings) -> None:
         """Append documents with their float16 vectors."""
+        position = self._last_position()
         for document, rows in zip(documents, vectors, strict=True):
-            metadata = metadata_json(document.metadata)
-            position = self._connection.execute(
-                "INSERT INTO documents (id, rows, text_digest, checksum, metadata, text) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                (
-                    document.id,
-                    len(rows),
-                    text_digest(document.text),
-                    _checksum(document.id, document.text, metadata),
-                    metadata,
-                    document.text,
-                ),
-            ).lastrowid
+            position += 1
+            head = (
+                position,
+                document.id,
+                len(rows),
+                text_digest(document.text),
+                metadata_json(document.metadata),
+            )
+            self._connection.execute(
+                f"INSERT INTO documents ({_HEAD}, text) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*head, _checksum(*head), document.text),
+            )
             blob = rows.numpy().astype(_FLOAT16, copy=False).tobytes()
             self._connection.execute(
-                "INSERT INTO vectors VALUES (?, ?, ?)", (position, zlib.crc32(blob), blob)
+                "INSERT INTO vectors VALUES (?, ?, ?)",
+                (position, zlib.crc32(blob, _seed(position)), blob),
             )
+        self._count("documents", len(documents))
+        self._count("tokens", len(vectors.values))
+
+    def _last_position(self) -> int:
+        """The highest position that was ever used."""
+        query = (
+            "SELECT max(ifnull((SELECT max(position) FROM documents), 0), "
+            "ifnull((SELECT seq FROM sqlite_sequence WHERE name = 'documents'), 0))"
+        )
+        last = self._connection.execute(query).fetchone()[0]
+        if not isinstance(last, int) or not 0 <= last < 2**62:
+            raise corrupt(self._database.path, f"its last position is {last!r}")
+        return last
 
     def remove(self, ids: Iterable[str]) -> int:
         """Remove the documents that exist under some ids, and count them."""
-        removed = 0
-        for marks, some in _chunked(self.positions_of(ids).values()):
+        found = list(self._heads("id", ids))
+        for marks, some in _chunked(row[0] for row in found):
             for table in ("vectors", "documents"):
                 self._connection.execute(f"DELETE FROM {table} WHERE position IN ({marks})", some)
-            removed += len(some)
-        if removed:
-            self._count("removals")
-        return removed
+        if found:
+            self._count("documents", -len(found))
+            self._count("tokens", -sum(row[2] for row in found))
+            self._count("removals", 1)
+        return len(found)
+
+    def clear(self) -> None:
+        """Remove every document."""
+        for table in ("vectors", "documents"):
+            self._connection.execute(f"DELETE FROM {table}")
+        self._connection.execute(
+            "UPDATE settings SET value = '0' WHERE name IN ('documents', 'tokens')"
+        )
+        self._count("removals", 1)
 
     def set_metadata(self, documents: Sequence[Document]) -> None:
         """Give documents with known ids and unchanged texts new metadata."""
         for document in documents:
             metadata = metadata_json(document.metadata)
-            self._connection.execute(
-                "UPDATE documents SET metadata = ?, checksum = ? WHERE id = ?",
-                (metadata, _checksum(document.id, document.text, metadata), document.id),
-            )
+            for position, name, rows, digest, *_ in self._heads("id", [document.id]):
+                self._connection.execute(
+                    "UPDATE documents SET metadata = ?, checksum = ? WHERE position = ?",
+                    (metadata, _checksum(position, name, rows, digest, metadata), position),
+                )
         if documents:
-            self._count("edits")
+            self._count("edits", 1)
 
-    def _count(self, name: str) -> None:
+    def _count(self, name: str, more: int) -> None:
         self._connection.execute(
-            "UPDATE settings SET value = CAST(value AS INTEGER) + 1 WHERE name = ?", (name,)
+            "UPDATE settings SET value = CAST(value AS INTEGER) + ? WHERE name = ?", (more, name)
         )
 
-    def _document(self, row: tuple[int, str, int, str, str]) -> Document:
-        position, name, checksum, metadata, text = row
-        if _checksum(name, text, metadata) != checksum:
+    def _document(self, row: tuple[Any, ...]) -> Document:
+        *head, text = row
+        self._check(head)
+        position, name, _, digest, metadata, _ = head
+        if not isinstance(text, str) or text_digest(text) != digest:
             raise self._corrupt(f"text or metadata ({name!r})", position)
-        return Document(name, text, self._parsed(metadata, position))
+        return Document(name, text, json.loads(metadata))
 
-    def _parsed(self, metadata: str, position: int) -> Mapping[str, Json]:
-        try:
-            parsed: Mapping[str, Json] = json.loads(metadata)
-        except ValueError as error:
-            raise self._corrupt("metadata", position) from error
-        return parsed
+    def _parsed(self, row: Sequence[Any]) -> Mapping[str, Json]:
+        self._check(row)
+        metadata: Mapping[str, Json] = json.loads(row[4])
+        return metadata
+
+    def _check(self, row: Sequence[Any]) -> None:
+        """Compare all that is stored of a document, but its text, with its checksum."""
+        *head, checksum = row
+        types = tuple(map(type, head))
+        if types != (int, str, int, bytes, str) or _checksum(*head) != checksum:
+            raise self._corrupt(f"text or metadata ({head[1]!r})", head[0])
 
     def _corrupt(self, what: str, position: int) -> IndexCorruptError:
         return corrupt(
@@ -216,8 +300,15 @@ class Rows:
         )
 
 
-def _checksum(name: str, text: str, metadata: str) -> int:
-    return zlib.crc32("\0".join((name, metadata, text)).encode())
+def _checksum(position: int, name: str, rows: int, digest: bytes, metadata: str) -> int:
+    """Of everything that is stored of a document; the digest answers for its text."""
+    described = f"{name}\0{rows}\0{digest.hex()}\0{metadata}"
+    return zlib.crc32(described.encode(), _seed(position))
+
+
+def _seed(position: int) -> int:
+    """Starts a checksum, so that what was stored at one position fits at no other."""
+    return position & 0xFFFFFFFF
 
 
 def _chunked(values: Iterable[object]) -> Iterator[tuple[str, list[object]]]:

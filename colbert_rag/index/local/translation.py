@@ -24,6 +24,7 @@ _ADVICE = {
     sqlite3.SQLITE_IOERR: "see that the disk has space and works",
     sqlite3.SQLITE_TOOBIG: "split the document",
 }
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 _ADVICE_WITHOUT_A_WRITE = _ADVICE | {
     # Reading asks for a writable folder too, for the log that parts readers from the writer.
     sqlite3.SQLITE_CANTOPEN: "see that its folder exists and that both may be read and written",
@@ -38,22 +39,47 @@ def translated(path: str, timeout: float, action: Action) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translated(error, path, timeout, action) from error
+    except UnicodeDecodeError as error:  # SQLite's message quotes the damaged schema
+        raise corrupt(path, str(error)) from error
 
 
 def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action) -> ColBERTRagError:
-    # Extended codes keep the kind in their lowest byte; the module's own errors have no code.
-    kind = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+    kind = _kind(error)
+    if is_busy(error):
         return busy(path, timeout)
-    if kind in _ADVICE and action != "written":
-        advice = _ADVICE_WITHOUT_A_WRITE[kind]
+    if _tells_damage(error):
+        return corrupt(path, str(error))
+    advice = (_ADVICE if action == "written" else _ADVICE_WITHOUT_A_WRITE).get(
+        kind, "wait a moment"
+    )
+    if action != "written":
         return IndexStorageError(f"{path} could not be {action} ({error}): {advice}, and try again")
-    if kind in _ADVICE:
-        return IndexStorageError(
-            f"{path} could not be written ({error}). What was committed before is intact; "
-            f"{_ADVICE[kind]}, and run the same call again: it continues where it stopped"
-        )
-    return corrupt(path, str(error))
+    return IndexStorageError(
+        f"{path} could not be written ({error}). What was committed before is intact; {advice}, "
+        "and run the same call again: it continues where it stopped"
+    )
+
+
+def _kind(error: sqlite3.Error) -> int:
+    # Extended codes keep the kind in their lowest byte; the module's own errors have no code.
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code & 0xFF
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether somebody else holds a lock."""
+    return isinstance(error, sqlite3.Error) and _kind(error) in (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+    )
+
+
+def _tells_damage(error: sqlite3.Error) -> bool:
+    """Whether what was stored is wrong, and not only what was tried: an operation can fail too."""
+    # An intact index has the tables that we ask for, and takes every row that we write.
+    missing = str(error).startswith(("no such table", "no such column", "no such index"))
+    undecodable = str(error).startswith("Could not decode to UTF-8")
+    return missing or undecodable or _kind(error) in _DAMAGE
 
 
 def busy(path: str, timeout: float) -> IndexBusyError:

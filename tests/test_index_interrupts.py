@@ -1,0 +1,208 @@
+"""Ctrl-C at any line of a call on an index file: nothing stays locked, open or half done."""
+
+from __future__ import annotations
+
+import contextlib
+import dis
+import functools
+import itertools
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from colbert_rag.errors import IndexBusyError
+from colbert_rag.index import Document, LocalIndex, local
+from tests.helpers.index_fakes import WordEncoder, sentences
+
+FILES = {contextlib.__file__, *map(str, Path(local.__file__).parent.glob("*.py"))}
+
+
+class Interrupted:
+    """Raises KeyboardInterrupt at one line of our code, counted from the start of a call."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename not in FILES:
+            return None
+        if event == "line" and not leaves_a_block(frame):
+            self.left -= 1
+            if self.left == -1:
+                raise KeyboardInterrupt
+        return self
+
+
+def leaves_a_block(frame: FrameType) -> bool:
+    """Whether the next instructions call `__exit__(None, None, None)`.
+
+    A tracer is asked before them, but Python looks for signals only after a call: none falls there.
+    """
+    return frame.f_lasti in exits(frame.f_code)
+
+
+@functools.cache
+def exits(code: CodeType) -> set[int]:
+    """Where blocks of `with` are left without an error."""
+    steps = [step for step in dis.get_instructions(code) if step.opname != "NOP"]
+    return {
+        first.offset
+        for first, *more in zip(steps, steps[1:], steps[2:], strict=False)
+        if all(step.opname == "LOAD_CONST" and step.argval is None for step in (first, *more))
+    }
+
+
+def at_every_line(call: Callable[[], object]) -> Iterator[KeyboardInterrupt]:
+    """Run a call again and again, interrupted one line later each time, until it gets through."""
+    for at in itertools.count():
+        before = sys.gettrace()
+        sys.settrace(Interrupted(at))
+        try:
+            call()
+        except KeyboardInterrupt as error:
+            sys.settrace(before)
+            yield error
+        else:
+            sys.settrace(before)
+            return
+
+
+def elsewhere(call: Callable[[], object]) -> object:
+    """What a call gives in another thread; one that hangs fails."""
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert found, "the call hangs in another thread"
+    return found[0]
+
+
+CALLS: dict[str, Callable[[LocalIndex], object]] = {
+    "count": lambda index: index.count(),
+    "add": lambda index: index.add(["a comet and a crater"]),
+    "delete": lambda index: index.delete(["d1", "new"]),
+    "search": lambda index: index.search("mars", 3),
+    "get": lambda index: index.get(["d0"]),
+    "compact": lambda index: index.compact(),
+}
+
+
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        ("file", "count"),
+        ("memory", "get"),
+        *(pytest.param("file", name, marks=pytest.mark.slow) for name in CALLS if name != "count"),
+        pytest.param("memory", "add", marks=pytest.mark.slow),
+    ],
+)
+def test_an_interrupt_at_any_line_leaves_the_index_usable(tmp_path: Path, name: str, where: str):
+    path = str(tmp_path / "index.sqlite") if where == "file" else ":memory:"
+    index = LocalIndex(path, WordEncoder(), busy_timeout=2)
+    index.add([Document(f"d{at}", text) for at, text in enumerate(sentences(4))])
+    other = index if where == "memory" else LocalIndex(path, WordEncoder(), busy_timeout=2)
+    kept = []  # as a notebook keeps the last traceback, and with it every frame
+
+    for error in at_every_line(lambda: CALLS[name](index)):
+        kept.append(error)
+        number = len(kept)
+        assert other.add([Document("new", f"venus {number}")]).unchanged == 0
+        assert index.add([Document("d1", f"saturn {number}")]).unchanged == 0
+        held = {document.id: document.text for document in index}
+        assert held.pop("new") == f"venus {number}"
+        assert held.pop("d1") == f"saturn {number}"
+        assert index.count() == elsewhere(index.count) == len(held) + 2
+
+    assert {hit.id for hit in index.search("venus", 100)} == {document.id for document in index}
+    assert len(kept) > 10
+    index.verify()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that sends signals")
+def test_signals_at_any_moment_leave_the_index_usable(tmp_path: Path):
+    path = tmp_path / "index.sqlite"
+    index = LocalIndex(path, WordEncoder(), busy_timeout=2)
+    index.add(sentences(20))
+    kept = []
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGALRM, interrupted)
+    try:
+        for number in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.00002 * (number % 40 + 1))
+                while True:
+                    index.count()
+            except KeyboardInterrupt as error:
+                kept.append(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+    assert len(kept) == 300
+    assert index.count() == elsewhere(index.count) == 20
+    assert LocalIndex(path, WordEncoder()).add(["venus"]).added == 1
+    assert index.add(["saturn"]).added == 1
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="needs a timer that sends signals")
+def test_an_interrupt_while_another_holds_the_lock_is_heeded_and_loses_nothing(tmp_path: Path):
+    path = tmp_path / "index.sqlite"
+    index = LocalIndex(path, WordEncoder(), busy_timeout=30)
+    index.add(sentences(3))
+    holder = LocalIndex(path, WordEncoder())
+    with holder._writing():
+        before = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(2))
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            started = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                index.add(["venus"])
+            assert time.monotonic() - started < 10
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        assert index.count() == 3
+
+    assert index.add(["venus"]).added == 1
+    assert holder.add(["saturn"]).added == 1
+
+
+def test_an_operation_that_fails_is_not_called_damage(tmp_path: Path):
+    path = tmp_path / "index.sqlite"
+    index = LocalIndex(path, WordEncoder(), busy_timeout=0.1)
+    index.add(["venus"])
+
+    def nested() -> None:
+        index._database.connection.execute("BEGIN")
+
+    with pytest.raises(OSError, match="within a transaction") as caught:
+        index._database.read(nested)
+
+    assert "damaged" not in str(caught.value)
+    assert index.add(["saturn"]).added == 1
+
+
+def test_a_write_inside_an_add_gets_words_at_once(tmp_path: Path):
+    for path in (tmp_path / "index.sqlite", ":memory:"):
+        index = LocalIndex(path, WordEncoder(), busy_timeout=60)
+        index.add(["venus"])
+
+        def texts(index: LocalIndex = index) -> Iterator[str]:
+            yield "saturn"
+            with pytest.raises(IndexBusyError, match="the call that this one is part of"):
+                index.delete(filter={"n": None})
+            with pytest.raises(IndexBusyError, match="Collect what is to change"):
+                index.add(["mars"])
+            yield "moon"
+
+        assert index.add(texts(), batch_size=1).added == 2
+        assert sorted(document.text for document in index) == ["moon", "saturn", "venus"]
