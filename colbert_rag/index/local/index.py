@@ -18,6 +18,7 @@ from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.local.database import MEMORY, Database
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
+from colbert_rag.index.local.shared import SharedVectors
 from colbert_rag.index.local.snapshot import Snapshot
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
@@ -34,6 +35,9 @@ class LocalIndex(Index):
     One process writes at a time, any number read; readers see a commit at their next search. A
     killed process loses at most the batch it was working on. Ties keep the order of insertion; a
     document whose text was replaced counts as inserted anew.
+
+    Processes that search a large index on a CPU share one copy of its vectors: a file beside it,
+    named as it is with `-vectors` behind, which can be deleted at any time and is made again.
 
     All methods may be called from any thread; searches of one index object take turns.
     """
@@ -58,10 +62,10 @@ class LocalIndex(Index):
             like: Instead of a model, for a new index: the `info` of another one.
             token_pooling: Merge the vectors of each document to about `1 / token_pooling` of their
                 number, such as 2 or 3. Recorded in the file; None follows it.
-            memory_budget: Bytes of vectors to hold on the device. An index that needs more is read
-                from the file in blocks, at every search.
+            memory_budget: Bytes of vectors to hold on the device, not counting the copy that
+                processes share. What needs more is read from the file in blocks, at every search.
             busy_timeout: Seconds to wait for another writer.
-            read_only: Refuse every write.
+            read_only: Refuse every write to the index.
 
         Raises:
             FileNotFoundError: there is no index, and nothing says which model to make one for.
@@ -82,9 +86,12 @@ class LocalIndex(Index):
             self._database.close()
             raise
         self._rows = Rows(self._database, info.dim)
+        in_memory = self._database.path == MEMORY
+        self._shared = None if in_memory else SharedVectors(self._database.path, info)
         self._snapshot = Snapshot(
             self._database,
             self._rows,
+            self._shared,
             info.dim,
             device="cpu" if colbert is None else colbert.device,
             memory_budget=memory_budget,
@@ -154,16 +161,20 @@ class LocalIndex(Index):
         return IndexStats(documents=len(lengths), tokens=int(lengths.sum()), bytes=on_disk)
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums.
+        """Read everything and compare it with its checksums, the shared copy of vectors too.
 
         Raises:
             IndexCorruptError: something is damaged; says what.
         """
         self._database.check_pages()
         super().verify()
+        if self._shared is not None:
+            self._shared.verify()
 
     def compact(self) -> None:
         """Give the space of what was removed back; needs as much free space as the index.
+
+        The shared copy of vectors goes, and is made again by the next search.
 
         Raises:
             IndexBusyError: another process or thread is writing.
@@ -171,6 +182,8 @@ class LocalIndex(Index):
         """
         with self._writing():
             self._database.compact()
+            if self._shared is not None:
+                self._shared.remove()
 
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""
