@@ -17,6 +17,7 @@ import pytest
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index import Document, LocalIndex
 from colbert_rag.index.local import snapshot
+from tests.helpers.index_fakes import WordEncoder
 from tests.helpers.index_processes import answer, fork_server, started
 from tests.helpers.index_sharers import (
     DIM,
@@ -236,6 +237,20 @@ def test_an_index_that_shrank_below_the_size_gives_the_file_up(
     assert names(path) == ["index.sqlite"]
 
 
+def test_what_was_removed_is_not_scored_for_ever_where_no_file_can_be_made(
+    path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+):
+    fill(path, 60, 10)
+    found(path)
+    fill_the_disk(monkeypatch, path)
+    with LocalIndex(path) as index:
+        search(index)
+        index.delete([f"d{at}" for at in range(40)])
+
+        assert agrees(search(index), path)
+        assert sum(len(block.embeddings.values) for block in index._snapshot.blocks()) == 200
+
+
 def flip(file: Path, place: int) -> None:
     content = bytearray(file.read_bytes())
     content[place] ^= 1
@@ -302,16 +317,19 @@ def test_the_file_of_another_history_is_not_believed(path: Path, tmp_path: Path,
     for place, seed in ((path, 5), (other, 6)):
         with LocalIndex(place) as index:
             index.add_encoded(
-                [Document(f"e{at}", f"{seed} {at}", {"odd": 1}) for at in range(10)],
-                vectors(10, 10, seed=seed),
+                [Document(f"e{at}", f"{seed} {at}", {"odd": 1}) for at in range(5)],
+                vectors(5, 10, seed=seed),
             )
     found(path)
 
     shutil.copy(shared_file(path), shared_file(other))
 
-    assert agrees(found(other), other)
-    assert agrees(found(other, odd=1), other, odd=1)
-    assert found(other) != found(path)
+    with LocalIndex(other) as index:
+        assert agrees(search(index), other)
+        assert agrees(search(index, odd=1), other, odd=1)
+        index.delete(["d0"])
+        assert agrees(search(index), other)
+    assert shared_file(other).read_bytes() == shared_file(path).read_bytes()  # it was used
 
 
 def test_a_copy_of_the_index_alone_is_whole(path: Path, tmp_path: Path, small: None):
@@ -386,13 +404,17 @@ def test_a_folder_that_cannot_be_written_to_is_searched_without_the_file(
         folder.chmod(0o755)
 
 
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    """Leave a byte less than twice what 20 documents of `fill` with 10 rows need."""
+    nearly_full = shutil.disk_usage(path.parent)._replace(free=2 * 20 * 10 * DIM * 2 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: nearly_full)
+
+
 def test_a_file_that_would_fill_the_disk_is_not_made(
     path: Path, small: None, monkeypatch: pytest.MonkeyPatch
 ):
     fill(path, 60, 10)
-    usage = shutil.disk_usage(path.parent)
-    nearly_full = usage._replace(free=2 * 60 * 10 * DIM * 2)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: nearly_full)
+    fill_the_disk(monkeypatch, path)
 
     assert agrees(found(path), path)
     assert names(path) == [path.name]
@@ -415,9 +437,8 @@ def test_who_may_not_read_the_index_may_not_read_the_file_and_nobody_may_write_i
 def test_readers_see_whole_commits_while_files_are_made_and_replaced(
     processes: ForkServerContext, path: Path
 ):
+    LocalIndex(path, WordEncoder()).close()
     writer, written = started(processes, write_shared, path, 2.0)
-    while not path.exists():
-        pass
     readers = [started(processes, share_meanwhile, path, 1.5) for _ in range(3)]
     reports = [answer(pipe) for _, pipe in readers]
     groups = answer(written)
