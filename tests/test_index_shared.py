@@ -59,6 +59,11 @@ def shared_file(path: Path) -> Path:
     return Path(f"{path}-vectors")
 
 
+def shared_bytes(path: Path) -> int | None:
+    with LocalIndex(path) as index:
+        return index.stats().shared_bytes
+
+
 def search(index: LocalIndex, **filters: object) -> Found:
     hits = index.search_embeddings(QUERY, 1000, filters or None)[0]
     return [(hit.id, hit.score) for hit in hits]
@@ -126,8 +131,10 @@ def test_four_processes_hold_the_vectors_once_between_them(
 def test_scores_are_those_without_the_file_to_the_last_bit(path: Path, small: None):
     fill(path, 60, 10)
     expected = unshared(path)
+    assert shared_bytes(path) is None
 
     assert found(path) == expected  # made
+    assert shared_bytes(path) == shared_file(path).stat().st_size
     assert names(path) == ["index.sqlite", "index.sqlite-vectors"]
     assert found(path) == expected  # mapped
     assert found(path, odd=1) == unshared(path, odd=1)

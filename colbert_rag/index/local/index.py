@@ -158,7 +158,12 @@ class LocalIndex(Index):
         files = (Path(self.name), Path(f"{self.name}-wal"))
         size = sum(file.stat().st_size for file in files if file.exists())
         on_disk = None if self.name == MEMORY else size
-        return IndexStats(documents=len(lengths), tokens=int(lengths.sum()), bytes=on_disk)
+        return IndexStats(
+            documents=len(lengths),
+            tokens=int(lengths.sum()),
+            bytes=on_disk,
+            shared_bytes=None if self._shared is None else self._shared.size(),
+        )
 
     def verify(self) -> None:
         """Read everything and compare it with its checksums, the shared copy of vectors too.

@@ -87,6 +87,11 @@ class SharedVectors:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
+    def size(self) -> int | None:
+        """Its bytes; None if it is not there."""
+        stamp = self.stamp()
+        return None if stamp is None else stamp[2]
+
     def open(self) -> Copy | None:
         """Map the file; None if there is none, or none that was made whole for this model."""
         if self.stamp() is None:
