@@ -427,6 +427,18 @@ def test_a_file_that_would_fill_the_disk_is_not_made(
     assert names(path) == [path.name]
 
 
+@linux
+def test_a_closed_index_has_let_go_of_the_file(path: Path, small: None):
+    fill(path, 60, 10)
+    index = LocalIndex(path)
+    search(index)
+    assert str(shared_file(path)) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+    index.close()
+
+    assert str(shared_file(path)) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 @posix
 @pytest.mark.parametrize("mode", [0o600, 0o644, 0o660])
 def test_who_may_not_read_the_index_may_not_read_the_file_and_nobody_may_write_it(

@@ -193,6 +193,7 @@ class LocalIndex(Index):
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""
         self._database.close()
+        self._snapshot.forget()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by path: another process opens the file again, with the same model.

@@ -175,7 +175,8 @@ class SharedVectors:
                 file.flush()
                 os.fsync(file.fileno())  # or a power cut leaves the name without the content
             # Text can be guessed from vectors: whoever may not read the index may not read these.
-            aside.chmod(stat.S_IMODE(self._index.stat().st_mode) & 0o444)
+            if os.name == "posix":  # Windows inherits rights, and replaces nothing read-only
+                aside.chmod(stat.S_IMODE(self._index.stat().st_mode) & 0o444)
             aside.replace(self.path)
         except BaseException:
             with contextlib.suppress(OSError):

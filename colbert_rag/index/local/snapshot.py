@@ -112,9 +112,10 @@ class Snapshot:
         self._stamp: Stamp | None = None
         self._mapped: list[Block] = []
         self._blocks: list[Block] | None = []
-        self._forget()
+        self.forget()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Let go of all that is held or mapped."""
         self._version: tuple[int, int] | None = None
         self._removals = self._edits = self._last = 0
         self._lengths = torch.zeros(0, dtype=torch.int64)
@@ -136,11 +137,11 @@ class Snapshot:
             return
         try:
             if stamp != self._stamp:  # another process made it anew, or somebody spoiled it
-                self._forget()
+                self.forget()
                 self._stamp = stamp
             self._catch_up()
         except BaseException:
-            self._forget()  # never search a mixture of two commits
+            self.forget()  # never search a mixture of two commits
             raise
         self._version = version
 
@@ -179,7 +180,8 @@ class Snapshot:
         """Map the shared file, and make it before where that pays."""
         if self._version is None and self._is_stale():
             self._adopt(shared.open())
-        if self._is_stale() and self._make(shared):
+        if self._is_stale() and self._makes:
+            self._make(shared)
             self._adopt(shared.open())
         if self._unused() > self._mapped_rows // 2:  # it costs more time than it saves memory
             self._adopt(None)
@@ -194,19 +196,16 @@ class Snapshot:
         """Rows of the shared file that are scored in vain."""
         return self._mapped_rows - int(self._lengths[~self._own].sum())
 
-    def _make(self, shared: SharedVectors) -> bool:
+    def _make(self, shared: SharedVectors) -> None:
+        self._mapped = []  # Windows replaces and removes no file that is mapped
         if int(self._lengths.sum()) * self._row_bytes < SHARED_FROM:
             shared.remove()
-            made: bool | None = False
-        elif (checksums := self._checksums()) is None or not self._makes:
-            return False
-        else:
+        elif (checksums := self._checksums()) is not None:
             runs = self._runs(self._lengths, MADE_BYTES // self._row_bytes)
             read = (self._rows.vectors(self.positions[first:last]) for first, last in runs)
             made = shared.make(self.positions, self._lengths, checksums, read)
             self._makes = made is not None
         self._stamp = shared.stamp()
-        return bool(made)
 
     def _checksums(self) -> Tensor | None:
         """Of the vectors of each document; None if some are missing, as reading them will say."""
