@@ -231,7 +231,8 @@ def _stored(
             "open: a new process, imports done, files in the page cache, until its first search is "
             "answered; median. peak: the whole process, which opens and searches, or where nothing "
             "can be opened builds and searches; own: less what the imports took. Pages of mapped "
-            f"files count, which the system can take back: most of {EDGE}'s.",
+            f"files count, which the system can take back: most of {EDGE}'s, and the vectors of "
+            "LocalIndex, whose processes share a copy that disk does not count.",
         ],
     )
     measured = _processes(engines, paths, plan.size(3, 1))

@@ -18,6 +18,7 @@ from colbert_rag import shared_colbert
 from colbert_rag.cli import index as index_command
 from colbert_rag.cli import indexes, main, search
 from colbert_rag.index import LocalIndex, QdrantIndex
+from colbert_rag.index.local import snapshot
 from tests.helpers.qdrant_http import API_KEY, serve
 from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, loaded_by, records, refused
 
@@ -516,6 +517,19 @@ def test_info_is_readable(make: Run, run: Run, facts: Path) -> None:
     assert said["Recipe"] == "query_length 8"
     assert said["Token vector"] == "16 wide, float16"
     assert said["Verified"] == "yes: everything in it is what was written"
+
+
+def test_info_mentions_the_copy_that_processes_share(
+    made: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "SHARED_FROM", 1)
+    run("search", QUERY, made)
+
+    _, out, _ = run("info", made)
+
+    assert re.search(r"^Shared +[\d.]+ \w+ beside it, which processes", out, re.MULTILINE)
+    (found,) = records(run("info", made, "--json")[1])
+    assert found["shared_bytes"] == Path(f"{made}-vectors").stat().st_size
 
 
 def test_info_of_an_empty_index_divides_by_nothing(tiny_colbert, run: Run, facts: Path) -> None:

@@ -70,6 +70,7 @@ def _record(
         "documents": held.documents,
         "tokens": held.tokens,
         "bytes": held.bytes,
+        "shared_bytes": held.shared_bytes,
         "bytes_per_token": None if per_token is None else round(per_token, 1),
         **info.to_json(),
         "verified": True if verified else None,
@@ -88,6 +89,8 @@ def _facts(
         vectors = BYTES_PER_VALUE * info.dim
         share = "" if per_token is None else f", {per_token:,.0f} bytes a token ({vectors} of them"
         yield "Size", f"{size(held.bytes)}{share and share + ' its vector)'}"
+    if held.shared_bytes is not None:
+        yield "Shared", f"{size(held.shared_bytes)} beside it, which processes that search map"
     yield "Model", info.checkpoint
     recipe = ", ".join(f"{name} {value!r}" for name, value in info.recipe.items())
     yield "Recipe", recipe or "that of the checkpoint"

@@ -135,11 +135,14 @@ class IndexStats:
         documents: Documents.
         tokens: Stored token vectors.
         bytes: Bytes on disk, deleted documents that are not compacted yet included.
+        shared_bytes: Bytes beside it of the copy of its vectors that processes share, if there is
+            one (`LocalIndex`).
     """
 
     documents: int
     tokens: int | None = None
     bytes: int | None = None
+    shared_bytes: int | None = None
 
 
 def resolve_info(

@@ -19,6 +19,7 @@ from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.place import MEMORY, Place
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
+from colbert_rag.index.local.shared import SharedVectors
 from colbert_rag.index.local.snapshot import Snapshot
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
@@ -35,6 +36,9 @@ class LocalIndex(Index):
     One process writes at a time, any number read; readers see a commit at their next search. A
     killed process loses at most the batch it was working on. Ties keep the order of insertion; a
     document whose text was replaced counts as inserted anew.
+
+    Processes that search a large index on a CPU share one copy of its vectors: a file beside it,
+    named as it is with `-vectors` behind, which can be deleted at any time and is made again.
 
     All methods may be called from any thread; searches of one index object take turns.
     """
@@ -59,10 +63,10 @@ class LocalIndex(Index):
             like: Instead of a model, for a new index: the `info` of another one.
             token_pooling: Merge the vectors of each document to about `1 / token_pooling` of their
                 number, such as 2 or 3. Recorded in the file; None follows it.
-            memory_budget: Bytes of vectors to hold on the device. An index that needs more is read
-                from the file in blocks, at every search.
+            memory_budget: Bytes of vectors to hold on the device, not counting the copy that
+                processes share. What needs more is read from the file in blocks, at every search.
             busy_timeout: Seconds to wait for another writer.
-            read_only: Refuse every write.
+            read_only: Refuse every write to the index.
 
         Raises:
             FileNotFoundError: there is no index, and nothing says which model to make one for.
@@ -84,9 +88,12 @@ class LocalIndex(Index):
             self._database.close()
             raise
         self._rows = Rows(self._database, info.dim)
+        in_memory = self._database.path == MEMORY
+        self._shared = None if in_memory else SharedVectors(self._database.path, info)
         self._snapshot = Snapshot(
             self._database,
             self._rows,
+            self._shared,
             info.dim,
             device="cpu" if colbert is None else colbert.device,
             memory_budget=memory_budget,
@@ -154,19 +161,28 @@ class LocalIndex(Index):
         files = (Path(self._database.place.absolute), Path(f"{self._database.place.absolute}-wal"))
         size = sum(file.stat().st_size for file in files if file.exists())
         on_disk = None if self.name == MEMORY else size
-        return IndexStats(documents=documents, tokens=tokens, bytes=on_disk)
+        return IndexStats(
+            documents=documents,
+            tokens=tokens,
+            bytes=on_disk,
+            shared_bytes=None if self._shared is None else self._shared.size(),
+        )
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums.
+        """Read everything and compare it with its checksums, the shared copy of vectors too.
 
         Raises:
             IndexCorruptError: something is damaged; says what.
         """
         self._database.check_pages()
         super().verify()
+        if self._shared is not None:
+            self._shared.verify()
 
     def compact(self) -> None:
         """Give the space of what was removed back; needs as much free space as the index.
+
+        The shared copy of vectors goes, and is made again by the next search.
 
         Raises:
             IndexBusyError: another process or thread is writing.
@@ -174,6 +190,8 @@ class LocalIndex(Index):
         """
         with self._writing():
             self._database.compact()
+            if self._shared is not None:
+                self._shared.remove()
 
     def publish(self, path: str | os.PathLike[str]) -> None:
         """Put all that this index holds in place of all that the index at `path` holds, at once.
@@ -209,6 +227,7 @@ class LocalIndex(Index):
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""
         self._database.close()
+        self._snapshot.forget()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by path: another process opens the file again, with the same model.

@@ -107,6 +107,13 @@ class Rows:
             raise self._corrupt("the number of vectors", int(broken[0, 0]))
         return table[:, 0].contiguous(), table[:, 1].contiguous()
 
+    def checksums(self) -> tuple[Tensor, Tensor]:
+        """Every position that has vectors, rising, and their checksum; reads no vector."""
+        query = "SELECT position, checksum FROM vectors ORDER BY position"
+        found = self._connection.execute(query).fetchall()
+        table = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
+        return table[:, 0].contiguous(), table[:, 1].contiguous()
+
     def metadata(self, after: int) -> dict[int, Mapping[str, Json]]:
         """Metadata of every position above `after`."""
         query = f"SELECT {_HEAD} FROM documents WHERE position > ?"

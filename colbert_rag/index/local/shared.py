@@ -1,0 +1,277 @@
+"""A copy of an index's vectors that every process maps, beside the SQLite file it was made from.
+
+SQLite stays the truth. This file can be lost, torn or replaced at any time: it is made again, or
+the vectors are read from SQLite. It is written aside, synced and renamed, and never changed in
+place, since a page that vanishes under a mapping kills the process (SIGBUS): so it can be read, but
+not written, by those who may read the index, and is looked at anew before each search.
+
+Layout, in the byte order of the machine: a header; three tables of int64 (positions, rows,
+checksums of the documents, as in SQLite); the vectors, float16, in order of insertion. One is used
+only where its checksum is the one that SQLite holds, so a file of another index, of a copy's other
+history or of a restored backup can do no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import mmap
+import os
+import secrets
+import shutil
+import sqlite3
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.errors import IndexCorruptError
+from colbert_rag.index.info import IndexInfo
+
+logger = logging.getLogger(__name__)
+
+# Kind and version of the layout, dim, documents, rows, digest of the model, and a checksum of all
+# that stands before the vectors. Another byte order fails at the version.
+_HEADER = struct.Struct("=8sQQQQ32sQ")
+_MAGIC, _VERSION = b"ColBvecs", 1
+
+# Vectors begin at a multiple of this, which is a cache line.
+_ALIGNED = 64
+
+Stamp = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Copy:
+    """What the file holds, mapped: nothing of it is read before it is used.
+
+    Attributes:
+        positions: `(documents,)`, int64, rising.
+        checksums: `(documents,)`, int64, of their vectors.
+        embeddings: float16, on the CPU; writing to them would kill the process.
+    """
+
+    positions: Tensor
+    checksums: Tensor
+    embeddings: TokenEmbeddings
+
+
+class SharedVectors:
+    """The file of vectors beside the index at `path`; it may be there or not."""
+
+    def __init__(self, path: str, info: IndexInfo) -> None:
+        """Name the file for an index that `info` describes; nothing is opened."""
+        # A process may change its folder later; a link's target is where all links meet.
+        self._index = Path(path).resolve()
+        self.path = Path(f"{self._index}-vectors")
+        self._dim = info.dim
+        record = json.dumps(info.to_json(), sort_keys=True)
+        self._model = hashlib.sha256(record.encode()).digest()
+
+    def stamp(self) -> Stamp | None:
+        """Changes whenever the file is replaced or tampered with; None if it is not there."""
+        try:
+            found = self.path.stat()
+        except OSError:
+            return None
+        if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def size(self) -> int | None:
+        """Its bytes; None if it is not there."""
+        stamp = self.stamp()
+        return None if stamp is None else stamp[2]
+
+    def open(self) -> Copy | None:
+        """Map the file; None if there is none, or none that was made whole for this model."""
+        if self.stamp() is None:
+            return None
+        try:
+            with self.path.open("rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError):  # not ours to read, just removed, or empty
+            return None
+        return self._parsed(_readable(mapped))
+
+    def _parsed(self, data: Tensor) -> Copy | None:
+        if len(data) < _HEADER.size:
+            return None
+        header = bytes(data[: _HEADER.size].numpy())
+        *kind, documents, rows, model, checksum = _HEADER.unpack(header)
+        begin = _vectors_begin(documents)
+        if kind != [_MAGIC, _VERSION, self._dim] or model != self._model:
+            return None
+        if len(data) != begin + rows * self._row_bytes:
+            return None
+        tables = data[_HEADER.size : _HEADER.size + _table_bytes(documents)]
+        if _checksum(header, tables.numpy()) != checksum:
+            return None
+        positions, lengths, checksums = tables.view(torch.int64).reshape(3, -1)
+        values = data[begin:].view(torch.float16).reshape(-1, self._dim)
+        return Copy(positions, checksums, TokenEmbeddings.from_lengths(values, lengths))
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._dim * torch.float16.itemsize
+
+    def make(
+        self,
+        positions: Tensor,
+        lengths: Tensor,
+        checksums: Tensor,
+        vectors: Iterable[TokenEmbeddings],
+    ) -> bool | None:
+        """Write the file anew, and put it in the place of the one that is there.
+
+        Args:
+            positions: `(documents,)`, int64, rising.
+            lengths: Rows of each.
+            checksums: Of the vectors of each.
+            vectors: Those of all, in order, in parts of any size; float16, on the CPU.
+
+        Returns:
+            True when it is there. False when another process is making it now. None when it cannot
+            be made: the folder is read-only, there is too little space.
+        """
+        tables = torch.stack([positions, lengths, checksums]).numpy()
+        rows = int(lengths.sum())
+        size = _vectors_begin(len(positions)) + rows * self._row_bytes
+        try:
+            # As much again stays free: a copy must not take the space that the index grows into.
+            if shutil.disk_usage(self.path.parent).free < 2 * size:
+                return None
+            with self._claimed() as first:
+                if not first:
+                    return False
+                self._remove_leftovers()
+                head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._model)
+                header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
+                self._write(header, tables, vectors)
+        except (OSError, sqlite3.Error) as error:
+            logger.info("%s cannot be made, so vectors are not shared: %s", self.path, error)
+            return None
+        return True
+
+    def _write(self, header: bytes, tables: np.ndarray, vectors: Iterable[TokenEmbeddings]) -> None:
+        # A name of its own, so that even two makers at once do not write to one file.
+        aside = Path(f"{self.path}-{secrets.token_hex(8)}")
+        try:
+            with open(aside, "xb", opener=_private) as file:
+                file.write(header)
+                file.write(tables.data)
+                file.write(bytes(_vectors_begin(tables.shape[1]) - file.tell()))
+                for part in vectors:
+                    file.write(part.values.contiguous().numpy().data)
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut leaves the name without the content
+            # Text can be guessed from vectors: whoever may not read the index may not read these.
+            if os.name == "posix":  # Windows inherits rights, and replaces nothing read-only
+                aside.chmod(stat.S_IMODE(self._index.stat().st_mode) & 0o444)
+            aside.replace(self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+            raise
+
+    @contextlib.contextmanager
+    def _claimed(self) -> Iterator[bool]:
+        """Be the one maker, if nobody is; the claim goes with the process, however that ends."""
+        beside = self._claim_path
+        claim = sqlite3.connect(beside, timeout=0, isolation_level=None)
+        try:
+            claim.execute("PRAGMA journal_mode = MEMORY")
+            try:
+                claim.execute("BEGIN EXCLUSIVE")
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                with contextlib.suppress(OSError):
+                    beside.unlink(missing_ok=True)
+        finally:
+            claim.close()
+
+    @property
+    def _claim_path(self) -> Path:
+        return Path(f"{self.path}-claim")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what makers that were killed had begun."""
+        with os.scandir(self.path.parent) as entries:
+            begun = [entry for entry in entries if entry.name.startswith(f"{self.path.name}-")]
+        for entry in begun:
+            if Path(entry.path) != self._claim_path:
+                with contextlib.suppress(OSError):
+                    Path(entry.path).unlink()
+
+    def remove(self) -> None:
+        """Give its space back; those who have it mapped let go at their next search."""
+        with contextlib.suppress(OSError):  # Windows keeps what is mapped
+            self.path.unlink(missing_ok=True)
+
+    def verify(self) -> None:
+        """Compare every vector in the file with its checksum.
+
+        Raises:
+            IndexCorruptError: one is not what was written.
+        """
+        copy = self.open()
+        if copy is None:
+            return
+        for position, checksum, rows in zip(
+            copy.positions.tolist(), copy.checksums.tolist(), copy.embeddings, strict=True
+        ):
+            if zlib.crc32(rows.contiguous().numpy().data) != checksum:
+                raise IndexCorruptError(
+                    f"{self.path} is damaged (the vectors at position {position} are not what was "
+                    f"written). It is a copy of what {self._index.name} holds, which is intact: "
+                    "delete the copy, and the next search makes it again"
+                )
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _table_bytes(documents: int) -> int:
+    return 3 * 8 * documents
+
+
+def _vectors_begin(documents: int) -> int:
+    return -(-(_HEADER.size + _table_bytes(documents)) // _ALIGNED) * _ALIGNED
+
+
+def _checksum(header: bytes, tables: np.ndarray) -> int:
+    """Of the header without its last field, and of the tables."""
+    return zlib.crc32(tables.data, zlib.crc32(header[:-8]))
+
+
+class _Readable:
+    """Shows a mapping to numpy as if it could be written to, since torch warns of others.
+
+    A mapping that could be written to (copy on write) is no way out: Linux counts it as memory, and
+    refuses one that is larger than what there is.
+    """
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        array = np.frombuffer(mapped, np.uint8)
+        self._array = array  # keeps the mapping as long as any view of it lives
+        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
+
+
+def _readable(mapped: mmap.mmap) -> Tensor:
+    return torch.from_numpy(np.asarray(_Readable(mapped)))
