@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from colbert_rag import ColBERT
 from colbert_rag.index import Document, Hit
@@ -252,5 +253,6 @@ def chosen(rng: random.Random, weights: Mapping[str, float]) -> str:
 
 
 def quiet() -> None:
-    """An interrupt in a destructor cannot be raised, and would be printed for each."""
+    """Print nothing of an interrupt in a destructor, nor of what a killed process left."""
     sys.unraisablehook = lambda _: None
+    tqdm.set_lock(threading.RLock())  # its own would be a semaphore of the system

@@ -11,7 +11,8 @@ import os
 import pickle
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ from colbert_rag.index import Changes, Document, LocalIndex, copy_index
 from tests.helpers.index_fakes import WORDS, WordEncoder, naive_maxsim
 
 EXAMPLES = int(os.environ.get("COLBERT_RAG_STATES", "0"))
-IDS = "abcdefgh"
+IDS = "abcdef"
 SOURCES = ("s0", "s1", "s2")
-TEXTS = [" ".join(WORDS[at : at + 1 + at % 4]) for at in range(10)] + [""]
+TEXTS = [" ".join(WORDS[at : at + 1 + at % 4]) for at in range(6)] + [""]
 QUERIES = ("mars storm", "earth", "ring of ice")
 ENCODER = WordEncoder(dim=8)
 
@@ -145,6 +146,14 @@ class States(RuleBasedStateMachine):
             with pytest.raises(KeyError):
                 self.handles[at].update(given)
 
+    @precondition(lambda self: self.held)
+    @rule(at=which, data=st.data())
+    def edit_metadata(self, at: int, data: st.DataObject) -> None:
+        before = data.draw(st.sampled_from(list(self.held.values())))
+        after = replace(before, metadata=data.draw(documents).metadata)
+
+        assert self.handles[at].update([after]) == self.stored([after])
+
     @rule(at=which, ids=st.lists(st.sampled_from(IDS), max_size=4))
     def delete(self, at: int, ids: list[str]) -> None:
         assert self.handles[at].delete(ids) == self.removed(ids)
@@ -217,12 +226,16 @@ class States(RuleBasedStateMachine):
         chosen=st.one_of(st.none(), st.sampled_from(FILTERS)),
     )
     def search(self, at: int, query: str, k: int, chosen: tuple | None) -> None:
-        filter, passes = chosen or (None, lambda metadata: True)
+        self.check_search(self.handles[at], query, k, *(chosen or (None, lambda metadata: True)))
+
+    def check_search(
+        self, index: LocalIndex, query: str, k: int, filter: dict | None, passes: Callable
+    ) -> None:
         passing = [document for document in self.held.values() if passes(document.metadata)]
         # A stable sort: equal texts keep the order of insertion.
         passing.sort(key=lambda document: -score(query, document.text))
 
-        hits = self.handles[at].search(query, k, filter)
+        hits = index.search(query, k, filter)
 
         assert [hit.document for hit in hits] == passing[:k]
         for hit in hits:
@@ -256,6 +269,8 @@ class States(RuleBasedStateMachine):
         for index in self.handles:
             assert list(index) == list(self.held.values())
             assert index.count() == len(self.held)
+            # What a handle holds in memory must follow each change, also one by the other handle.
+            self.check_search(index, QUERIES[0], 3, *FILTERS[1])
         stats = self.handles[0].stats()
         tokens = sum(len(vectors(document.text)) for document in self.held.values())
         assert (stats.documents, stats.tokens) == (len(self.held), tokens)
