@@ -19,7 +19,7 @@ ARGS ?=
 QUICK := cache colbert device embeddings encoder filters habits hub_cache index machine maxsim \
   overrides pooling refusals registry settings source windows
 
-.PHONY: help demo quick test check fix gpu notebooks bench docs dist oldest newest \
+.PHONY: help demo quick test check fix fuzz gpu notebooks bench docs dist oldest newest \
   coverage
 
 help: ## Print this list
@@ -55,6 +55,9 @@ docs: $(VENV)/.dev ## Build the documentation into build/docs; every warning is 
 	@$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going \
 	  -d build/doctrees docs build/docs
 	@echo 'Open build/docs/index.html'
+
+fuzz: $(VENV)/.dev ## Look for inputs that break it; ARGS="--minutes 60 --target index_file"
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 bench: $(VENV)/.dev ## Measure on this machine's CPU
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -24,7 +24,7 @@ CPU_JOBS = (
     "growth",
     "index",
 )
-OTHER_JOBS = ("quality", "gpu")
+OTHER_JOBS = ("quality", "gpu", "soak")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
 
@@ -51,6 +51,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="auto",
         help="quality: compared with float32; default the device's own",
     )
+    parser.add_argument("--minutes", type=float, default=10.0, help="soak: how long")
+    parser.add_argument(
+        "--seed", type=int, help="soak: of what is drawn; default another each time"
+    )
+    parser.add_argument(
+        "--without", default="", help="soak: calls and disturbances to leave out, comma-separated"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for the results; default benchmarks/results, quick: none"
     )
@@ -76,8 +83,11 @@ def main(argv: Sequence[str]) -> int:
         options.repeats,
         options.quick,
         options.queries,
-        tuple(filter(None, options.collections.split(","))),
+        _listed(options.collections),
         options.dtype,
+        minutes=options.minutes,
+        seed=options.seed,
+        without=_listed(options.without),
     )
     environment = describe(options.threads)
     pin(options.threads)
@@ -97,6 +107,10 @@ def main(argv: Sequence[str]) -> int:
             for folder in folders:
                 write(folder, name, environment, tables)
     return 0
+
+
+def _listed(names: str) -> tuple[str, ...]:
+    return tuple(filter(None, names.split(",")))
 
 
 def start(*argv: str) -> None:

@@ -43,6 +43,9 @@ class Plan:
         collections: Names of collections, for quality; none for all.
         dtype: Compared with float32, for quality; "auto" is the default one of the device.
         checkpoint: The checkpoint of the jobs that are not about several.
+        minutes: How long to soak.
+        seed: Of a soak; None draws one.
+        without: Disturbances that a soak leaves out.
     """
 
     threads: int
@@ -52,6 +55,9 @@ class Plan:
     collections: tuple[str, ...] = ()
     dtype: str = "auto"
     checkpoint: str = "minilm-small"
+    minutes: float = 10.0
+    seed: int | None = None
+    without: tuple[str, ...] = ()
 
     def size(self, full: int, quick: int) -> int:
         """A job's size under this plan."""

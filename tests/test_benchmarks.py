@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -26,6 +29,9 @@ from benchmarks import (
     report,
     rerank,
     roofline,
+    soak,
+    soak_truth,
+    soak_writers,
     stores,
 )
 from benchmarks.__main__ import NO_GPU, main
@@ -35,7 +41,12 @@ from benchmarks.rankers import Rankings, late_interaction, mean_pooled
 from benchmarks.report import Plan, Table, figures, write
 from benchmarks.timing import Repetition, Timing, interleave
 from colbert_rag import TokenEmbeddings
+from colbert_rag.index import Document, Hit
 from colbert_rag.text_encoder import TextEncoder
+
+needs_a_fork_server = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no fork server, and no signals to send"
+)
 
 TOY = Plan(threads=1, repeats=1, quick=True, checkpoint="tiny")
 
@@ -453,6 +464,94 @@ def test_every_store_finds_the_same_and_is_weighed(monkeypatch: pytest.MonkeyPat
     ]
     assert 192 < stored.rows[0]["disk bytes/token"] < 250
     assert all(row["peak MiB"] > row["own MiB"] > 0 for row in stored.rows)
+
+
+KNOWN = ("interrupt", "replace", "remove", "fork")
+"""What the soak still finds something with."""
+
+
+@pytest.mark.slow
+@needs_a_fork_server
+def test_a_soak_finds_nothing(tiny: Path, no_data: None):
+    plan = Plan(threads=1, minutes=0.1, seed=1, without=KNOWN)
+
+    (table,) = soak.run(plan)
+
+    *rows, total = table.rows
+    assert {kind: total[kind] for kind in soak.FINDINGS} == {"wrong": 0, "lost": 0, "stuck": 0}
+    assert total["calls"] == sum(row["calls"] for row in rows) > 50
+    assert [row["calls"] for row in rows if row["call"] in KNOWN] == [0, 0, 0]
+    assert any("x kill" in note for note in table.notes)
+
+
+@pytest.fixture
+def truth(tiny: Path, no_data: None, tmp_path: Path) -> soak_truth.Truth:
+    texts = [f"text number {at} of many" for at in range(soak_truth.BASE + 2)]
+    return soak_truth.Truth.of(tiny, tmp_path, texts, ["which text", "a number"])
+
+
+def test_a_soak_sees_wrong_and_missing_hits(truth: soak_truth.Truth):
+    hits = [
+        Hit(document, truth.stored[0][at], len(truth.asked[0]))
+        for at, document in enumerate(truth.base())
+    ]
+    hits.sort(key=lambda hit: -hit.score)
+
+    truth.check_hits(0, hits, 100, base_only=True)
+    with pytest.raises(soak_truth.LostError, match="not found"):
+        truth.check_hits(0, hits[1:], 100, base_only=False)
+    with pytest.raises(AssertionError, match="off by"):
+        truth.check_hits(1, hits, 100, base_only=True)
+    with pytest.raises(AssertionError, match="twice"):
+        truth.check_hits(0, [hits[0], *hits], 100, base_only=True)
+    with pytest.raises(AssertionError, match="mixed"):
+        truth.check_document(Document("base-1", truth.texts[2], dict(hits[0].metadata)))
+
+
+def test_a_soak_counts_what_calls_do(truth: soak_truth.Truth):
+    handler = signal.getsignal(signal.SIGINT)
+    record = soak_truth.Record(truth, "test")
+    jobs = {
+        "fine": lambda: None,
+        "wrong": lambda: {}["no such key"],
+        "lost": lambda: truth.check_hits(0, [], 5, base_only=False),
+        "interrupted": lambda: signal.raise_signal(signal.SIGINT),
+    }
+
+    ended = [record.call(name, job) for name, job in jobs.items()]
+    signal.raise_signal(signal.SIGINT)  # outside a call it is let pass
+    record.save()
+    signal.signal(signal.SIGINT, handler)
+
+    assert ended == [True, False, False, False]
+    counts = json.loads(truth.counts("test", os.getpid()).read_text())["counts"]
+    assert {(name, kind) for name, kind, _ in counts} == {
+        *((name, "calls") for name in jobs),
+        *((name, name) for name in ("wrong", "lost", "interrupted")),
+    }
+    (events,) = truth.folder.glob("*.events")
+    assert [json.loads(line)["kind"] for line in events.read_text().splitlines()] == [
+        "wrong",
+        "lost",
+    ]
+
+
+def test_a_journal_knows_what_a_killed_writer_may_have_done(tmp_path: Path):
+    journal = soak_writers.Journal(tmp_path / "journal")
+    journal.turn = 1
+    journal.note({0: (5, 1), 1: (6, 1)}, done=True)
+    journal.turn = 2
+    journal.note({1: (7, 2), 2: None, 0: None}, done=False)
+
+    again = soak_writers.Journal(tmp_path / "journal")
+
+    assert again.turn == 2
+    assert [again.possible[number] for number in range(4)] == [
+        {(5, 1), None},
+        {(6, 1), (7, 2)},
+        {None},
+        {None},
+    ]
 
 
 @pytest.mark.slow
