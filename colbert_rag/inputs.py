@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import string
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -31,6 +33,20 @@ def check_query(query: object) -> None:
         raise InvalidQueryError(f"query is {type(query).__name__}, expected a string")
     if not query.strip():
         raise InvalidQueryError("query is empty or blank, expected some text to search for")
+
+
+def has_words(text: str) -> bool:
+    """Whether there is anything in a text to be found by.
+
+    White space, punctuation and control characters are nothing: what ColBERT skips in documents
+    (colbert/modeling/colbert.py, `skiplist`), and their kin in other scripts. Of a text of nothing
+    else only special tokens would be left. These are similar to any query, so that an empty text
+    can outrank one that is off the topic: it has no token vectors, and comes last.
+    """
+    return any(
+        character not in string.punctuation and unicodedata.category(character)[0] not in "PZC"
+        for character in text
+    )
 
 
 def read_texts(texts: object) -> list[str]:

@@ -16,6 +16,7 @@ from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
+from colbert_rag.inputs import has_words
 from colbert_rag.maxsim import maxsim
 from colbert_rag.ranking import Ranked, Ranking
 from colbert_rag.settings import Settings
@@ -208,7 +209,9 @@ class Scorer:
     ) -> TokenEmbeddings:
         """Vectors of documents, each distinct text encoded at most once."""
         unique = list(dict.fromkeys(texts))
-        vectors: dict[str, Tensor] = {}
+        encoder = self.text_encoder.encoder
+        nothing = torch.zeros(0, encoder.dim, dtype=encoder.dtype, device=encoder.device)
+        vectors = {text: nothing for text in unique if not has_words(text)}
         # More than once only where another call failed that was to encode some of them.
         while missing := [text for text in unique if text not in vectors]:
             claim = Claim()

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from colbert_rag.adapter.index import SharedIndex
 from colbert_rag.errors import ScoringError
+from colbert_rag.inputs import has_words
 from colbert_rag.ranking import Ranked, Ranking
 
 logger = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Reranking(SharedIndex):
     ) -> list[Reranked]:
         """Order texts by their score, best first; equal scores keep the order of the input.
 
-        A text that is missing or blank, or has no finite score, comes last, with the lowest score
+        A text that is missing or without words, or has no finite score, comes last, with the lowest score
         of the scale: a score is always a number that JSON knows.
 
         Raises:
@@ -75,7 +76,7 @@ class Reranking(SharedIndex):
         if not texts:
             return []
         kept = _first_of_each(texts, ids) if self.dedupe else range(len(texts))
-        scored = {index: text for index in kept if (text := texts[index]) and text.strip()}
+        scored = {index: text for index in kept if (text := texts[index]) and has_words(text)}
         ranking = self._ranking(query, list(scored.values())) if scored else None
         places = {} if ranking is None else _finite_places(ranking, list(scored))
         lowest = self._lowest(query, ranking)
@@ -150,7 +151,7 @@ def _first_of_each(texts: Sequence[str | None], ids: Sequence[str | None]) -> li
     kept = []
     for index, (text, identity) in enumerate(zip(texts, ids, strict=True)):
         keys = {("id", identity)} if identity else set()
-        if text and text.strip():
+        if text and has_words(text):
             keys.add(("text", text))
         if not keys & seen:
             kept.append(index)

@@ -22,6 +22,7 @@ from colbert_rag.index.documents import (
 )
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.pooling import pool_tokens
+from colbert_rag.inputs import has_words
 from colbert_rag.model import Model
 
 
@@ -80,8 +81,10 @@ def encode_missing(
     texts: Sequence[str], held: Mapping[str, Tensor], colbert: Model, info: IndexInfo
 ) -> TokenEmbeddings:
     """Vectors of all texts, in order; each text that is not held is encoded once."""
-    missing = [text for text in dict.fromkeys(texts) if text not in held]
-    vectors = dict(held)
+    nothing = torch.zeros(0, info.dim, dtype=torch.float16, device="cpu")
+    wordless = {text: nothing for text in texts if not has_words(text)}
+    vectors = {**held, **wordless}
+    missing = [text for text in dict.fromkeys(texts) if text not in vectors]
     if missing:
         encoded = colbert.encode_documents(missing)
         info.check_model(colbert)
@@ -108,16 +111,17 @@ def check_vectors(
     """The vectors as an index stores them: float16, on the CPU.
 
     Raises:
-        ValueError: their width or number is wrong, one is not finite, or a document has none.
+        ValueError: their width or number is wrong, one is not finite, or a document with words has
+            none.
     """
     if len(vectors) != len(documents):
         raise ValueError(f"found vectors of {len(vectors)} texts for {len(documents)} documents")
     if vectors.dim != dim:
         raise ValueError(f"the vectors are {vectors.dim} wide, expected {dim} as the index holds")
     halves = vectors.to("cpu", torch.float16)
-    empty = (halves.lengths == 0).nonzero()[:, 0].tolist()
-    if empty:
-        raise ValueError(f"document {documents[empty[0]].id!r} has no token vectors")
+    for place in (halves.lengths == 0).nonzero()[:, 0].tolist():
+        if has_words(documents[place].text):
+            raise ValueError(f"document {documents[place].id!r} has no token vectors")
     if not _all_finite(halves.values):
         broken = next(
             document.id

@@ -97,12 +97,12 @@ class Rows:
         if not after:
             self.totals()
         query = (
-            "SELECT position, iif(typeof(rows) = 'integer', rows, 0) FROM documents "
+            "SELECT position, iif(typeof(rows) = 'integer', rows, -1) FROM documents "
             "WHERE position > ? ORDER BY position"
         )
         found = self._found(query, (after,))
         table = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
-        broken = table[table[:, 1] < 1]
+        broken = table[table[:, 1] < 0]
         if len(broken):
             raise self._corrupt("the number of vectors", int(broken[0, 0]))
         return table[:, 0].contiguous(), table[:, 1].contiguous()

@@ -26,9 +26,13 @@ def best_positions(
             part = queries[start : start + some].to(block.embeddings.device)
             scores = maxsim_many(part, block.embeddings)
             positions = block.positions
+            # A text without words has no vectors, and is not found.
+            passing = block.embeddings.lengths > 0
             if block.passing is not None:
-                scores = scores[:, block.passing.to(scores.device)]
-                positions = positions[block.passing]
+                passing &= block.passing
+            if not bool(passing.all()):
+                scores = scores[:, passing.to(scores.device)]
+                positions = positions[passing]
             for offset, row in enumerate(scores):
                 candidates = _best_of(row, positions, k)
                 best[start + offset] = _merged(best[start + offset], candidates, k)

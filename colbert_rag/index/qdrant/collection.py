@@ -116,10 +116,11 @@ def document_of(record: Record) -> Document:
     return Document(payload["id"], payload["text"], payload["metadata"])
 
 
-def vectors_of(record: models.Record) -> Tensor:
+def vectors_of(record: models.Record, dim: int) -> Tensor:
     """The token vectors of a point, `(rows, dim)`, float16."""
+    # A text without words has none, and Qdrant takes no empty list of vectors.
     assert isinstance(record.vector, dict)
-    return torch.tensor(record.vector[TOKENS], dtype=torch.float16)
+    return torch.tensor(record.vector.get(TOKENS, []), dtype=torch.float16).reshape(-1, dim)
 
 
 def mean_of(rows: Tensor) -> list[float]:
@@ -150,8 +151,8 @@ def point_of(
             f"{size >> 20} MiB, and Qdrant refuses requests above 32: split it, or make the "
             "index with token_pooling"
         )
-    vector: dict[str, models.Vector] = {TOKENS: rows.tolist()}
-    if means:
+    vector: dict[str, models.Vector] = {TOKENS: rows.tolist()} if len(rows) else {}
+    if means and len(rows):
         vector[MEAN] = mean_of(rows.float())
     return models.PointStruct(id=point_id(document.id), vector=vector, payload=payload), size
 

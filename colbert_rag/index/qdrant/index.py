@@ -129,7 +129,7 @@ class QdrantIndex(Index):
         """
         listed = check_ids(ids)
         records = self._fetch(set(listed), payload=["id"], vectors=True)
-        found = {id_of(record): vectors_of(record) for record in records}
+        found = {id_of(record): vectors_of(record, self.info.dim) for record in records}
         check_found(listed, found, self.name)
         return TokenEmbeddings.from_list([found[name] for name in listed], dim=self.info.dim)
 
@@ -140,7 +140,7 @@ class QdrantIndex(Index):
         """
         batch_size = whole_number("batch_size", batch_size, least=1)
         for records in self._in_order(batch_size, vectors=True):
-            vectors = [vectors_of(record) for record in records]
+            vectors = [vectors_of(record, self.info.dim) for record in records]
             yield (
                 [document_of(record) for record in records],
                 TokenEmbeddings.from_list(vectors, dim=self.info.dim),
@@ -196,7 +196,9 @@ class QdrantIndex(Index):
             some = models.MatchAny(any=listed[start : start + FETCH])
             chosen = models.Filter(must=[models.FieldCondition(key="text_digest", match=some)])
             for record in self._scroll(chosen, payload=["text_digest"], vectors=True):
-                found[digests[payload_of(record)["text_digest"]]] = vectors_of(record)
+                found[digests[payload_of(record)["text_digest"]]] = vectors_of(
+                    record, self.info.dim
+                )
         return found
 
     def _write(
