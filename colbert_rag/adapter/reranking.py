@@ -63,8 +63,8 @@ class Reranking(SharedIndex):
     ) -> list[Reranked]:
         """Order texts by their score, best first; equal scores keep the order of the input.
 
-        A text that is missing or without words, or has no finite score, comes last, with the lowest score
-        of the scale: a score is always a number that JSON knows.
+        A text that is missing or without words, or has no finite score, comes last, with the lowest
+        score of the scale: a score is always a number that JSON knows.
 
         Raises:
             ScoringError: not one text received a finite score.
