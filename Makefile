@@ -62,21 +62,21 @@ fuzz: $(VENV)/.dev ## Look for inputs that break it; ARGS="--minutes 60 --target
 bench: $(VENV)/.dev ## Measure on this machine's CPU
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-# Warnings of other versions than the pinned ones are shown, and are no errors.
+# Warnings of other versions than the pinned ones are shown, and are no errors: said by a variable,
+# since some tests start a pytest of their own.
 define TEST_WITH
 @$(PYTHON) -m venv build/$@
 @build/$@/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 @build/$@/bin/python -m pip install --quiet $(1) \
   --editable '.[langchain,llama-index,offline,qdrant]' --group test
-@build/$@/bin/python -m pytest --quiet --numprocesses auto --dist loadfile \
-  --max-worker-restart 2 -o filterwarnings=default $(ARGS)
+@PYTEST_ADDOPTS='-o filterwarnings=default' build/$@/bin/python -m pytest --quiet \
+  --numprocesses auto --dist loadfile --max-worker-restart 2 $(ARGS)
 endef
 
 coverage: $(VENV)/.dev ## Run all tests and show which lines and branches they miss
 	@$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile \
 	  --max-worker-restart 2 --cov --cov-report term $(ARGS)
 
-# The group `test` wants a triton that only a CPU build of this old torch leaves room for.
 oldest: ## Run all tests with the oldest dependencies that pyproject.toml allows
 	$(call TEST_WITH,--constraint constraints-oldest.txt)
 
