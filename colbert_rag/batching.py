@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -14,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from colbert_rag.forks import renewed_after_fork
+
+logger = logging.getLogger(__name__)
 
 Texts: TypeAlias = NDArray[np.int64]
 """Numbers of some texts of one call, `(texts,)`."""
@@ -43,7 +46,7 @@ class Call(Generic[Payload]):
     kind: Hashable
     lengths: NDArray[np.int64]
     waiting: deque[Texts]
-    threads: int = field(default_factory=torch.get_num_threads)
+    threads: int = 1
     steps: SimpleQueue[int | BaseException] = field(default_factory=SimpleQueue)
 
     def take(self, tokens: int, *, at_least_one: bool) -> Texts:
@@ -75,11 +78,16 @@ class Batcher:
             budget: Tokens of a batch.
         """
         self._budget = budget
-        self.renew()
+        self._forked = False
+        self._start()
         renewed_after_fork(self)
 
     def renew(self) -> None:
         """Forget the thread and its calls: neither is there after a fork."""
+        self._forked = self._thread is not None
+        self._start()
+
+    def _start(self) -> None:
         self._calls: deque[Call[Any]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -104,6 +112,15 @@ class Batcher:
         remaining = sum(map(len, call.waiting))
         if not remaining:
             return
+        if self._forked:
+            # OpenMP keeps its threads in a pool, which a fork copies without the threads.
+            torch.set_num_threads(1)
+            self._forked = False
+            logger.warning(
+                "this process was forked after its parent had used the model, so it computes on "
+                "one thread: more would wait for ever. Load the model after the fork to use all"
+            )
+        call.threads = torch.get_num_threads()
         try:
             with self._changed:
                 if self._thread is None:

@@ -321,7 +321,6 @@ def _in_child(score: Callable[[], list[float]], expected: list[float]) -> int:
     if not child:
         code = 1
         try:
-            torch.set_num_threads(1)  # the pool of OpenMP is copied without its threads
             code = int(score() != pytest.approx(expected, abs=1e-4))
         finally:
             os._exit(code)
@@ -334,6 +333,18 @@ def _in_child(score: Callable[[], list[float]], expected: list[float]) -> int:
     os.kill(child, 9)
     os.waitpid(child, 0)
     return -1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_computes_on_one_thread_and_does_not_hang(minilm: ColBERT) -> None:
+    # Large enough for products on several threads, which the child's copy of the pool has not.
+    texts = [f"{'saturn has rings of ice ' * 30}{number}" for number in range(20)]
+    expected = minilm.score("rings", texts)
+    minilm.unload()
+    minilm.score("rings", texts[:1])
+
+    assert _in_child(lambda: minilm.score("rings", texts), expected) == 0
 
 
 def test_no_tokens_wait_for_nobody(tiny_colbert: ColBERT) -> None:
