@@ -6,6 +6,7 @@ import ast
 import io
 import re
 import sys
+import threading
 import tokenize
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from colbert_rag import LocalIndex, langchain, llama_index, shared_colbert
+from colbert_rag.colbert import SHARED
 
 PACKAGE = Path(__file__).parents[1] / "colbert_rag"
 WALKS = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -75,17 +77,22 @@ def test_code_is_counted_without_what_explains_it() -> None:
 
 
 def files_entered(call: Callable[[], object]) -> list[str]:
-    """Files of the package whose functions a call runs."""
+    """Files of the package whose functions a call runs, in this thread and the encoder's."""
     seen: set[str] = set()
+    # A thread is traced from its start: the next call starts another one.
+    for model in SHARED._values.values():
+        model._loaded().text_encoder.encoder._batcher.close()
 
     def note(frame: FrameType, event: str, argument: object) -> None:
         seen.add(frame.f_code.co_filename)
 
+    threading.setprofile(note)
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
     ours = (Path(name) for name in seen if Path(name).is_relative_to(PACKAGE))
     return sorted(path.relative_to(PACKAGE).as_posix() for path in ours)
 
