@@ -16,7 +16,7 @@ import pytest
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
-from colbert_rag import LocalIndex, langchain, llama_index, shared_colbert
+from colbert_rag import LocalIndex, encoder, langchain, llama_index, shared_colbert
 from colbert_rag.colbert import SHARED
 
 PACKAGE = Path(__file__).parents[1] / "colbert_rag"
@@ -89,7 +89,9 @@ def files_entered(call: Callable[[], object]) -> list[str]:
     threading.setprofile(note)
     sys.setprofile(note)
     try:
-        call()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(encoder, "TRIM_EVERY", sys.maxsize)  # else now and then one more
+            call()
     finally:
         sys.setprofile(None)
         threading.setprofile(None)
