@@ -40,8 +40,8 @@ def has_words(text: str) -> bool:
 
     White space, punctuation and control characters are nothing: what ColBERT skips in documents
     (colbert/modeling/colbert.py, `skiplist`), and their kin in other scripts. Of a text of nothing
-    else only special tokens would be left. These are similar to any query, so that an empty text
-    can outrank one that is off the topic: it has no token vectors, and comes last.
+    else only special tokens are left. These are similar to any query, so that an empty text can
+    score above one that is off the topic: it is ranked last whatever its score, and not searched.
     """
     return any(
         character not in string.punctuation and unicodedata.category(character)[0] not in "PZC"

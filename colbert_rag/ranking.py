@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, overload
 from colbert_rag.display import Html, bar, decimal, element, fitted, one_line, panel
 from colbert_rag.errors import MissingExtraError
 from colbert_rag.explanation import Explanation
+from colbert_rag.inputs import has_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,10 @@ class Ranking(Sequence[Ranked]):
 
         `torch.topk` breaks ties as it likes, and sorting in torch puts NaN first.
         """
-        keys = [(math.isnan(score), -score) for score in scores]
+        keys = [
+            (math.isnan(score), not has_words(text), -score)
+            for score, text in zip(scores, texts, strict=True)
+        ]
         order = sorted(range(len(scores)), key=keys.__getitem__)
         ranked = [
             Ranked(

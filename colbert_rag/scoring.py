@@ -171,7 +171,9 @@ class Scorer:
         start = 0
         for own in windows:
             numbers = range(start, start + len(own))
-            winner = max(numbers, key=lambda i: (not math.isnan(scores[i]), scores[i]))
+            winner = max(
+                numbers, key=lambda i: (not math.isnan(scores[i]), has_words(pieces[i]), scores[i])
+            )
             winners.append(winner)
             spans.append(own[winner - start] if len(own) > 1 else None)
             start = numbers.stop
@@ -209,9 +211,7 @@ class Scorer:
     ) -> TokenEmbeddings:
         """Vectors of documents, each distinct text encoded at most once."""
         unique = list(dict.fromkeys(texts))
-        encoder = self.text_encoder.encoder
-        nothing = torch.zeros(0, encoder.dim, dtype=encoder.dtype, device=encoder.device)
-        vectors = {text: nothing for text in unique if not has_words(text)}
+        vectors: dict[str, Tensor] = {}
         # More than once only where another call failed that was to encode some of them.
         while missing := [text for text in unique if text not in vectors]:
             claim = Claim()

@@ -466,21 +466,16 @@ def test_every_store_finds_the_same_and_is_weighed(monkeypatch: pytest.MonkeyPat
     assert all(row["peak MiB"] > row["own MiB"] > 0 for row in stored.rows)
 
 
-KNOWN = ("interrupt", "replace", "remove", "fork")
-"""What the soak still finds something with."""
-
-
 @pytest.mark.slow
 @needs_a_fork_server
 def test_a_soak_finds_nothing(tiny: Path, no_data: None):
-    plan = Plan(threads=1, minutes=0.1, seed=1, without=KNOWN)
+    plan = Plan(threads=1, minutes=0.1, seed=1)
 
     (table,) = soak.run(plan)
 
     *rows, total = table.rows
     assert {kind: total[kind] for kind in soak.FINDINGS} == {"wrong": 0, "lost": 0, "stuck": 0}
     assert total["calls"] == sum(row["calls"] for row in rows) > 50
-    assert [row["calls"] for row in rows if row["call"] in KNOWN] == [0, 0, 0]
     assert any("x kill" in note for note in table.notes)
 
 

@@ -52,16 +52,7 @@ def test_a_defect_is_listed_once_with_the_line_that_repeats_it(planted: Report):
     assert "'raises'\nTraceback" in again.account
 
 
-KNOWN = {"index_file": "damage that is not noticed, or gives a raw TypeError"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(name in KNOWN, reason=KNOWN.get(name, "")))
-        for name in targets()
-    ],
-)
+@pytest.mark.parametrize("name", targets())
 def test_no_input_of_a_target_is_a_defect(name: str):
     report = fuzz(name, SEED, itertools.islice(numbers(name), INPUTS))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from llama_index.core.schema import TextNode
 
-from colbert_rag.adapter import NODE_KEY
+from colbert_rag.adapter.retrieving import NODE_KEY
 from colbert_rag.errors import IndexCorruptError, IndexMismatchError
 from colbert_rag.index import Changes, Document, LocalIndex
 from colbert_rag.llama_index.nodes import to_node

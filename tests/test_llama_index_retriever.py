@@ -56,6 +56,7 @@ from colbert_rag.index import Index
 from colbert_rag.langchain import ColBERTRetriever as LangChainRetriever
 from colbert_rag.llama_index import ColBERTRerank, ColBERTRetriever
 from colbert_rag.llama_index.filters import to_filter
+from colbert_rag.llama_index.nodes import to_node
 
 MONEY = "How do I get my money back?"
 
@@ -89,7 +90,7 @@ def nodes() -> list[BaseNode]:
         Chapter(text="We ship to every country in Europe.", id_="shipping", number=4),
         IndexNode(text="Our support answers from nine to five.", id_="support", index_id="team"),
         ImageNode(text="A cat asleep.", id_="cat", image_url="https://example.org/cat.png"),
-        Node(id_="empty", metadata={"year": 1999}),
+        Node(id_="empty", excluded_embed_metadata_keys=["year"], metadata={"year": 1999}),
     ]
 
 
@@ -128,11 +129,22 @@ def ids(found: Sequence[NodeWithScore]) -> list[str]:
 def test_every_node_comes_back_as_it_was_stored(retriever: ColBERTRetriever) -> None:
     found = {at.node.node_id: at.node for at in retriever.retrieve(MONEY)}
 
-    assert found == {node.node_id: node for node in nodes()}
-    assert [type(found[node.node_id]) for node in nodes()] == [type(node) for node in nodes()]
-    assert [found[node.node_id].get_content(mode) for node in nodes() for mode in MetadataMode] == [
-        node.get_content(mode) for node in nodes() for mode in MetadataMode
+    stored = nodes()[:-1]  # the last has no words, and no search finds it
+    assert found == {node.node_id: node for node in stored}
+    assert [type(found[node.node_id]) for node in stored] == [type(node) for node in stored]
+    assert [found[node.node_id].get_content(mode) for node in stored for mode in MetadataMode] == [
+        node.get_content(mode) for node in stored for mode in MetadataMode
     ]
+
+
+def test_a_node_without_words_is_kept_and_not_found(
+    retriever: ColBERTRetriever, index: Index
+) -> None:
+    assert "empty" not in ids(retriever.retrieve(MONEY))
+
+    (document,) = index.get(["empty"])
+
+    assert to_node(document) == nodes()[-1]
 
 
 def test_the_nodes_of_a_splitter_come_back_with_their_neighbours(
@@ -155,7 +167,7 @@ def test_the_best_come_first_with_their_mean_similarity(
 ) -> None:
     found = retriever.retrieve(MONEY)
 
-    ranking = minilm.rank(MONEY, [node.get_content(MetadataMode.EMBED) for node in nodes()])
+    ranking = minilm.rank(MONEY, [node.get_content(MetadataMode.EMBED) for node in nodes()[:-1]])
     assert ids(found) == [nodes()[place.index].node_id for place in ranking]
     assert [at.score for at in found] == pytest.approx(
         [place.score / ranking.query_rows for place in ranking], abs=1e-3

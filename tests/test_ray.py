@@ -98,7 +98,10 @@ def test_an_index_for_the_rows_needs_no_model(encode: EncodeDocuments) -> None:
     index = LocalIndex(":memory:", like=encoded_by(rows))
     write_encoded(index, [rows])
 
-    assert index.embeddings(rows["id"]).lengths.tolist() == rows["rows"].tolist()
+    kept = [
+        0 if name == "e" else count for name, count in zip(rows["id"], rows["rows"], strict=True)
+    ]
+    assert index.embeddings(rows["id"]).lengths.tolist() == kept  # "e" has no words
 
 
 def test_writing_again_changes_nothing(encode: EncodeDocuments, index: Index) -> None:

@@ -278,8 +278,8 @@ def test_a_ranking_in_a_terminal_is_a_table() -> None:
         "rank     score           input  moved  text",
         "   1    3.0000 ████████      2    ▲ 1  "
         "the red planet the red planet the red planet the red planet …",
-        "   2    1.5000 ████          3    ▲ 1",
-        "   3    1.0000 ██▋           1    ▼ 2  mars is red",
+        "   2    1.0000 ██▋           1    ▼ 1  mars is red",
+        "   3    1.5000 ████          3      =",
     ]
 
 

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from langchain_core.documents import Document
 
 from colbert_rag import ColBERT, LocalIndex, QdrantIndex
 from colbert_rag.index.base import Index
 from colbert_rag.inputs import has_words
+from colbert_rag.langchain import ColBERTRerank
+from tests.helpers.oracle import naive_maxsim
 
 WORDLESS = ["", " \n\t", "...", "?!", "\u3000。、", "\x00\x1b", "— “”", string.punctuation]
 WORDS = ["mars is red", "a", "1", "🚗", "火星", "c++", "5 €", "क"]
@@ -45,22 +48,33 @@ def test_texts_without_words_rank_last(
 
     ranking = model.rank(query, texts)
 
+    scores = model.score(query, texts)
+    for part in (ranking[: len(WORDS)], ranking[len(WORDS) :]):
+        assert [place.score for place in part] == sorted(
+            (scores[place.index] for place in part), reverse=True
+        )
     assert {place.text for place in ranking[: len(WORDS)]} == set(WORDS)
-    # Of unit vectors nothing can be less similar than this.
-    rows = len(model.encode_queries([query])[0])
-    assert [place.score for place in ranking[len(WORDS) :]] == [-rows] * (2 * len(WORDLESS))
-    assert model.score(query, texts)[0] == -rows
-    assert model.explain(query, "...").score == -rows
-    assert ranking.explain(len(texts) - 1).score == -rows
+    # A score is the reference's all the same.
+    vectors = model.encode_documents(["..."])[0]
+    expected = naive_maxsim(model.encode_queries([query])[0], vectors)
+    assert scores[texts.index("...")] == pytest.approx(expected, abs=1e-4)
+    assert model.explain(query, "...").score == pytest.approx(expected, abs=1e-4)
 
 
-def test_they_are_not_encoded(colbert: Callable[..., ColBERT]) -> None:
-    model = colbert("stanford-bert")
-    before = model.truncation_info().documents
+@pytest.mark.parametrize("score", ["mean", "sum"])
+def test_a_component_gives_them_the_lowest_score(score: str, tiny_colbert: ColBERT) -> None:
+    reranker = ColBERTRerank(colbert=tiny_colbert, top_n=None, score=score)
 
-    model.score("rings", ["", "..."])
+    found = reranker.compress_documents(
+        [Document(text) for text in (*WORDLESS, *WORDS)], "which planet has rings?"
+    )
 
-    assert model.truncation_info().documents == before
+    rows = len(tiny_colbert.encode_queries(["which planet has rings?"])[0])
+    lowest = -1.0 if score == "mean" else -rows
+    assert {document.page_content for document in found[: len(WORDS)]} == set(WORDS)
+    assert [document.metadata["relevance_score"] for document in found[len(WORDS) :]] == [
+        lowest
+    ] * len(WORDLESS)
 
 
 def test_windows_without_words_lose(colbert: Callable[..., ColBERT]) -> None:

@@ -67,9 +67,7 @@ class Explanation:
         start, stop = window or (0, len(text))
         part = text[start:stop]
         asked, found = tokenizer.spans(query, "query"), tokenizer.spans(part, "document")
-        query_tokens = scored(asked)
-        # A text without words has no vectors, though tokens of its own.
-        document_tokens = scored(found, offset=start) if len(vectors[1]) else ()
+        query_tokens, document_tokens = scored(asked), scored(found, offset=start)
         similarity = similarities(*vectors)
         return cls(
             query=query,

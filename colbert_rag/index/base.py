@@ -27,7 +27,7 @@ from colbert_rag.index.documents import (
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.index.handle import Handle
 from colbert_rag.index.info import IndexInfo, IndexStats
-from colbert_rag.inputs import check_query
+from colbert_rag.inputs import check_query, has_words
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -255,8 +255,8 @@ class Index(Handle):
 
         With `info.token_pooling` they are the pooled ones.
         """
-        # What cannot be stored is not held.
-        return self._held([text for text in texts if is_unicode(text)])
+        # What cannot be stored is not held, and of a text without words no vectors are.
+        return self._held([text for text in texts if is_unicode(text) and has_words(text)])
 
     @abstractmethod
     def get(self, ids: Iterable[str]) -> list[Document]:

@@ -81,10 +81,8 @@ def encode_missing(
     texts: Sequence[str], held: Mapping[str, Tensor], colbert: Model, info: IndexInfo
 ) -> TokenEmbeddings:
     """Vectors of all texts, in order; each text that is not held is encoded once."""
-    nothing = torch.zeros(0, info.dim, dtype=torch.float16, device="cpu")
-    wordless = {text: nothing for text in texts if not has_words(text)}
-    vectors = {**held, **wordless}
-    missing = [text for text in dict.fromkeys(texts) if text not in vectors]
+    missing = [text for text in dict.fromkeys(texts) if text not in held]
+    vectors = dict(held)
     if missing:
         encoded = colbert.encode_documents(missing)
         info.check_model(colbert)
@@ -108,7 +106,7 @@ def encode_queries(queries: Sequence[str], colbert: Model, info: IndexInfo) -> T
 def check_vectors(
     documents: Sequence[Document], vectors: TokenEmbeddings, dim: int
 ) -> TokenEmbeddings:
-    """The vectors as an index stores them: float16, on the CPU.
+    """The vectors as an index stores them: float16, on the CPU; none of a text without words.
 
     Raises:
         ValueError: their width or number is wrong, one is not finite, or a document with words has
@@ -119,9 +117,15 @@ def check_vectors(
     if vectors.dim != dim:
         raise ValueError(f"the vectors are {vectors.dim} wide, expected {dim} as the index holds")
     halves = vectors.to("cpu", torch.float16)
-    for place in (halves.lengths == 0).nonzero()[:, 0].tolist():
-        if has_words(documents[place].text):
-            raise ValueError(f"document {documents[place].id!r} has no token vectors")
+    worded = torch.tensor([has_words(document.text) for document in documents], dtype=torch.bool)
+    if not bool(worded.all()):
+        lengths = halves.lengths * worded
+        halves = TokenEmbeddings.from_lengths(
+            halves.values[worded.repeat_interleave(halves.lengths)], lengths
+        )
+    empty = (worded & (halves.lengths == 0)).nonzero()[:, 0].tolist()
+    if empty:
+        raise ValueError(f"document {documents[empty[0]].id!r} has no token vectors")
     if not _all_finite(halves.values):
         broken = next(
             document.id

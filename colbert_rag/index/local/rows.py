@@ -139,7 +139,7 @@ class Rows:
         blobs, lengths = [], []
         listed = json.dumps(positions.tolist())
         for position, checksum, blob, rows in self._found(query, (listed,)):
-            whole = isinstance(blob, bytes) and zlib.crc32(blob, _seed(position)) == checksum
+            whole = isinstance(blob, bytes) and vectors_checksum(position, blob) == checksum
             if not whole or len(blob) != rows * self._dim * _FLOAT16.itemsize:
                 raise self._corrupt("the vectors", position)
             blobs.append(blob)
@@ -227,7 +227,7 @@ class Rows:
             blob = rows.numpy().astype(_FLOAT16, copy=False).tobytes()
             self._connection.execute(
                 "INSERT INTO vectors VALUES (?, ?, ?)",
-                (position, zlib.crc32(blob, _seed(position)), blob),
+                (position, vectors_checksum(position, blob), blob),
             )
         self._count("documents", len(documents))
         self._count("tokens", len(vectors.values))
@@ -311,6 +311,11 @@ def _checksum(position: int, name: str, rows: int, digest: bytes, metadata: str)
     """Of everything that is stored of a document; the digest answers for its text."""
     described = f"{name}\0{rows}\0{digest.hex()}\0{metadata}"
     return zlib.crc32(described.encode(), _seed(position))
+
+
+def vectors_checksum(position: int, vectors: bytes | memoryview) -> int:
+    """Of the bytes of a document's vectors, at its position."""
+    return zlib.crc32(vectors, _seed(position))
 
 
 def _seed(position: int) -> int:

@@ -36,6 +36,7 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.index.local.rows import vectors_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +236,7 @@ class SharedVectors:
         for position, checksum, rows in zip(
             copy.positions.tolist(), copy.checksums.tolist(), copy.embeddings, strict=True
         ):
-            if zlib.crc32(rows.contiguous().numpy().data) != checksum:
+            if vectors_checksum(position, rows.contiguous().numpy().data) != checksum:
                 raise IndexCorruptError(
                     f"{self.path} is damaged (the vectors at position {position} are not what was "
                     f"written). It is a copy of what {self._index.name} holds, which is intact: "
