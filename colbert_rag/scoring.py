@@ -13,6 +13,7 @@ from torch import Tensor
 
 from colbert_rag.cache import Claim, DocumentCache
 from colbert_rag.checkpoint import Checkpoint
+from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
@@ -29,6 +30,10 @@ logger = logging.getLogger(__name__)
 KnownVectors: TypeAlias = Callable[[Sequence[str]], Mapping[str, Tensor]]
 """Finds vectors, `(rows, dim)`, that the same model made earlier, of any of the texts."""
 
+
+TRIM_AFTER = 64 * 2**20
+"""Bytes of vectors handled on a CPU after which freed memory goes back to the system. Kept vectors
+lie between those that went, so that without it 300 reranks of 100 documents held 150 MiB more."""
 
 KEPT_PLACES = 10
 """Places at the top of a ranking whose vectors it keeps, so as to explain them."""
@@ -139,6 +144,7 @@ class Scorer:
         self.text_encoder = text_encoder
         self.cache = cache
         self._windows = windows
+        self._handled = 0
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, settings: Settings) -> Scorer:
@@ -230,7 +236,16 @@ class Scorer:
                 return fresh
             vectors |= claim.made
             vectors |= claim.wait()
-        return TokenEmbeddings.from_list([vectors[text] for text in texts])
+        documents = TokenEmbeddings.from_list([vectors[text] for text in texts])
+        self._trim(documents)
+        return documents
+
+    def _trim(self, documents: TokenEmbeddings) -> None:
+        """Give back now and then what vectors that came and went have left between those kept."""
+        self._handled += documents.values.nbytes
+        if documents.device.type == "cpu" and self._handled >= TRIM_AFTER:
+            self._handled = 0
+            trim_heap()
 
     def _recalled(self, texts: Sequence[str], known: KnownVectors) -> dict[str, Tensor]:
         """Vectors from outside, as the model would give them, and into the cache where exact."""
