@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,7 @@ class TextEncoder:
         self.encoder = encoder
         self.stretch = STRETCH.get(encoder.device.type, 2048)
         self._truncation = TruncationInfo()
-        self.renew()
+        self._lock = threading.Lock()
         renewed_after_fork(self)
 
     @classmethod
@@ -96,6 +97,9 @@ class TextEncoder:
     def renew(self) -> None:
         """Be usable in a forked child, where another thread may have been counting."""
         self._lock = threading.Lock()
+        # The tokenizers library has a pool of threads too, and would wait for them for ever. By
+        # itself it sees to that only where this variable was not set before.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     def truncation_info(self) -> TruncationInfo:
         """How many texts were encoded so far, and how many of them were cut."""

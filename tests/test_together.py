@@ -347,6 +347,20 @@ def test_a_forked_child_computes_on_one_thread_and_does_not_hang(minilm: ColBERT
     assert _in_child(lambda: minilm.score("rings", texts), expected) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_child_waits_for_no_thread_of_the_tokenizer(
+    tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    tiny_colbert.encode_documents(TEXTS)
+
+    def lengths() -> list[float]:
+        return [float(len(rows)) for rows in tiny_colbert.encode_documents(TEXTS)]
+
+    assert _in_child(lengths, lengths()) == 0
+
+
 def test_no_tokens_wait_for_nobody(tiny_colbert: ColBERT) -> None:
     encoder = tiny_colbert._loaded().text_encoder.encoder
     tokens: TokenBatch = tiny_colbert.tokenizer.documents([])
