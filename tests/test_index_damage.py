@@ -78,7 +78,7 @@ def check(path: Path, hits: list[tuple[str, float]]) -> set[str]:
                 write(index) == expected or not verified
             ),
         )
-    assert not ("missing" in told and verified)
+    assert not (told and verified)
     return told
 
 
@@ -132,9 +132,10 @@ ALTERATIONS = [
     ),
     *(
         f"UPDATE settings SET value = {value} WHERE name = '{name}'"
-        for name in ("model", "checksum", "removals", "documents", "tokens")
-        for value in ("'x'", "x'00ff'", "'[1]'", "'null'", "'1e400'", "''")
+        for name in ("model", "checksum", "removals", "edits", "documents", "tokens")
+        for value in ("'x'", "x'00ff'", "'[1]'", "'null'", "'1e400'", "''", "x'3234'", "'-1'")
     ),
+    f"UPDATE settings SET value = '{2**63 - 1}' WHERE name = 'removals'",  # no room for one more
     "UPDATE documents SET position = -5 WHERE position = 3",
     "UPDATE vectors SET position = 99 WHERE position = 3",
     "UPDATE vectors SET embeddings = (SELECT embeddings FROM vectors WHERE position = 4), "
@@ -162,7 +163,7 @@ def test_values_that_were_never_written_are_named(
         connection.commit()
         connection.close()
 
-        assert check(path, hits) or "removals" in statement, statement
+        assert check(path, hits), statement
 
 
 @pytest.mark.parametrize(

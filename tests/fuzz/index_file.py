@@ -364,7 +364,13 @@ def _write(index: LocalIndex, sound: bool) -> None:
         assert index.delete(["new", "d3"]) == 2
         index.delete(filter={"source": "s0"})
         index.compact()
-    except ALLOWED:
+    except ALLOWED as error:
+        claim = Path(f"{index.name}-writer")
+        if sound and str(error).startswith(f"{claim} is in the way"):
+            assert claim.stat().st_size
+            claim.unlink()  # as it says
+            _write(index, sound)
+            return
         assert not sound, "a file that `verify` passed took no writes"
         return
     if sound:
@@ -388,12 +394,16 @@ CORPUS = tuple(
         ("alter", ("vectors", "embeddings", None, 5)),
         ("alter", ("vectors", "embeddings", "", 5)),
         ("alter", ("settings", "value", "x", 0)),
+        ("alter", ("settings", "value", str(2**63 - 1), 2)),
         ("alter", ("settings", "value", '{"n":' * 100_000, 1)),
         ("record", ("token_pooling", 0)),
         ("record", ("dim", 0)),
         ("execute", ("UPDATE documents SET position = -position WHERE position = 7",)),
         ("execute", ("DELETE FROM documents WHERE position = 5",)),
         ("swap", (0.7872688187042143, 0.5683196565743858)),
+        ("swap", (0.6132248979962825, 0.8413409806893333)),
         ("beside", ("-writer", "noise", 100)),
+        ("beside", ("-writer", "noise", 512)),
+        ("beside", ("-writer", "file", 1)),
     )
 )

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import secrets
 import sqlite3
+import stat
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Self, SupportsFloat
 
-from colbert_rag.errors import IndexBusyError
+from colbert_rag.errors import IndexBusyError, IndexStorageError
 from colbert_rag.index.local.place import MEMORY, Place
-from colbert_rag.index.local.translation import busy, is_busy, translated
+from colbert_rag.index.local.translation import busy, is_busy, tells_damage, translated
 
 # Between two attempts at a lock. Not SQLite's own waiting, which Ctrl-C cannot end.
 _PAUSE = 0.01
+
+# The smallest page of SQLite, and so all that its file of nothing has after a commit.
+_EMPTY = 512
 
 # SQLite counts milliseconds in 32 bits; nobody waits for longer than a month.
 _LONGEST = 30 * 24 * 60 * 60
@@ -31,6 +35,7 @@ class _Held(sqlite3.Connection):
     """
 
     claim: Claim
+    file: tuple[int, int] | None = None
     thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
@@ -58,19 +63,32 @@ class _Held(sqlite3.Connection):
 
     def _attempt(self) -> bool:
         try:
-            self.open()
-            return _locked(self, self.claim.file)
-        except sqlite3.OperationalError as error:
+            file = self.claim.found()
+            if file is None:
+                self._open()  # which makes it
+                file = self.claim.found()
+            # Looked at before it is opened: afterwards, another one may have taken its name.
+            self._open()
+            self.file = file
+            return self.lock()
+        except sqlite3.DatabaseError as error:
+            if tells_damage(error):
+                raise self.claim.in_the_way() from error
             if not is_busy(error):
                 raise
         return False
 
-    def open(self) -> None:
-        """Open the file, which its last user may have removed since."""
+    def _open(self) -> None:
         claim = self.claim
         super().__init__(claim.file, timeout=0, isolation_level=None, check_same_thread=False)
         self.claim = claim  # the base class has cleared its attributes
+        self.execute(f"PRAGMA page_size = {_EMPTY}")
         self.execute("PRAGMA journal_mode = MEMORY")
+
+    def lock(self) -> bool:
+        """Lock the file that was opened; without its name, it would lock nobody out."""
+        self.execute("BEGIN EXCLUSIVE")
+        return self.file is not None and self.claim.found() == self.file
 
     def is_held(self) -> bool:
         """Whether the block goes on."""
@@ -82,7 +100,8 @@ class _Held(sqlite3.Connection):
 class Claim:
     """A lock on an empty database beside an index, for the threads of all processes.
 
-    It goes with the process, however that ends; the index itself is safe without it.
+    It goes with the process, however that ends; the index itself is safe without it. Nothing is
+    ever stored in it, so a file that holds something is not ours to write to or to remove.
     """
 
     def __init__(self, place: Place, *, timeout: float) -> None:
@@ -100,6 +119,7 @@ class Claim:
 
         Raises:
             IndexBusyError: somebody else is the writer, or this thread is.
+            IndexStorageError: something else has the name of the file.
         """
         claim = _Held(":memory:")
         claim.claim = self
@@ -125,19 +145,31 @@ class Claim:
         if last is None:
             return
         with contextlib.suppress(sqlite3.Error, OSError):
-            if last.is_held() or _locked(last, self.file):
+            if last.is_held() or last.lock():
                 self.file.unlink()
         last.close()
 
+    def found(self) -> tuple[int, int] | None:
+        """Device and inode of the file; None where there is none yet.
 
-def _locked(claim: sqlite3.Connection, file: Path) -> bool:
-    """Lock a file; one that was removed or replaced meanwhile would lock nobody out."""
-    try:
-        before = file.stat()
-        claim.execute("BEGIN EXCLUSIVE")
-        return file.stat().st_ino == before.st_ino
-    except FileNotFoundError:
-        return False
+        Raises:
+            IndexStorageError: something else has its name.
+        """
+        try:
+            status = self.file.stat()
+        except OSError:  # where it is not just missing, opening it gives the reason
+            return None
+        if status.st_size not in (0, _EMPTY) or not stat.S_ISREG(status.st_mode):
+            raise self.in_the_way()
+        return status.st_dev, status.st_ino
+
+    def in_the_way(self) -> IndexStorageError:
+        """The error of a file that is something else."""
+        return IndexStorageError(
+            f"{self.file} is in the way: who writes to {self.path} locks an empty file of that "
+            "name, and this is something else. It was left untouched, as was the index. Move or "
+            "delete it, and run the same call again"
+        )
 
 
 def seconds(busy_timeout: float) -> float:

@@ -175,6 +175,7 @@ class LocalIndex(Index):
             IndexCorruptError: something is damaged; says what.
         """
         self._database.check_pages()
+        self._database.read(self._rows.counters)
         super().verify()
         if self._shared is not None:
             self._shared.verify()

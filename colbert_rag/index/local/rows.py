@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,6 +24,8 @@ _HEAD = "position, id, rows, text_digest, metadata, checksum"
 
 # SQLite takes 32,766 parameters a statement; far fewer keep its parser quick.
 _PARAMETERS = 500
+
+_COUNTER = re.compile(r"[0-9]{1,18}")
 
 # Little-endian whatever the machine, so that a file can be carried anywhere.
 _FLOAT16 = np.dtype("<f2")
@@ -82,10 +85,10 @@ class Rows:
     def _numbers(self, *names: str) -> list[int]:
         query = "SELECT value FROM settings WHERE name = ?"
         found = [self._connection.execute(query, (name,)).fetchone() for name in names]
-        try:
+        # What we write, and no more of what `int` takes: SQLite must read the same, and add to it.
+        if all(row and isinstance(row[0], str) and _COUNTER.fullmatch(row[0]) for row in found):
             return [int(row[0]) for row in found]
-        except (TypeError, ValueError) as error:
-            raise corrupt(self._database.path, "its counters are unreadable") from error
+        raise corrupt(self._database.path, "its counters are unreadable")
 
     def positions(self) -> Tensor:
         """Every position, rising."""
@@ -139,8 +142,9 @@ class Rows:
         blobs, lengths = [], []
         listed = json.dumps(positions.tolist())
         for position, checksum, blob, rows in self._found(query, (listed,)):
-            whole = isinstance(blob, bytes) and vectors_checksum(position, blob) == checksum
-            if not whole or len(blob) != rows * self._dim * _FLOAT16.itemsize:
+            typed = isinstance(blob, bytes) and isinstance(rows, int)
+            whole = typed and len(blob) == rows * self._dim * _FLOAT16.itemsize
+            if not whole or vectors_checksum(position, blob) != checksum:
                 raise self._corrupt("the vectors", position)
             blobs.append(blob)
             lengths.append(rows)

@@ -47,7 +47,7 @@ def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action)
     kind = _kind(error)
     if is_busy(error):
         return busy(path, timeout)
-    if _tells_damage(error):
+    if tells_damage(error):
         return corrupt(path, str(error))
     advice = (_ADVICE if action == "written" else _ADVICE_WITHOUT_A_WRITE).get(
         kind, "wait a moment"
@@ -74,7 +74,7 @@ def is_busy(error: BaseException) -> bool:
     )
 
 
-def _tells_damage(error: sqlite3.Error) -> bool:
+def tells_damage(error: sqlite3.Error) -> bool:
     """Whether what was stored is wrong, and not only what was tried: an operation can fail too."""
     # An intact index has the tables that we ask for, and takes every row that we write.
     missing = str(error).startswith(("no such table", "no such column", "no such index"))
