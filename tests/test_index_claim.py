@@ -124,9 +124,8 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_not_held(
 
     monkeypatch.setattr(claim._Held, "_open", opened_late)
 
-    with pytest.raises(IndexBusyError):
-        with Claim(Place(str(path)), timeout=0.1).held():
-            pass
+    with pytest.raises(IndexBusyError), Claim(Place(str(path)), timeout=0.1).held():
+        pass
 
     held[0].__exit__(None, None, None)
     other.close()
