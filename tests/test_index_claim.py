@@ -100,9 +100,11 @@ def test_who_wrote_before_takes_no_claim_away_when_it_closes(path: Path):
 
 def closing(early: LocalIndex, path: Path) -> Iterator[str]:
     early.close()
-    with LocalIndex(path, WordEncoder(), busy_timeout=0.1) as other:
-        with pytest.raises(IndexBusyError, match="one writer at a time"):
-            other.add(["pluto"])
+    with (
+        LocalIndex(path, WordEncoder(), busy_timeout=0.1) as other,
+        pytest.raises(IndexBusyError, match="one writer at a time"),
+    ):
+        other.add(["pluto"])
     yield "saturn"
 
 
