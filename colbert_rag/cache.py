@@ -62,24 +62,26 @@ class Claim:
         texts: Texts for this call to encode.
         awaited: Texts that other calls are encoding.
         made: What this call encoded, for those that wait.
-        released: Set when the call has ended, in whatever way.
+        working: Held while the call goes on. A lock, because its `with` is C and ends whatever
+            happens: an interrupt could fall before an event is set, and others wait for ever.
     """
 
     found: dict[str, Tensor] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
     awaited: dict[str, Claim] = field(default_factory=dict)
     made: Mapping[str, Tensor] = field(default_factory=dict)
-    released: threading.Event = field(default_factory=threading.Event)
+    working: threading.Lock = field(default_factory=threading.Lock)
 
     def is_worth_waiting(self, texts: int) -> bool:
         """Whether a call for so many texts ends sooner if it waits for this one."""
-        return len(self.texts) <= PATIENCE * texts
+        return self.working.locked() and len(self.texts) <= PATIENCE * texts
 
     def wait(self) -> dict[str, Tensor]:
         """What other calls have made of the awaited texts: not all, where one of them failed."""
         vectors = {}
         for text, other in self.awaited.items():
-            other.released.wait()
+            with other.working:
+                pass
             if text in other.made:
                 vectors[text] = other.made[text]
         return vectors
@@ -118,7 +120,7 @@ class DocumentCache:
     def claim(self, claim: Claim, texts: Sequence[str]) -> None:
         """Fill `claim`: what is there, what others are encoding, and what is left to encode.
 
-        The caller must `release` the claim, also when an exception leaves in here: others wait.
+        The caller holds `claim.working` from before this until it has called `release`.
 
         Args:
             claim: A new one.
@@ -140,8 +142,7 @@ class DocumentCache:
         self._advise()
 
     def release(self, claim: Claim) -> None:
-        """Let those go on who wait for this call."""
-        claim.released.set()
+        """Let nobody else wait for this call."""
         with self._lock:
             for text in claim.texts:
                 if self._claims.get(text) is claim:

@@ -221,17 +221,18 @@ class Scorer:
         # More than once only where another call failed that was to encode some of them.
         while missing := [text for text in unique if text not in vectors]:
             claim = Claim()
-            try:
-                self.cache.claim(claim, missing)
-                vectors |= claim.found
-                if known is not None:
-                    vectors |= self._recalled(claim.texts, known)
-                unknown = [text for text in claim.texts if text not in vectors]
-                fresh = self.text_encoder.documents(unknown, show_progress=show_progress)
-                claim.made = dict(zip(unknown, fresh, strict=True))
-                self.cache.put(claim.made)
-            finally:
-                self.cache.release(claim)
+            with claim.working:
+                try:
+                    self.cache.claim(claim, missing)
+                    vectors |= claim.found
+                    if known is not None:
+                        vectors |= self._recalled(claim.texts, known)
+                    unknown = [text for text in claim.texts if text not in vectors]
+                    fresh = self.text_encoder.documents(unknown, show_progress=show_progress)
+                    claim.made = dict(zip(unknown, fresh, strict=True))
+                    self.cache.put(claim.made)
+                finally:
+                    self.cache.release(claim)
             if len(unknown) == len(texts):
                 return fresh
             vectors |= claim.made

@@ -21,8 +21,9 @@ SIZE = ROWS.numel() * 4 + sys.getsizeof("a")
 def look(cache: DocumentCache, texts: Sequence[str]) -> dict[str, Tensor]:
     """What a call finds that then encodes nothing."""
     claim = Claim()
-    cache.claim(claim, texts)
-    cache.release(claim)
+    with claim.working:
+        cache.claim(claim, texts)
+        cache.release(claim)
     return claim.found
 
 
@@ -137,3 +138,14 @@ def test_a_corpus_that_streams_past_is_remembered_up_to_a_number(
 
     assert len(cache._left) == 20
     assert cache._left_bytes == sum(cache._left.values())
+
+
+def test_a_claim_whose_call_was_interrupted_before_it_let_go_keeps_nobody_waiting() -> None:
+    cache, lost, next_one = DocumentCache(10 * SIZE), Claim(), Claim()
+    with lost.working:
+        cache.claim(lost, ["a"])
+
+    with next_one.working:
+        cache.claim(next_one, ["a"])
+
+    assert (next_one.texts, next_one.awaited) == (["a"], {})

@@ -45,7 +45,9 @@ class _Held(sqlite3.Connection):
                 self._wait()
             return self
         except BaseException:
-            self.close()
+            # An interrupt in the middle of opening leaves nothing that could be closed.
+            with contextlib.suppress(sqlite3.ProgrammingError):
+                self.close()
             raise
 
     def _wait(self) -> None:
