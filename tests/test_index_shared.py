@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
+import sqlite3
 import stat
 import sys
 import tempfile
@@ -466,3 +468,31 @@ def test_readers_see_whole_commits_while_files_are_made_and_replaced(
 
     assert groups > 5
     assert all(isinstance(report, int) and report > 5 for report in reports), reports
+
+
+def test_files_that_are_only_named_alike_are_left_alone(path: Path, small: None):
+    # A leftover has a name of 16 hexadecimal digits, and a claim is empty.
+    kept = [
+        shared_file(path).with_name(f"{shared_file(path).name}{end}") for end in ("-old", "-2024")
+    ]
+    for file in kept:
+        file.write_text("mine", encoding="utf-8")
+    fill(path, 60, 10)
+
+    found(path)
+
+    assert shared_file(path).exists()
+    assert [file.read_text(encoding="utf-8") for file in kept] == ["mine", "mine"]
+
+
+def test_a_database_in_place_of_the_claim_is_not_removed(path: Path, small: None):
+    claim = shared_file(path).with_name(f"{shared_file(path).name}-claim")
+    with contextlib.closing(sqlite3.connect(claim)) as database:
+        database.execute("CREATE TABLE mine (x)")
+    before = claim.read_bytes()
+    fill(path, 60, 10)
+
+    found(path)
+
+    assert claim.read_bytes() == before
+    assert not shared_file(path).exists()

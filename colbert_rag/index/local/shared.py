@@ -19,6 +19,7 @@ import json
 import logging
 import mmap
 import os
+import re
 import secrets
 import shutil
 import sqlite3
@@ -187,7 +188,9 @@ class SharedVectors:
     @contextlib.contextmanager
     def _claimed(self) -> Iterator[bool]:
         """Be the one maker, if nobody is; the claim goes with the process, however that ends."""
-        beside = self._claim_path
+        beside = Path(f"{self.path}-claim")
+        if beside.exists() and beside.stat().st_size:  # nothing is ever written to ours
+            raise FileExistsError(f"{beside} is not ours")
         claim = sqlite3.connect(beside, timeout=0, isolation_level=None)
         try:
             claim.execute("PRAGMA journal_mode = MEMORY")
@@ -206,18 +209,14 @@ class SharedVectors:
         finally:
             claim.close()
 
-    @property
-    def _claim_path(self) -> Path:
-        return Path(f"{self.path}-claim")
-
     def _remove_leftovers(self) -> None:
-        """Remove what makers that were killed had begun."""
+        """Remove what makers that were killed had begun, and nothing that is only named alike."""
+        begun = re.compile(re.escape(self.path.name) + "-[0-9a-f]{16}")
         with os.scandir(self.path.parent) as entries:
-            begun = [entry for entry in entries if entry.name.startswith(f"{self.path.name}-")]
-        for entry in begun:
-            if Path(entry.path) != self._claim_path:
-                with contextlib.suppress(OSError):
-                    Path(entry.path).unlink()
+            found = [Path(entry.path) for entry in entries if begun.fullmatch(entry.name)]
+        for path in found:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
     def remove(self) -> None:
         """Give its space back; those who have it mapped let go at their next search."""
