@@ -101,7 +101,6 @@ def names(path: Path) -> list[str]:
 
 
 @linux
-@pytest.mark.xfail(reason="who searches while another makes the copy holds its own a while")
 def test_four_processes_hold_the_vectors_once_between_them(
     processes: ForkServerContext, path: Path
 ):

@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Json
@@ -229,6 +230,8 @@ class Snapshot:
         for first, last in self._runs(copy.embeddings.lengths, self._block_rows):
             block = Block(copy.positions[first:last], copy.embeddings[first:last])
             self._mapped.append(block.masked(copy.positions[usable]))
+        # What was held until now was read in pieces, which the C library would keep.
+        trim_heap()
 
     def _hold(self) -> None:
         """Load what is not mapped and not held yet, unless all of that would be too much."""
