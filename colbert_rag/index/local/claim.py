@@ -106,14 +106,14 @@ class Claim:
     ever stored in it, so a file that holds something is not ours to write to or to remove.
     """
 
-    def __init__(self, place: Place, *, timeout: float) -> None:
-        """Nothing is locked or written yet."""
+    def __init__(self, place: Place, kind: str = "writer", *, timeout: float) -> None:
+        """Nothing is locked or written yet; `kind` ends the name of the file."""
         self.path = place.path
         self.timeout = timeout
         beside = Path(place.absolute)
         if place.path == MEMORY:
             beside = Path(tempfile.gettempdir()) / secrets.token_hex(16)
-        self.file = beside.with_name(f"{beside.name}-writer")
+        self.file = beside.with_name(f"{beside.name}-{kind}")
         self.last: _Held | None = None
 
     def held(self) -> contextlib.AbstractContextManager[object]:

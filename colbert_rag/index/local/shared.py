@@ -26,7 +26,7 @@ import sqlite3
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,10 @@ import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.errors import IndexCorruptError
+from colbert_rag.errors import IndexBusyError, IndexCorruptError
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.index.local.claim import Claim
+from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.rows import vectors_checksum
 
 logger = logging.getLogger(__name__)
@@ -148,20 +150,23 @@ class SharedVectors:
         tables = torch.stack([positions, lengths, checksums]).numpy()
         rows = int(lengths.sum())
         size = _vectors_begin(len(positions)) + rows * self._row_bytes
+        claim = Claim(Place(str(self._index)), "vectors-claim", timeout=0)
         try:
             # As much again stays free: a copy must not take the space that the index grows into.
             if shutil.disk_usage(self.path.parent).free < 2 * size:
                 return None
-            with self._claimed() as first:
-                if not first:
-                    return False
+            with claim.held():
                 self._remove_leftovers()
                 head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._model)
                 header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
                 self._write(header, tables, vectors)
+        except IndexBusyError:
+            return False
         except (OSError, sqlite3.Error) as error:
             logger.info("%s cannot be made, so vectors are not shared: %s", self.path, error)
             return None
+        finally:
+            claim.close()
         return True
 
     def _write(self, header: bytes, tables: np.ndarray, vectors: Iterable[TokenEmbeddings]) -> None:
@@ -184,30 +189,6 @@ class SharedVectors:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
             raise
-
-    @contextlib.contextmanager
-    def _claimed(self) -> Iterator[bool]:
-        """Be the one maker, if nobody is; the claim goes with the process, however that ends."""
-        beside = Path(f"{self.path}-claim")
-        if beside.exists() and beside.stat().st_size:  # nothing is ever written to ours
-            raise FileExistsError(f"{beside} is not ours")
-        claim = sqlite3.connect(beside, timeout=0, isolation_level=None)
-        try:
-            claim.execute("PRAGMA journal_mode = MEMORY")
-            try:
-                claim.execute("BEGIN EXCLUSIVE")
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-                    raise
-                yield False
-                return
-            try:
-                yield True
-            finally:
-                with contextlib.suppress(OSError):
-                    beside.unlink(missing_ok=True)
-        finally:
-            claim.close()
 
     def _remove_leftovers(self) -> None:
         """Remove what makers that were killed had begun, and nothing that is only named alike."""
