@@ -484,6 +484,20 @@ def test_files_that_are_only_named_alike_are_left_alone(path: Path, small: None)
     assert [file.read_text(encoding="utf-8") for file in kept] == ["mine", "mine"]
 
 
+@pytest.mark.parametrize("value", ["x", None, b"", 1.5, -1])
+def test_a_checksum_that_is_no_number_is_damage(path: Path, small: None, value: object):
+    fill(path, 60, 10)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        database.execute("PRAGMA ignore_check_constraints = ON")
+        database.execute("CREATE TABLE other AS SELECT * FROM vectors")
+        database.execute("DROP TABLE vectors")
+        database.execute("ALTER TABLE other RENAME TO vectors")
+        database.execute("UPDATE vectors SET checksum = ? WHERE position = 7", (value,))
+
+    with pytest.raises(IndexCorruptError, match="checksum of the vectors at position 7"):
+        found(path)
+
+
 def test_a_database_in_place_of_the_claim_is_not_removed(path: Path, small: None):
     claim = shared_file(path).with_name(f"{shared_file(path).name}-claim")
     with contextlib.closing(sqlite3.connect(claim)) as database:

@@ -99,23 +99,25 @@ class Rows:
         """Positions above `after`, rising, and how many vectors each has."""
         if not after:
             self.totals()
-        query = (
-            "SELECT position, iif(typeof(rows) = 'integer', rows, -1) FROM documents "
-            "WHERE position > ? ORDER BY position"
-        )
-        found = self._found(query, (after,))
-        table = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
-        broken = table[table[:, 1] < 0]
-        if len(broken):
-            raise self._corrupt("the number of vectors", int(broken[0, 0]))
-        return table[:, 0].contiguous(), table[:, 1].contiguous()
+        return self._by_position("rows", "documents", "the number of vectors", after)
 
     def checksums(self) -> tuple[Tensor, Tensor]:
         """Every position that has vectors, rising, and their checksum; reads no vector."""
-        query = "SELECT position, checksum FROM vectors ORDER BY position"
-        found = self._connection.execute(query).fetchall()
-        table = torch.tensor(found, dtype=torch.int64).reshape(-1, 2)
-        return table[:, 0].contiguous(), table[:, 1].contiguous()
+        return self._by_position("checksum", "vectors", "the checksum of the vectors")
+
+    def _by_position(
+        self, column: str, table: str, what: str, after: int = -(2**63)
+    ) -> tuple[Tensor, Tensor]:
+        """Positions above `after`, rising, and a column of numbers that are never negative."""
+        query = (
+            f"SELECT position, iif(typeof({column}) = 'integer', {column}, -1) FROM {table} "
+            "WHERE position > ? ORDER BY position"
+        )
+        pairs = torch.tensor(self._found(query, (after,)), dtype=torch.int64).reshape(-1, 2)
+        broken = pairs[pairs[:, 1] < 0]
+        if len(broken):
+            raise self._corrupt(what, int(broken[0, 0]))
+        return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
 
     def metadata(self, after: int) -> dict[int, Mapping[str, Json]]:
         """Metadata of every position above `after`."""
