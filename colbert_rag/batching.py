@@ -187,12 +187,10 @@ def _compute(batch: Sequence[tuple[Call[Any], Texts]]) -> None:
         if len(batch) == 1:
             first.steps.put(error)
             return
-        alone = True
     else:
-        alone = False
-    # Outside of the handler, so that the failed batch is no context of the next error.
-    for call, texts in batch:
-        if alone:
-            _compute([(call, texts)])
-        else:
+        for call, texts in batch:
             call.steps.put(len(texts))
+        return
+    # Outside of the handler, so that the failed batch is no context of the next error.
+    for part in batch:
+        _compute([part])
