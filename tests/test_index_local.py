@@ -24,7 +24,9 @@ from colbert_rag.errors import (
     IndexStorageError,
 )
 from colbert_rag.index import Changes, Document, LocalIndex
+from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local import snapshot
+from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.rows import Rows
 from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 
@@ -691,3 +693,13 @@ def test_a_path_of_bytes_is_named():
 def test_a_token_pooling_that_is_no_share_is_named(path: Path, value: object):
     with pytest.raises(ValueError, match="token_pooling is"):
         LocalIndex(path, WordEncoder(), token_pooling=value)
+
+
+def test_an_empty_file_that_another_process_fills_while_it_is_opened_is_read(path: Path):
+    info = IndexInfo.of(WordEncoder())
+    opened = Database(str(path), read_only=False, create=True, busy_timeout=5)
+
+    LocalIndex(path, WordEncoder()).close()  # the first commit, and no second
+
+    assert opened.begin(info) == info
+    opened.close()

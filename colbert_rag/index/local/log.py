@@ -26,6 +26,10 @@ FORMAT_VERSION = 2
 # is the schema cookie, which SQLite compares with what it was and nothing else.
 _TAGS = 1 << 24
 
+# The tag before that of the first commit. Not 0, which is the cookie of an empty file: a process
+# that has opened one would not see that it holds tables by now.
+_NONE_BEFORE = 1
+
 # sqlite.org/fileformat2.html, 4.1: headers of the log and of a frame, and of page 1 in a frame.
 _LOG_HEADER, _FRAME_HEADER, _PAGE_HEADER = 32, 24, 100
 _COOKIE, _USER_VERSION = slice(40, 44), slice(60, 64)
@@ -36,11 +40,12 @@ _LOOKS, _PAUSE = 6, 0.05
 
 def stamp(connection: sqlite3.Connection) -> None:
     """Give the commit that is being written a tag of its own."""
-    before = _tag_of(_pragma(connection, "user_version"))
+    before = _tag_of(_pragma(connection, "user_version")) or _NONE_BEFORE
     connection.execute(f"PRAGMA schema_version = {before}")
     # A library in its defensive mode ignores that, and then nothing can be proven: no tag.
     linked = _pragma(connection, "schema_version") == before
-    value = (1 + secrets.randbelow(_TAGS - 1) if linked else 0) << 8 | FORMAT_VERSION
+    tag = _NONE_BEFORE + 1 + secrets.randbelow(_TAGS - _NONE_BEFORE - 1)
+    value = (tag if linked else 0) << 8 | FORMAT_VERSION
     connection.execute(f"PRAGMA user_version = {value - (1 << 32) if value >> 31 else value}")
 
 
@@ -72,7 +77,7 @@ def _has_foreign_log(path: Path) -> bool:
     if not tag:
         return False
     # Only the very first commit is made with a journal.
-    if before and _filled(journal):
+    if before > _NONE_BEFORE and _filled(journal):
         return True
     commits = _commits(log)
     first = next(commits, None)
