@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext
+
     from colbert_rag import ColBERT
     from tests.helpers.oracle import SentenceTransformersOracle
 
@@ -112,3 +114,11 @@ def sentence_transformers(
     from tests.helpers.oracle import SentenceTransformersOracle
 
     return functools.cache(lambda name: SentenceTransformersOracle(checkpoint(name)))
+
+
+@pytest.fixture(scope="session")
+def processes() -> ForkServerContext:
+    """Forks processes of which `tests.helpers.index_processes` says what they do."""
+    from tests.helpers.index_processes import fork_server
+
+    return fork_server()

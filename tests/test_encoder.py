@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from colbert_rag import ColBERT
 from colbert_rag.encoder import Encoder
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
+from tests.helpers.encoders import StandIn, around
 from tests.helpers.texts import DOCUMENTS
 
 PACKING = (
@@ -33,13 +33,7 @@ TEXTS = [*DOCUMENTS.values(), *(" ".join(["mars is red"] * n) for n in (1, 2, 5,
 
 def padding(encoder: Encoder) -> Encoder:
     """The same modules, made to pad: what transformers itself computes."""
-    return Encoder(
-        encoder._model,
-        encoder._projection,
-        backbone=replace(encoder._backbone, packs=False),
-        dim=encoder.dim,
-        batch_tokens=encoder.batch_tokens,
-    )
+    return around(encoder._model, encoder, batch_tokens=encoder.batch_tokens, packs=False)
 
 
 @pytest.mark.parametrize("name", PACKING)
@@ -70,15 +64,12 @@ def test_a_text_much_longer_than_the_window_is_cut_into_blocks_without_a_seam(
     torch.testing.assert_close(packed.values, padded.values, rtol=0, atol=1e-5)
 
 
-class Recorder:
+class Recorder(StandIn):
     """Stands between an encoder and its model, and keeps the shapes it was called with."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.shapes = model, []
-        self.config = model.config
-
-    def parameters(self) -> object:
-        return self.model.parameters()
+        super().__init__(model)
+        self.shapes = []
 
     def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
         self.shapes.append(tuple(input_ids.shape))
@@ -88,15 +79,7 @@ class Recorder:
 def recorded(model: ColBERT, batch_tokens: int, *, packs: bool = True) -> tuple[Encoder, Recorder]:
     encoder = model._loaded().text_encoder.encoder
     recorder = Recorder(encoder._model)
-    row = replace(encoder._backbone, packs=packs)
-    wrapped = Encoder(
-        recorder,  # type: ignore[arg-type]
-        encoder._projection,
-        backbone=row,
-        dim=encoder.dim,
-        batch_tokens=batch_tokens,
-    )
-    return wrapped, recorder
+    return around(recorder, encoder, batch_tokens=batch_tokens, packs=packs), recorder
 
 
 @pytest.mark.parametrize("packs", [True, False])
@@ -141,15 +124,12 @@ def test_progress_counts_every_text_once(tiny_colbert: ColBERT) -> None:
     assert len(steps) > 1
 
 
-class Shortage:
+class Shortage(StandIn):
     """A model on a device that has room for so many tokens at once."""
 
     def __init__(self, model: torch.nn.Module, room: int, error: Exception) -> None:
-        self.model, self.room, self.error, self.refused = model, room, error, 0
-        self.config = model.config
-
-    def parameters(self) -> object:
-        return self.model.parameters()
+        super().__init__(model)
+        self.room, self.error, self.refused = room, error, 0
 
     def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
         if input_ids.numel() > self.room:
@@ -161,14 +141,7 @@ class Shortage:
 def short_of_memory(model: ColBERT, room: int, error: Exception) -> tuple[Encoder, Shortage]:
     encoder = model._loaded().text_encoder.encoder
     shortage = Shortage(encoder._model, room, error)
-    wrapped = Encoder(
-        shortage,  # type: ignore[arg-type]
-        encoder._projection,
-        backbone=encoder._backbone,
-        dim=encoder.dim,
-        batch_tokens=10_000,
-    )
-    return wrapped, shortage
+    return around(shortage, encoder, batch_tokens=10_000), shortage
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from tests.helpers.index_processes import (
     add_everything,
     add_with_a_file_limit,
     answer,
-    fork_server,
     read_meanwhile,
     started,
     use_without_rights,
@@ -34,11 +33,6 @@ pytestmark = pytest.mark.skipif(
 )
 
 KILLS = 50
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return fork_server()
 
 
 @pytest.fixture

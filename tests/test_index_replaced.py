@@ -14,7 +14,7 @@ import pytest
 from colbert_rag.errors import IndexMismatchError, IndexStorageError
 from colbert_rag.index import Document, LocalIndex
 from tests.helpers.index_fakes import WordEncoder, sentences
-from tests.helpers.index_processes import answer, follow, fork_server, started
+from tests.helpers.index_processes import answer, follow, started
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps open files in place")
 
@@ -232,11 +232,6 @@ def test_a_publish_that_fails_leaves_what_was_there(
 
     assert {hit.id for hit in reader.search("mars", 100)} == {d.id for d in documents("old", 20)}
     reader.verify()
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return fork_server()
 
 
 def test_readers_of_other_processes_go_over_whole(processes: ForkServerContext, tmp_path: Path):

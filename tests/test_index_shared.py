@@ -20,7 +20,7 @@ from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index import Document, LocalIndex
 from colbert_rag.index.local import snapshot
 from tests.helpers.index_fakes import WordEncoder
-from tests.helpers.index_processes import answer, fork_server, started
+from tests.helpers.index_processes import answer, started
 from tests.helpers.index_sharers import (
     DIM,
     fill,
@@ -39,11 +39,6 @@ posix = pytest.mark.skipif(
 
 Found = list[tuple[str, float]]
 QUERY = vectors(1, 8, seed=1)
-
-
-@pytest.fixture(scope="module")
-def processes() -> ForkServerContext:
-    return fork_server()
 
 
 @pytest.fixture

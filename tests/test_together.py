@@ -17,6 +17,7 @@ import torch
 from colbert_rag import ColBERT
 from colbert_rag.encoder import Encoder
 from colbert_rag.tokenizer import TokenBatch
+from tests.helpers.encoders import StandIn, around
 
 TEXTS = [
     f"{'saturn has rings of ice and rock ' * (number % 7 + 1)}{number}" for number in range(40)
@@ -28,17 +29,14 @@ LIMIT = 60
 """Seconds after which a test fails instead of waiting for ever."""
 
 
-class Gate:
+class Gate(StandIn):
     """Stands before a model: keeps the shapes of its batches, and holds each until it may pass."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.model, self.config = model, model.config
+        super().__init__(model)
         self.shapes: list[tuple[int, ...]] = []
         self.entered, self.open = threading.Semaphore(0), threading.Event()
         self.refused: set[int] = set()
-
-    def parameters(self) -> Iterator[torch.nn.Parameter]:
-        return self.model.parameters()
 
     def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
         self.shapes.append(tuple(input_ids.shape))
@@ -54,14 +52,7 @@ def gated(tiny_colbert: ColBERT) -> Iterator[tuple[Encoder, Gate]]:
     """An encoder with batches of 200 tokens, behind a gate that is closed."""
     encoder = tiny_colbert._loaded().text_encoder.encoder
     gate = Gate(encoder._model)
-    wrapped = Encoder(
-        gate,  # type: ignore[arg-type]
-        encoder._projection,
-        backbone=encoder._backbone,
-        dim=encoder.dim,
-        batch_tokens=200,
-    )
-    yield wrapped, gate
+    yield around(gate, encoder, batch_tokens=200), gate
     gate.open.set()
 
 
