@@ -38,6 +38,7 @@ class Call(Generic[Payload]):
         lengths: Tokens of each text, `(texts,)`.
         waiting: Batches within the budget that were not begun, in order.
         threads: Threads that the caller lets one operation use.
+        wanted: Whether the caller still waits for it.
         steps: For the caller: numbers of texts done, or what went wrong.
     """
 
@@ -47,6 +48,7 @@ class Call(Generic[Payload]):
     lengths: NDArray[np.int64]
     waiting: deque[Texts]
     threads: int = 1
+    wanted: bool = True
     steps: SimpleQueue[int | BaseException] = field(default_factory=SimpleQueue)
 
     def take(self, tokens: int, *, at_least_one: bool) -> Texts:
@@ -88,17 +90,18 @@ class Batcher:
         self._start()
 
     def _start(self) -> None:
-        self._calls: deque[Call[Any]] = deque()
-        self._changed = threading.Condition()
+        # Not a Condition, which is entered and left in Python: an interrupt can fall between its
+        # lines, and the lock would be held for ever. A lock and this queue are C.
+        self._lock = threading.Lock()
+        self._arrived: SimpleQueue[Call[Any] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._closed = False
 
     def close(self) -> None:
         """Let the thread end after what it is computing, and wait for that."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        with self._lock:
             thread, self._thread = self._thread, None
+            if thread is not None:
+                self._arrived.put(None)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
@@ -122,15 +125,16 @@ class Batcher:
             )
         call.threads = torch.get_num_threads()
         try:
-            with self._changed:
+            with self._lock:
                 if self._thread is None:
-                    self._closed = False
+                    arrived: SimpleQueue[Call[Any] | None] = SimpleQueue()
                     # A daemon, so that leaving Python waits for one batch and not for all.
-                    thread = threading.Thread(target=self._work, name="encode", daemon=True)
+                    thread = threading.Thread(
+                        target=_work, args=(arrived, self._budget), name="encode", daemon=True
+                    )
                     thread.start()
-                    self._thread = thread
-                self._calls.append(call)
-                self._changed.notify()
+                    self._arrived, self._thread = arrived, thread
+                self._arrived.put(call)
             while remaining:
                 step = call.steps.get()
                 if isinstance(step, BaseException):
@@ -139,41 +143,46 @@ class Batcher:
                 if progress is not None:
                     progress(step)
         finally:
-            with self._changed:
-                call.waiting.clear()
+            call.wanted = False
 
-    def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            _compute(batch)
-            del batch  # while this thread is idle it must not keep a model alive
 
-    def _next(self) -> list[tuple[Call[Any], Texts]] | None:
-        """The next batch of texts that wait, as soon as there are any; None to end."""
-        with self._changed:
-            while not self._closed:
-                while self._calls and not self._calls[0].waiting:
-                    self._calls.popleft()
-                if self._calls:
-                    return self._share()
-                self._changed.wait()
-            return None
+def _work(arrived: SimpleQueue[Call[Any] | None], budget: int) -> None:
+    """Compute what arrives, until a None does; the calls that wait are this thread's alone."""
+    calls: deque[Call[Any]] = deque()
+    while _receive(arrived, calls):
+        _compute(_share(calls, budget))  # no name for it: an idle thread must keep no model alive
 
-    def _share(self) -> list[tuple[Call[Any], Texts]]:
-        """Take texts of every call of one kind, in equal parts; the first call sets the kind."""
-        first = self._calls[0]
-        together = [call for call in self._calls if call.waiting and call.kind == first.kind]
-        if first.kind is None:
-            together = [first]
-        tokens, taken = self._budget, []
-        for place, call in enumerate(together):
-            part = tokens // (len(together) - place)
-            texts = call.take(part, at_least_one=place == 0)
-            if len(texts):
-                taken.append((call, texts))
-                tokens -= int(call.lengths[texts].sum())
-        # Another call is first next time.
-        self._calls.rotate(-1)
-        return taken
+
+def _receive(arrived: SimpleQueue[Call[Any] | None], calls: deque[Call[Any]]) -> bool:
+    """Take in all that has arrived, and wait where there is nothing to compute; False to end."""
+    while True:
+        while calls and not (calls[0].wanted and calls[0].waiting):
+            calls.popleft()
+        if calls and arrived.empty():
+            return True
+        call = arrived.get()
+        if call is None:
+            return False
+        calls.append(call)
+        del call
+
+
+def _share(calls: deque[Call[Any]], budget: int) -> list[tuple[Call[Any], Texts]]:
+    """Take texts of every call of one kind, in equal parts; the first call sets the kind."""
+    first = calls[0]
+    together = [call for call in calls if call.waiting and call.kind == first.kind]
+    if first.kind is None:
+        together = [first]
+    tokens, taken = budget, []
+    for place, call in enumerate(together):
+        part = tokens // (len(together) - place)
+        texts = call.take(part, at_least_one=place == 0)
+        if len(texts):
+            taken.append((call, texts))
+            tokens -= int(call.lengths[texts].sum())
+    # Another call is first next time.
+    calls.rotate(-1)
+    return taken
 
 
 def _compute(batch: Sequence[tuple[Call[Any], Texts]]) -> None:

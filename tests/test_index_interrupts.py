@@ -3,86 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import dis
-import functools
 import gc
-import itertools
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from types import FrameType
 
 import pytest
 
 from colbert_rag.errors import IndexBusyError
 from colbert_rag.index import Document, LocalIndex, local
 from tests.helpers.index_fakes import WordEncoder, sentences
+from tests.helpers.interrupts import at_every_line, elsewhere
 
 FILES = {contextlib.__file__, *map(str, Path(local.__file__).parent.glob("*.py"))}
-
-
-class Interrupted:
-    """Raises KeyboardInterrupt at one line of our code, counted from the start of a call."""
-
-    def __init__(self, at: int) -> None:
-        self.left = at
-
-    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        if frame.f_code.co_filename not in FILES:
-            return None
-        if event == "line" and not leaves_a_block(frame):
-            self.left -= 1
-            if self.left == -1:
-                raise KeyboardInterrupt
-        return self
-
-
-def leaves_a_block(frame: FrameType) -> bool:
-    """Whether the next instructions call `__exit__(None, None, None)`.
-
-    A tracer is asked before them, but Python looks for signals only after a call: none falls there.
-    """
-    return frame.f_lasti in exits(frame.f_code)
-
-
-@functools.cache
-def exits(code: CodeType) -> set[int]:
-    """Where blocks of `with` are left without an error."""
-    steps = [step for step in dis.get_instructions(code) if step.opname != "NOP"]
-    return {
-        first.offset
-        for first, *more in zip(steps, steps[1:], steps[2:], strict=False)
-        if all(step.opname == "LOAD_CONST" and step.argval is None for step in (first, *more))
-    }
-
-
-def at_every_line(call: Callable[[], object]) -> Iterator[KeyboardInterrupt]:
-    """Run a call again and again, interrupted one line later each time, until it gets through."""
-    for at in itertools.count():
-        before = sys.gettrace()
-        sys.settrace(Interrupted(at))
-        try:
-            call()
-        except KeyboardInterrupt as error:
-            sys.settrace(before)
-            yield error
-        else:
-            sys.settrace(before)
-            return
-
-
-def elsewhere(call: Callable[[], object]) -> object:
-    """What a call gives in another thread; one that hangs fails."""
-    found: list[object] = []
-    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
-    thread.start()
-    thread.join(10)
-    assert found, "the call hangs in another thread"
-    return found[0]
 
 
 CALLS: dict[str, Callable[[LocalIndex], object]] = {
@@ -111,7 +46,7 @@ def test_an_interrupt_at_any_line_leaves_the_index_usable(tmp_path: Path, name: 
     other = index if where == "memory" else LocalIndex(path, WordEncoder(), busy_timeout=2)
     kept = []  # as a notebook keeps the last traceback, and with it every frame
 
-    for error in at_every_line(lambda: CALLS[name](index)):
+    for error in at_every_line(lambda: CALLS[name](index), FILES):
         kept.append(error)
         number = len(kept)
         assert other.add([Document("new", f"venus {number}")]).unchanged == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import itertools
 import os
 import threading
 import time
@@ -14,10 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from colbert_rag import ColBERT
+from colbert_rag import ColBERT, batching, cache, scoring
 from colbert_rag.encoder import Encoder
 from colbert_rag.tokenizer import TokenBatch
 from tests.helpers.encoders import StandIn, around
+from tests.helpers.interrupts import at_every_line, elsewhere
 
 TEXTS = [
     f"{'saturn has rings of ice and rock ' * (number % 7 + 1)}{number}" for number in range(40)
@@ -57,9 +59,9 @@ def gated(tiny_colbert: ColBERT) -> Iterator[tuple[Encoder, Gate]]:
 
 
 def waiting(encoder: Encoder, calls: int) -> None:
-    """Wait until so many calls wait for their turn."""
+    """Wait until so many calls wait for the batch that is being computed."""
     deadline = time.monotonic() + LIMIT
-    while sum(bool(call.waiting) for call in encoder._batcher._calls) < calls:
+    while encoder._batcher._arrived.qsize() < calls:
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -101,7 +103,7 @@ def test_a_short_call_is_in_the_next_batch_of_a_long_one(
         first = pool.submit(encoder.encode, long)
         assert gate.entered.acquire(timeout=LIMIT)
         others = [pool.submit(encoder.encode, batch) for batch in short]
-        waiting(encoder, 4)
+        waiting(encoder, 3)
         gate.open.set()
         for other, batch in zip(others, short, strict=True):
             found = other.result(LIMIT)
@@ -198,6 +200,21 @@ def test_an_interrupted_call_leaves_the_others_to_it(
         assert not thread.is_alive()
 
     assert ended == [KeyboardInterrupt] * 20
+
+
+def test_an_interrupt_at_any_line_of_a_call_keeps_nobody_waiting(tiny_colbert: ColBERT) -> None:
+    model = tiny_colbert
+    files = {module.__file__ for module in (batching, cache, scoring, threading)}
+    begun = itertools.count()
+
+    def score() -> list[float]:
+        return model.score("rings", [f"moon {next(begun)}"])
+
+    for number, _ in enumerate(at_every_line(score, files)):
+        # The very text that was being encoded, by another thread.
+        assert elsewhere(lambda number=number: model.score("rings", [f"moon {number}"]))
+
+    assert number > 50
 
 
 def test_texts_of_a_call_that_failed_are_encoded_by_who_waited(
