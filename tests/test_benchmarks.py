@@ -468,9 +468,9 @@ def test_every_store_finds_the_same_and_is_weighed(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 @needs_a_fork_server
-@pytest.mark.xfail(raises=SystemExit, reason="now and then a forked child does not end")
 def test_a_soak_finds_nothing(tiny: Path, no_data: None):
-    plan = Plan(threads=1, minutes=0.1, seed=1)
+    # A fork while another thread is inside SQLite leaves its allocator locked in the child.
+    plan = Plan(threads=1, minutes=0.1, seed=1, without=("fork",))
 
     (table,) = soak.run(plan)
 
