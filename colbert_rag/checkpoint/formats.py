@@ -11,7 +11,7 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colbert_rag.backbones import Backbone
+from colbert_rag.backbone.table import Backbone
 from colbert_rag.checkpoint.files import Section, join
 from colbert_rag.checkpoint.layout import Layout
 from colbert_rag.checkpoint.markers import as_read, split_prompts, with_fallback
