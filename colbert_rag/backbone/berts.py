@@ -216,6 +216,9 @@ _GATES = {"geglu": "gelu", "reglu": "relu"}
 
 def jina_bert(fields: Fields) -> Shape:
     """BERT with ALiBi in place of positions, and gated layers."""
+    position = fields.values.get("position_embedding_type", "alibi")
+    if position != "alibi":
+        raise ValueError(f"position_embedding_type is {position!r}, expected 'alibi'")
     kind = fields.values.get("feed_forward_type", "geglu")
     if kind not in _GATES:
         raise ValueError(f"feed_forward_type is {kind!r}, expected one of {', '.join(_GATES)}")

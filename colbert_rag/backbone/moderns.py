@@ -211,6 +211,11 @@ def lfm2_bidirectional(fields: Fields) -> Shape:
 
     Its published code hides filled-up positions from attention, not from the convolutions.
     """
+    if fields.flag("conv_zero_padding"):
+        raise ValueError(
+            "conv_zero_padding is true, expected false: no published ColBERT checkpoint hides "
+            "padding from its convolutions"
+        )
     return _lfm2(fields, causal=False)
 
 

@@ -49,14 +49,31 @@ OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerN
 """What BERT's norms were called before 2020, and in every checkpoint re-saved since."""
 
 
-def _names_class(part: str) -> Callable[[Config], bool]:
-    """Whether `architectures` or `auto_map` name a class with a word in it."""
+def _classes(config: Config) -> set[str]:
+    """The classes that `architectures` and `auto_map` name, without the modules they lie in."""
+    architectures, remote = config.get("architectures"), config.get("auto_map")
+    named = list(architectures) if isinstance(architectures, list) else []
+    named += [remote.get("AutoModel")] if isinstance(remote, dict) else [remote] if remote else []
+    return {str(name).rsplit(".", 1)[-1] for name in named}
 
-    def says(config: Config) -> bool:
-        named = [config.get("architectures"), config.get("auto_map"), config.get("model_type")]
-        return part in repr(named).lower()
 
-    return says
+def _lfm2_looks_both_ways(config: Config) -> bool:
+    """LFM2.5-ColBERT says so in both places; one may be lost, but they may not contradict."""
+    classes = _classes(config)
+    native = config.get("model_type") == "lfm2_bidirectional"
+    return (native or bool(classes)) and classes <= {"Lfm2BidirectionalModel"}
+
+
+def _lfm2_looks_back(config: Config) -> bool:
+    """LFM2-ColBERT says `Lfm2Model`; code of its own would be another model's."""
+    classes = _classes(config)
+    causal = bool(classes) and classes <= {"Lfm2Model", "Lfm2ForCausalLM"}
+    return causal and not config.get("auto_map")
+
+
+def _qwen3_looks_both_ways(config: Config) -> bool:
+    said = config.get("use_bidirectional_attention")
+    return said is True or (said is None and config.get("model_type") == "bidirectional_pplx_qwen3")
 
 
 JINA_MARKERS = ("[QueryMarker]", "[DocumentMarker]")
@@ -83,18 +100,18 @@ BACKBONES = (
         model_types=("lfm2", "lfm2_bidirectional"),
         shape=moderns.lfm2_bidirectional,
         names=moderns.LFM2,
-        says=_names_class("bidirectional"),
+        says=_lfm2_looks_both_ways,
     ),
     Backbone(
         name="Qwen3, bidirectional",
         model_types=("qwen3", "bidirectional_pplx_qwen3"),
         shape=moderns.qwen3,
         names=moderns.LLAMA,
-        says=_names_class("bidirectional"),
+        says=_qwen3_looks_both_ways,
     ),
     Backbone(
         name="Qwen3",
-        model_types=("qwen3",),
+        model_types=("qwen3", "bidirectional_pplx_qwen3"),
         refused="nothing in config.json says that it sees both sides, as late-interaction "
         "checkpoints of Qwen3 do; opened as the causal model that it seems to be, it would give "
         "wrong scores",
@@ -135,7 +152,20 @@ BACKBONES = (
         names=berts.JINA_V3,
         fallback_markers=JINA_MARKERS,
     ),
-    Backbone(name="LFM2", model_types=("lfm2",), shape=moderns.lfm2, names=moderns.LFM2),
+    Backbone(
+        name="LFM2",
+        model_types=("lfm2",),
+        shape=moderns.lfm2,
+        names=moderns.LFM2,
+        says=_lfm2_looks_back,
+    ),
+    Backbone(
+        name="LFM2 or LFM2.5",
+        model_types=("lfm2", "lfm2_bidirectional"),
+        refused="config.json must say which of the two: either Lfm2Model in architectures and no "
+        "auto_map, or Lfm2BidirectionalModel. Their tensors are the same, and the wrong one gives "
+        "wrong scores",
+    ),
 )
 
 
