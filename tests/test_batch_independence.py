@@ -27,7 +27,9 @@ NAMES = [
     "native-bert-min",
     "jina",
     "jina-unattended",
+    "flagembedding",
 ]
+FEWEST = {"flagembedding": 1}  # of the two special tokens of an empty text, only the second counts
 TEXTS = {**DOCUMENTS, "long": " ".join(DOCUMENTS.values())}
 NONEMPTY = {name: text for name, text in TEXTS.items() if text}
 
@@ -148,7 +150,7 @@ def test_an_empty_document_keeps_rows_and_scores_finitely(
     (rows,) = model.encode_documents([""])
     (score,) = model.score("mars", [""])
 
-    assert len(rows) >= 2
+    assert len(rows) >= FEWEST.get(name, 2)
     assert abs(score) < 1000
 
 

@@ -41,6 +41,7 @@ TINY = [
     "pylate-lfm2",
     "native-bert-no-expansion",
     "jina",
+    "flagembedding",
 ]
 
 

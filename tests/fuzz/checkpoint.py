@@ -45,6 +45,7 @@ BASES = (
     "pylate-eurobert",
     "pylate-lfm2",
     "jina",
+    "flagembedding-published",
     "raw-bert",
 )
 DROP = "(drop)"

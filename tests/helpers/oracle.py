@@ -199,7 +199,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / "pytorch_model.bin").exists():
         return torch.load(folder / "pytorch_model.bin", weights_only=True)
     tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         tensors |= load_file(path)
     return tensors
 

@@ -52,7 +52,7 @@ class Spec:
     tokens: tuple[str, ...] = ()  # added to the vocabulary, and to the embedding table
     spare_rows: int = 0  # embedding rows beyond the vocabulary
     config: Json = field(default_factory=dict)  # changes to config.json
-    settings: Json = field(default_factory=dict)  # changes to artifact.metadata or its like
+    settings: Json = field(default_factory=dict)  # changes to the file that holds the lengths
     prefix: str | None = None  # of the body's tensors; None is the family's own
     old_names: bool = False  # LayerNorm.gamma/.beta and a position_ids buffer
     shards: int = 1
@@ -249,12 +249,45 @@ def _raw(spec: Spec, folder: Path) -> None:
     _write_weights(single if spec.format == "native" else spec, folder, body)
 
 
+def _flagembedding(spec: Spec, folder: Path) -> None:
+    """BAAI/bge-m3: a dense model to sentence-transformers, with two heads in files of their own."""
+    _raw(spec, folder)
+    edit_json(folder / "tokenizer_config.json", **spec.settings)
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    entries = [
+        {
+            "idx": position,
+            "name": str(position),
+            "path": path,
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for position, (name, path) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", entries)
+    pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode_cls_token": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    versions = {"sentence_transformers": "2.2.2", "transformers": "4.33.0", "pytorch": "2.1.2"}
+    write_json(folder / "config_sentence_transformers.json", {"__version__": versions})
+    sentence_bert = {"max_seq_length": 8192, "do_lower_case": False}
+    write_json(folder / "sentence_bert_config.json", sentence_bert)
+    (head,) = spec.heads
+    named = _head_tensors(spec, HIDDEN, head, seed=1)
+    tensors = {name.removeprefix("linear."): tensor for name, tensor in named.items()}
+    if spec.pickled:
+        torch.save(tensors, folder / "colbert_linear.pt")
+    else:
+        save_file(tensors, folder / "colbert_linear.safetensors")
+    sparse = {"weight": torch.ones(1, HIDDEN), "bias": torch.zeros(1)}
+    torch.save(sparse, folder / "sparse_linear.pt")
+
+
 WRITERS = {
     "stanford": _stanford,
     "pylate": _pylate,
     "native": _native,
     "converted": _converted,
     "raw": _raw,
+    "flagembedding": _flagembedding,
 }
 
 

@@ -258,4 +258,19 @@ VARIANTS: dict[str, Spec] = {
         dtype=torch.bfloat16,
         settings={"attend_to_mask_tokens": True},
     ),
+    # BAAI/bge-m3
+    "flagembedding": Spec("flagembedding", "xlm-roberta", heads=(Head(32, bias=True),)),
+    "flagembedding-published": Spec(
+        "flagembedding",
+        "xlm-roberta",
+        heads=(Head(32, bias=True),),
+        head_dtype=torch.float16,
+        pickled=True,
+    ),
+    "flagembedding-short": Spec(
+        "flagembedding",
+        "xlm-roberta",
+        heads=(Head(24, bias=True),),
+        settings={"model_max_length": 20},
+    ),
 }
