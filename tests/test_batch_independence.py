@@ -28,8 +28,12 @@ NAMES = [
     "jina",
     "jina-unattended",
     "flagembedding",
+    "stanford-jinabert",
+    "pylate-lfm2-bidirectional",
+    "pylate-qwen3-bidirectional",
 ]
-FEWEST = {"flagembedding": 1}  # of the two special tokens of an empty text, only the second counts
+# Rows of an empty text: of two special tokens the second counts; there is none but the marker.
+FEWEST = {"flagembedding": 1, "pylate-qwen3-bidirectional": 1}
 TEXTS = {**DOCUMENTS, "long": " ".join(DOCUMENTS.values())}
 NONEMPTY = {name: text for name, text in TEXTS.items() if text}
 

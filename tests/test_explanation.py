@@ -42,6 +42,7 @@ TINY = [
     "native-bert-no-expansion",
     "jina",
     "flagembedding",
+    "pylate-qwen3-bidirectional",
 ]
 
 

@@ -46,6 +46,9 @@ BASES = (
     "pylate-lfm2",
     "jina",
     "flagembedding-published",
+    "stanford-jinabert",
+    "pylate-lfm2-bidirectional",
+    "pylate-qwen3-bidirectional",
     "raw-bert",
 )
 DROP = "(drop)"
