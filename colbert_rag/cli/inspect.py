@@ -182,6 +182,7 @@ def _text_record(recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, A
         "document": _rules_record(recipe.document),
         "expansion": expansion,
         "skiplist": list(recipe.skiplist),
+        "skips_first": recipe.skips_first,
         "vocabulary": None if tokenizer is None else tokenizer.vocabulary.size,
     }
 
@@ -246,6 +247,8 @@ def _text_facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Documents", _rules(record["document"])
     skipped = record["skiplist"]
     yield "Skip-list", f"{len(skipped)} words: {' '.join(skipped)}" if skipped else "none"
+    if record["skips_first"]:
+        yield "Not scored", "the first token of every query and document"
     if record["vocabulary"] is not None:
         yield "Vocabulary", f"{record['vocabulary']:,} entries"
 
