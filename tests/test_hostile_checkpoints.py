@@ -207,9 +207,14 @@ def test_of_the_keys_that_transformers_knows_all_that_matter_are_read(family: st
     """By the fields of its own classes; a misspelt key would never be read, without a word."""
     kind = getattr(transformers, FAMILIES[family].config)
     model_type = "xlm-roberta" if family == "jina" else kind.model_type
-    row = find_backbone({"model_type": model_type}, ["mixer.Wqkv"] if family == "jina" else [])
+    said = {
+        "model_type": model_type,
+        "architectures": [FAMILIES[family].model],
+        "use_bidirectional_attention": True,
+    }
+    row = find_backbone(said, ["mixer.Wqkv"] if family == "jina" else [])
     config = Read({"vocab_size": 90, "type_vocab_size": 2, **FAMILIES[family].settings})
-    if family == "lfm2":
+    if family.startswith("lfm2"):
         config["block_auto_adjust_ff_dim"] = True  # else two others decide nothing
 
     assert row.shape is not None

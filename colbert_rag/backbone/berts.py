@@ -51,6 +51,8 @@ def bert(fields: Fields) -> Shape:
     width = fields.size("hidden_size")
     heads, head_width = fields.heads(width)
     positions = fields.size("max_position_embeddings")
+    vocabulary = fields.size("vocab_size")
+    fields.token("pad_token_id", vocabulary)  # a row beyond the table is another model's
     layer = Layer(
         mixer=Attention(
             heads=heads, key_heads=heads, head_width=head_width, bias=True, output_bias=True
@@ -64,7 +66,7 @@ def bert(fields: Fields) -> Shape:
         ),
     )
     return Shape(
-        vocabulary=fields.size("vocab_size"),
+        vocabulary=vocabulary,
         width=width,
         layers=(layer,) * fields.layers(),
         norm=Norm("layer", fields.number("layer_norm_eps", default=1e-12)),
@@ -80,7 +82,7 @@ def bert(fields: Fields) -> Shape:
 def roberta(fields: Fields) -> Shape:
     """BERT with positions that begin behind the padding id (facebookresearch/fairseq)."""
     shape = bert(fields)
-    padding = fields.token("pad_token_id")
+    padding = fields.token("pad_token_id", shape.vocabulary)
     padding = 1 if padding is None else padding
     return replace(shape, padding=padding, longest=shape.positions - padding - 1)
 

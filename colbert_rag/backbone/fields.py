@@ -68,11 +68,11 @@ class Fields:
         """The same with other values under some names."""
         return Fields(ChainMap(more, cast(MutableMapping[str, object], self.values)))
 
-    def token(self, name: str) -> int | None:
+    def token(self, name: str, vocabulary: int) -> int | None:
         """The id of a token, or None where there is none; -1 is what some call no token."""
         value = self.values.get(name)
-        if isinstance(value, int) and not -1 <= value <= MAX_NUMBER:
-            raise ValueError(f"{name} is {_short(value)}, expected -1 to {MAX_NUMBER:,}")
+        if isinstance(value, int) and not -1 <= value < vocabulary:
+            raise ValueError(f"{name} is {_short(value)}, expected less than {vocabulary:,}")
         return value if isinstance(value, int) and value >= 0 else None
 
     def number(self, *names: str, default: float) -> float:

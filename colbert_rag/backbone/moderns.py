@@ -115,14 +115,15 @@ LLAMA = named(
 
 def eurobert(fields: Fields) -> Shape:
     """Llama without a causal mask (EuroBERT/EuroBERT-210m)."""
-    return _llama(fields, _rms(fields, 1e-5), head_width=None)
+    biases = fields.flag("mlp_bias")
+    return _llama(fields, _rms(fields, 1e-5), head_width=None, mlp_biases=biases)
 
 
 def qwen3(fields: Fields) -> Shape:
     """The same with norms of queries and keys (QwenLM/Qwen3)."""
     _kinds(fields, [FULL] * fields.layers(), {FULL})
     norm = _rms(fields, 1e-6)
-    shape = _llama(fields, norm, head_width=128)
+    shape = _llama(fields, norm, head_width=128, mlp_biases=False)
     mixer = replace(cast(Attention, shape.layers[0].mixer), norm=norm)
     return replace(shape, layers=tuple(replace(layer, mixer=mixer) for layer in shape.layers))
 
@@ -131,11 +132,10 @@ def _rms(fields: Fields, epsilon: float, name: str = "rms_norm_eps") -> Norm:
     return Norm("rms", fields.number(name, default=epsilon), bias=False)
 
 
-def _llama(fields: Fields, norm: Norm, *, head_width: int | None) -> Shape:
+def _llama(fields: Fields, norm: Norm, *, head_width: int | None, mlp_biases: bool) -> Shape:
     width = fields.size("hidden_size")
-    biases, mlp_biases = fields.flag("attention_bias"), fields.flag("mlp_bias")
     layer = Layer(
-        mixer=_grouped(fields, width, head_width, bias=biases),
+        mixer=_grouped(fields, width, head_width, bias=fields.flag("attention_bias")),
         feed_forward=FeedForward(
             width=fields.size("intermediate_size"),
             activation=fields.activation("hidden_act", default="silu"),

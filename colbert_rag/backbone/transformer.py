@@ -211,11 +211,13 @@ class _Attention:
             # Products of bfloat16 as small as those of attention are slower than float32's, though
             # the large ones of linear layers are faster. It is also more exact.
             states = states.float()
-        query, key, value = states.split([how.heads, how.key_heads, how.key_heads], dim=1)
-        query, key = self._query_norm(query), self._key_norm(key)
+        both, value = states.split([how.heads + how.key_heads, how.key_heads], dim=1)
+        if how.norm is not None:
+            query, key = both.split([how.heads, how.key_heads], dim=1)
+            both = torch.cat([self._query_norm(query), self._key_norm(key)], dim=1)
         if how.rotary_base is not None:
-            cosines, sines = context.turns[how.rotary_base, how.head_width]
-            query, key = _turned(query, cosines, sines), _turned(key, cosines, sines)
+            both = _turned(both, *context.turns[how.rotary_base, how.head_width])
+        query, key = both.split([how.heads, how.key_heads], dim=1)
         mixed = attend(query, key, value, how, context.packing)
         return self._output(mixed.flatten(1).to(hidden.dtype), plus=plus)
 
@@ -298,7 +300,11 @@ def _turns(places: Tensor, base: float, width: int) -> tuple[Tensor, Tensor]:
 def _turned(states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Each head's halves turned against each other, in float32."""
     one, other = states.float().chunk(2, dim=-1)
-    turned = torch.cat([one * cosines - other * sines, other * cosines + one * sines], dim=-1)
+    turned = torch.empty(states.shape, dtype=torch.float32, device=states.device)
+    first, second = turned.chunk(2, dim=-1)
+    # Written where they belong: this is bound by memory, and was a tenth of ModernBERT's time.
+    torch.mul(one, cosines, out=first).addcmul_(other, sines, value=-1)
+    torch.mul(other, cosines, out=second).addcmul_(one, sines)
     return turned.to(states.dtype)
 
 
