@@ -122,6 +122,8 @@ def eurobert(fields: Fields) -> Shape:
 def qwen3(fields: Fields) -> Shape:
     """The same with norms of queries and keys (QwenLM/Qwen3)."""
     _kinds(fields, [FULL] * fields.layers(), {FULL})
+    if fields.flag("use_sliding_window"):
+        raise ValueError("use_sliding_window is true, expected false: no published one has windows")
     norm = _rms(fields, 1e-6)
     shape = _llama(fields, norm, head_width=128, mlp_biases=False)
     mixer = replace(cast(Attention, shape.layers[0].mixer), norm=norm)
