@@ -99,7 +99,7 @@ def test_an_interrupt_while_another_holds_the_lock_is_heeded_and_loses_nothing(t
     index = LocalIndex(path, WordEncoder(), busy_timeout=30)
     index.add(sentences(3))
     holder = LocalIndex(path, WordEncoder())
-    with holder._writing():
+    with holder._database._claim.held():
         before = signal.signal(signal.SIGALRM, lambda number, frame: signal.raise_signal(2))
         try:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
