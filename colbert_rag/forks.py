@@ -12,9 +12,6 @@ from typing import Any, Protocol
 # A fork never waits for longer: the work that it waits for might wait for the thread that forks.
 _LONGEST = 10.0
 
-# Leaves the moment in which a waiting fork gets in, to a thread that enters again and again.
-_PAUSE = 0.001
-
 
 class Renewable(Protocol):
     """An object with locks, threads or connections of its own."""
@@ -49,15 +46,18 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
             f"still was after {_LONGEST:g} seconds: SQLite would wait for that thread for ever. "
             'Start processes by multiprocessing.get_context("spawn"), or fork before such work'
         )
-    if _waiting:
-        time.sleep(_PAUSE)
-    try:
-        lock: contextlib.AbstractContextManager[object] = _own.lock
-    except AttributeError:
+    lock: Any = getattr(_own, "lock", None)
+    if lock is None:
         with _door:
-            lock = _own.lock = threading.RLock()
+            lock = threading.RLock()
             _locks.add(lock)
-    return lock
+        _own.lock = lock
+    elif _waiting and not lock._is_owned():
+        # Nobody comes in any more: sixteen threads that take turns would never all be out.
+        with _door:
+            pass
+    inside: contextlib.AbstractContextManager[object] = lock
+    return inside
 
 
 def _of_others() -> list[Any]:
