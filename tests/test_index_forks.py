@@ -188,6 +188,30 @@ def test_a_fork_waits_for_the_reads_of_others_and_not_for_its_own(path: Path):
     assert index.count() == elsewhere(index.count) == 20
 
 
+def test_threads_that_take_turns_do_not_keep_a_fork_waiting(path: Path):
+    index = LocalIndex(path, WordEncoder())
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.is_set():
+            index._database.read(time.sleep, 0.02)
+
+    threads = [threading.Thread(target=work) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    started = time.monotonic()
+    code = in_child(lambda: not forks.is_torn())
+    waited = time.monotonic() - started
+    over.set()
+    for thread in threads:
+        thread.join()
+
+    assert code == 0
+    # All sixteen may be inside when the fork begins, and each has one turn.
+    assert waited < 1.5
+
+
 def test_readers_do_not_wait_for_each_other():
     both = threading.Barrier(2, timeout=10)
 
