@@ -52,8 +52,8 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
             lock = threading.RLock()
             _locks.add(lock)
         _own.lock = lock
-    elif _waiting and not lock._is_owned():
-        # Nobody comes in any more: sixteen threads that take turns would never all be out.
+    elif _waiting and not lock._is_owned():  # as threading.Condition asks it
+        # Nobody comes in any more: threads that take turns would be all out only by chance.
         with _door:
             pass
     inside: contextlib.AbstractContextManager[object] = lock
