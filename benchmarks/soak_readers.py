@@ -286,6 +286,8 @@ def read(
     """Call at random from all threads until `stop`."""
     quiet()
     torch.set_num_threads(1)
+    # Its 1,024 places fill for as long as a soak lasts, which would hide what grows without end.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
     weights = {name: weight for name, weight in WEIGHTS.items() if name not in without}
     record = Record(truth, "reader")
     model = shared_colbert(truth.checkpoint, **OPTIONS)

@@ -220,6 +220,7 @@ class ColBERT:
             unknown: Refused, with the name that was probably meant.
 
         Raises:
+            IndexMismatchError: `known` is the method of an index that another model made.
             InvalidQueryError: the query is blank or not a string.
             ScoringError: not one text received a score that is a number.
             TypeError: not a list of texts.

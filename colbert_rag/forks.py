@@ -1,14 +1,20 @@
-"""What a forked process makes anew: locks that other threads held, threads that are not there."""
+"""Forks: which work they wait for, and what a forked process makes anew."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+import time
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
+
+# A fork never waits for longer: the work that it waits for might wait for the thread that forks.
+_LONGEST = 10.0
 
 
 class Renewable(Protocol):
-    """An object with locks or threads of its own."""
+    """An object with locks, threads or connections of its own."""
 
     def renew(self) -> None:
         """Make them anew; called in a forked child, before any of its own code runs."""
@@ -24,12 +30,89 @@ def renewed_after_fork(renewable: Renewable) -> None:
     _RENEWABLES.add(renewable)
 
 
+def no_fork() -> contextlib.AbstractContextManager[object]:
+    """To enter by `with` around work in a library whose locks nobody can make anew, like SQLite's.
+
+    A fork waits until all other threads have left. They do not wait for each other, since each has
+    a lock of its own, and a thread may enter again while it is inside. The lock is C: an interrupt
+    between the lines of one written in Python could leave it held.
+
+    Raises:
+        RuntimeError: a thread was inside when this process was forked, and is not here to leave.
+    """
+    if _torn:
+        raise RuntimeError(
+            "this process was forked while another thread was reading or writing an index, and "
+            f"still was after {_LONGEST:g} seconds: SQLite would wait for that thread for ever. "
+            'Start processes by multiprocessing.get_context("spawn"), or fork before such work'
+        )
+    lock: Any = getattr(_own, "lock", None)
+    if lock is None:
+        with _door:
+            lock = threading.RLock()
+            _locks.add(lock)
+        _own.lock = lock
+    elif _waiting and not lock._is_owned():  # as threading.Condition asks it
+        # Nobody comes in any more: threads that take turns would be all out only by chance.
+        with _door:
+            pass
+    inside: contextlib.AbstractContextManager[object] = lock
+    return inside
+
+
+def _of_others() -> list[Any]:
+    """The locks of all other threads."""
+    own = getattr(_own, "lock", None)
+    return [lock for lock in list(_locks) if lock is not own]
+
+
+def _hold_all() -> None:
+    """Before a fork: wait until no other thread is inside."""
+    global _waiting
+    _waiting = True
+    deadline = time.monotonic() + _LONGEST
+    _door.acquire(timeout=_LONGEST)
+    for lock in _of_others():
+        lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+
+
+def _leave_all() -> None:
+    """After it, in the parent."""
+    global _waiting
+    for lock in (*_of_others(), _door):
+        with contextlib.suppress(RuntimeError):  # it was let go as often as it was taken
+            while True:
+                lock.release()
+    _waiting = False
+
+
 def _renew_all() -> None:
+    """After it, in the child."""
+    global _door, _locks, _torn, _waiting
+    # What is free was free, or is held by the thread that forked. Not all forks run `_hold_all`:
+    # those of a server in C, like uWSGI, are told afterwards alone.
+    _torn = _torn or not all(lock.acquire(blocking=False) for lock in _of_others())
+    _door, _locks, _waiting = threading.RLock(), weakref.WeakSet(), False
+    if hasattr(_own, "lock"):
+        _locks.add(_own.lock)
     for renewable in list(_RENEWABLES):
         renewable.renew()
 
 
+def is_torn() -> bool:
+    """Whether `no_fork` refuses."""
+    return _torn
+
+
 _RENEWABLES: weakref.WeakSet[Renewable] = weakref.WeakSet()
+_own = threading.local()
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+_door = threading.RLock()  # in front of `_locks`
+_waiting = _torn = False
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    # Twice: an interrupt ends such a function wherever it is, and is printed and forgotten. The
+    # second finishes what the first had begun, or locks would stay held for ever.
+    for _ in range(2):
+        os.register_at_fork(before=_hold_all, after_in_parent=_leave_all)
     os.register_at_fork(after_in_child=_renew_all)

@@ -15,7 +15,7 @@ from colbert_rag.cache import Claim, DocumentCache
 from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.errors import ScoringError
+from colbert_rag.errors import IndexMismatchError, ScoringError
 from colbert_rag.explanation import Explanation
 from colbert_rag.inputs import has_words
 from colbert_rag.maxsim import maxsim
@@ -248,10 +248,26 @@ class Scorer:
             self._handled = 0
             trim_heap()
 
+    def _check_maker(self, known: KnownVectors) -> None:
+        """Refuse the method of an index that another model made, before the cache holds a vector.
+
+        Raises:
+            IndexMismatchError: scores of its vectors and of ours would be those of two models.
+        """
+        owner = getattr(known, "__self__", None)
+        made_by = getattr(getattr(owner, "info", None), "fingerprint", None)
+        if made_by is not None and made_by != self.text_encoder.fingerprint:
+            raise IndexMismatchError(
+                f"known gives vectors of {owner!r}, whose model has the fingerprint "
+                f"{made_by[:12]}, and this one has {self.text_encoder.fingerprint[:12]}. Rank with "
+                "the model that made the index, or without known"
+            )
+
     def _recalled(self, texts: Sequence[str], known: KnownVectors) -> dict[str, Tensor]:
         """Vectors from outside, as the model would give them, and into the cache where exact."""
         if not texts:
             return {}
+        self._check_maker(known)
         encoder = self.text_encoder.encoder
         device, dtype = encoder.device, encoder.dtype
         stored = known(texts)

@@ -273,7 +273,9 @@ SPOILED = {
     "cut inside the header": lambda file: write(file, file.read_bytes()[:50]),
     "cut in half": lambda file: write(file, file.read_bytes()[: file.stat().st_size // 2]),
     "one byte longer": lambda file: write(file, file.read_bytes() + b"x"),
-    "noise": lambda file: write(file, random.Random(0).randbytes(file.stat().st_size)),
+    "noise behind its first bytes": lambda file: write(
+        file, file.read_bytes()[:8] + random.Random(0).randbytes(file.stat().st_size - 8)
+    ),
     "a flipped bit in the header": lambda file: flip(file, 17),
     "a flipped bit in a position": lambda file: flip(file, 80 + 8 * 7),
     "a flipped bit in a checksum": lambda file: flip(file, 80 + 8 * 130),
@@ -304,12 +306,58 @@ def test_whatever_happens_to_the_file_loses_nothing_and_is_mended(
 @posix
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["FIFO", "folder"])
 def test_something_else_under_the_name_of_the_file_is_not_opened(
-    path: Path, small: None, make: Callable[[Path], None]
+    path: Path, small: None, caplog: pytest.LogCaptureFixture, make: Callable[[Path], None]
 ):
     fill(path, 60, 10)
     make(shared_file(path))
+    before = shared_file(path).lstat()
 
     assert agrees(found(path), path)
+    assert shared_file(path).lstat()[:3] == before[:3]
+    assert "sqlite-vectors is in the way" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content", [b"mine", b"ColBvec", random.Random(0).randbytes(99_999)], ids=len
+)
+def test_a_strangers_file_under_the_name_is_left_and_said(
+    path: Path, small: None, caplog: pytest.LogCaptureFixture, content: bytes
+):
+    fill(path, 60, 10)
+    expected = unshared(path)
+    shared_file(path).write_bytes(content)
+
+    with LocalIndex(path) as index:
+        assert search(index) == search(index) == expected
+        assert index.stats().shared_bytes is None
+        assert caplog.text.count("sqlite-vectors is in the way") == 1
+        caplog.clear()
+        index.compact()
+        assert caplog.text.count("sqlite-vectors is in the way") == 1
+        index.verify()
+    assert shared_file(path).read_bytes() == content
+
+    shared_file(path).rename(path.with_name("elsewhere"))
+    assert found(path) == expected
+    assert shared_bytes(path) == shared_file(path).stat().st_size
+
+
+def test_a_strangers_file_is_left_by_an_index_that_shrinks_below_the_size(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(snapshot, "SHARED_FROM", 30 * 10 * DIM * 2)
+    fill(path, 60, 10)
+    with LocalIndex(path) as index:
+        search(index)
+        index.delete([f"d{at}" for at in range(50)])
+        if sys.platform == "win32":  # nobody can do this to a file that is mapped
+            return
+        other = path.with_name("other")
+        other.write_bytes(b"mine")
+        other.replace(shared_file(path))
+
+        assert agrees(search(index), path)
+    assert shared_file(path).read_bytes() == b"mine"
 
 
 def test_the_file_of_another_history_is_not_believed(path: Path, tmp_path: Path, small: None):

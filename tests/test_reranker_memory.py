@@ -211,6 +211,23 @@ def test_the_cache_of_a_half_precision_model_is_filled_from_the_index(
     assert encoded == []
 
 
+def test_the_index_of_another_model_is_refused_and_nothing_of_it_is_cached(
+    tiny_checkpoint: Path, path: Path, encoded: list[str]
+) -> None:
+    other = ColBERT.from_pretrained(
+        tiny_checkpoint, device="cpu", dtype="bfloat16", document_length=20
+    )
+
+    with LocalIndex(path) as index:
+        for ask in (other.rank, other.score):
+            with pytest.raises(IndexMismatchError, match="Rank with the model that made"):
+                ask(QUERY, STORED, known=index.embeddings_for)
+
+    assert other.cache_info().texts == 0
+    other.rank(QUERY, STORED)
+    assert sorted(encoded) == sorted(STORED)
+
+
 def test_a_text_in_the_cache_is_not_asked_of_the_index(tiny_checkpoint: Path) -> None:
     model = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="float32")
     model.cache_documents(STORED)

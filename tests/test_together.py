@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import itertools
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.encoder import Encoder
 from colbert_rag.tokenizer import TokenBatch
 from tests.helpers.encoders import StandIn, around
+from tests.helpers.forked import beside_threads, in_child, needs_fork
 from tests.helpers.interrupts import at_every_line, elsewhere
 
 TEXTS = [
@@ -300,8 +300,8 @@ def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) ->
     assert seen == [1, 2, 1]
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@needs_fork
+@beside_threads
 def test_a_model_that_is_at_work_can_be_used_in_a_forked_child(tiny_colbert: ColBERT) -> None:
     model = tiny_colbert
     expected = model.score("rings", TEXTS)
@@ -316,7 +316,10 @@ def test_a_model_that_is_at_work_can_be_used_in_a_forked_child(tiny_colbert: Col
     for thread in threads:
         thread.start()
     try:
-        codes = [_in_child(lambda: model.score("rings", TEXTS), expected) for _ in range(10)]
+        codes = [
+            in_child(lambda: model.score("rings", TEXTS) == pytest.approx(expected, abs=1e-4))
+            for _ in range(10)
+        ]
     finally:
         over.set()
         for thread in threads:
@@ -325,27 +328,8 @@ def test_a_model_that_is_at_work_can_be_used_in_a_forked_child(tiny_colbert: Col
     assert codes == [0] * 10
 
 
-def _in_child(score: Callable[[], list[float]], expected: list[float]) -> int:
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            code = int(score() != pytest.approx(expected, abs=1e-4))
-        finally:
-            os._exit(code)
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return -1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@needs_fork
+@beside_threads
 def test_a_forked_child_computes_on_one_thread_and_does_not_hang(minilm: ColBERT) -> None:
     # Large enough for products on several threads, which the child's copy of the pool has not.
     texts = [f"{'saturn has rings of ice ' * 30}{number}" for number in range(20)]
@@ -353,21 +337,23 @@ def test_a_forked_child_computes_on_one_thread_and_does_not_hang(minilm: ColBERT
     minilm.unload()
     minilm.score("rings", texts[:1])
 
-    assert _in_child(lambda: minilm.score("rings", texts), expected) == 0
+    assert in_child(lambda: minilm.score("rings", texts) == pytest.approx(expected, abs=1e-4)) == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@needs_fork
+@beside_threads
 def test_a_forked_child_waits_for_no_thread_of_the_tokenizer(
     tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     tiny_colbert.encode_documents(TEXTS)
 
-    def lengths() -> list[float]:
-        return [float(len(rows)) for rows in tiny_colbert.encode_documents(TEXTS)]
+    def lengths() -> list[int]:
+        return [len(rows) for rows in tiny_colbert.encode_documents(TEXTS)]
 
-    assert _in_child(lengths, lengths()) == 0
+    expected = lengths()
+
+    assert in_child(lambda: lengths() == expected) == 0
 
 
 def test_no_tokens_wait_for_nobody(tiny_colbert: ColBERT) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain
+from typing import TypeVar
 
-import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.errors import InvalidFilterError, ScoringError
+from colbert_rag.errors import InvalidFilterError
 from colbert_rag.index import ingest
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import (
@@ -30,6 +29,8 @@ from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.inputs import check_query, has_words
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
+
+Result = TypeVar("Result")
 
 
 class Index(Handle):
@@ -83,8 +84,9 @@ class Index(Handle):
         colbert = self._model()
         size = whole_number("batch_size", batch_size, least=1)
         batches = ingest.in_batches(documents, size, total=total, show_progress=show_progress)
-        with self._writing():
-            return sum((self._add_batch(batch, colbert) for batch in batches), Changes())
+        return self._writing(
+            lambda: sum((self._add_batch(batch, colbert) for batch in batches), Changes())
+        )
 
     def _add_batch(self, batch: Sequence[Document], colbert: Model) -> Changes:
         known = self._known([document.id for document in batch])
@@ -109,13 +111,15 @@ class Index(Handle):
         if len(places) < len(given):
             raise ValueError("two of the documents have the same id, and only one can be stored")
         halves = ingest.check_vectors(given, embeddings, self.info.dim)
-        with self._writing():
+
+        def write() -> Changes:
             fresh, edited, changes = ingest.compare(given, self._known(list(places)))
-            if len(fresh) < len(given):
-                halves = halves[[places[document.id] for document in fresh]]
             if fresh or edited:
-                self._write(fresh, halves, edited)
-        return changes
+                rows = [places[document.id] for document in fresh]
+                self._write(fresh, halves[rows] if len(rows) < len(given) else halves, edited)
+            return changes
+
+        return self._writing(write)
 
     def update(self, documents: Iterable[DocumentLike], *, show_progress: bool = False) -> Changes:
         """Replace documents that the index holds; new metadata alone needs no encoding.
@@ -180,14 +184,7 @@ class Index(Handle):
     def _search_vectors(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
     ) -> list[list[Hit]]:
-        if queries.dim != self.info.dim:
-            raise ValueError(
-                f"the queries are {queries.dim} wide, expected {self.info.dim} as the index holds"
-            )
-        if not bool(torch.isfinite(queries.values).all()):
-            raise ScoringError(
-                "the vectors of a query hold NaN or infinity, so nothing can be ranked"
-            )
+        ingest.check_queries(queries, self.info.dim)
         if top_k == 0:
             return [[] for _ in range(len(queries))]
         return self._search(queries, top_k, condition)
@@ -209,13 +206,12 @@ class Index(Handle):
             raise ValueError("delete takes either ids or a filter")
         if ids is not None:
             listed = check_ids(ids)
-            with self._writing():
-                return self._delete(listed)
+            return self._writing(lambda: self._delete(listed))
         condition = parse_filter(filter)
         if condition is None:
             raise InvalidFilterError("the filter is empty, and would delete every document")
-        with self._writing():  # held from the look to the removal, or a document could change
-            return self._delete(self._ids_where(condition))
+        # The look and the removal as one, or a document could change between them.
+        return self._writing(lambda: self._delete(self._ids_where(condition)))
 
     def sync(
         self,
@@ -246,9 +242,12 @@ class Index(Handle):
         changes = Changes()
         if (first := next(given, None)) is not None:  # with none, no model is needed
             changes = self._add(chain([first], given), batch_size, None, show_progress)
-        with self._writing():
+
+        def remove() -> Changes:
             gone = [name for name in self._ids_where(seen.sources) if name not in seen.ids]
-            return changes + Changes(removed=self._delete(gone) if gone else 0)
+            return Changes(removed=self._delete(gone) if gone else 0)
+
+        return changes + self._writing(remove)
 
     def embeddings_for(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Stored vectors of those of the texts that the index holds; float16, on the CPU.
@@ -334,8 +333,9 @@ class Index(Handle):
     def _delete(self, ids: Sequence[str]) -> int:
         """Remove documents, and return how many there were."""
 
-    def _writing(self) -> contextlib.AbstractContextManager[object]:
-        return contextlib.nullcontext()  # held during a write
+    def _writing(self, work: Callable[[], Result]) -> Result:
+        """`work()`, without other writers where an engine has one at a time."""
+        return work()
 
     def _model(self) -> Model:
         if self.colbert is None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.errors import ScoringError
 from colbert_rag.index.conditions import Condition, OneOf
 from colbert_rag.index.documents import (
     Changes,
@@ -101,6 +102,19 @@ def encode_queries(queries: Sequence[str], colbert: Model, info: IndexInfo) -> T
     vectors = colbert.encode_queries(queries)
     info.check_model(colbert)
     return vectors
+
+
+def check_queries(queries: TokenEmbeddings, dim: int) -> None:
+    """Refuse vectors that no index of width `dim` can be searched by.
+
+    Raises:
+        ScoringError: one is not finite.
+        ValueError: they have another width.
+    """
+    if queries.dim != dim:
+        raise ValueError(f"the queries are {queries.dim} wide, expected {dim} as the index holds")
+    if not bool(torch.isfinite(queries.values).all()):
+        raise ScoringError("the vectors of a query hold NaN or infinity, so nothing can be ranked")
 
 
 def check_vectors(

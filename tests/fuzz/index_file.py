@@ -23,6 +23,7 @@ from colbert_rag.errors import (
     IndexStorageError,
 )
 from colbert_rag.index import Document, LocalIndex
+from colbert_rag.index.local import snapshot
 from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 
 Step = tuple[str, tuple[object, ...]]
@@ -99,48 +100,81 @@ class Case:
 
     Attributes:
         logged: The last documents are in a log beside the file.
+        shared: What is done to the copy of its vectors, which is searched however small it is;
+            None is no copy, and none is made.
     """
 
     steps: tuple[Step, ...]
     logged: bool = False
+    shared: tuple[Step, ...] | None = None
 
 
 def prepare() -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # an index of 2**62 rows would say that it does not fit
     with tempfile.TemporaryDirectory() as folder:
-        run(Case(()), Path(folder))
+        for number, shared in enumerate((None, ())):
+            (Path(folder) / f"{number}").mkdir()
+            run(Case((), shared=shared), Path(folder) / f"{number}")
 
 
 @functools.cache
 def originals() -> Mapping[str, bytes]:
-    """The bytes of a sound file, its log, and the log of another index, by what they are."""
+    """The bytes of a sound file, its log and its copy, and of others', by what they are."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "index"
         with LocalIndex(path, WordEncoder()) as index:
             index.add(DOCUMENTS.values())
+            with sharing():
+                _search(index)
         found["file"] = path.read_bytes()
+        found["copy"] = copy_of(path).read_bytes()
         with LocalIndex(path, WordEncoder()) as index:
             index.add(LATER.values())
             found["log"] = Path(f"{path}-wal").read_bytes()
         other = Path(name) / "other"
         with LocalIndex(other, WordEncoder()) as index:
             index.add(FOREIGN.values())
+            with sharing():
+                _search(index)
+            found["foreign copy"] = copy_of(other).read_bytes()
             found["foreign log"] = Path(f"{other}-wal").read_bytes()
     return found
+
+
+def copy_of(path: Path) -> Path:
+    """Where the vectors are that processes share."""
+    return Path(f"{path}-vectors")
+
+
+@contextlib.contextmanager
+def sharing(least: int = 0) -> Iterator[None]:
+    """Let an index of `least` bytes have a copy."""
+    before, snapshot.SHARED_FROM = snapshot.SHARED_FROM, least
+    try:
+        yield
+    finally:
+        snapshot.SHARED_FROM = before
 
 
 # Drawing
 
 
 def draw(rng: random.Random) -> Case:
-    kinds = list(STEPS)
-    steps = tuple(
-        (kind, tuple(STEPS[kind][0](rng)))
-        for kind in rng.choices(kinds, k=rng.choice((1, 1, 1, 2, 3)))
+    steps = _steps(rng, list(STEPS), (1, 1, 1, 2, 3))
+    logged = rng.random() < 0.3
+    if rng.random() < 0.5:
+        return Case(steps, logged)
+    some = steps if rng.random() < 0.3 else ()
+    return Case(some, logged, shared=_steps(rng, list(COPY_STEPS), (0, 1, 1, 1, 2)))
+
+
+def _steps(rng: random.Random, kinds: list[str], counts: tuple[int, ...]) -> tuple[Step, ...]:
+    return tuple(
+        (kind, tuple((STEPS | COPY_STEPS)[kind][0](rng)))
+        for kind in rng.choices(kinds, k=rng.choice(counts))
     )
-    return Case(steps, logged=rng.random() < 0.3)
 
 
 def _flips(rng: random.Random) -> Iterator[object]:
@@ -263,6 +297,19 @@ STEPS: dict[str, tuple[Callable[[random.Random], Iterator[object]], Callable[...
     "record": (_record, _rewrite_record),
     "execute": (lambda rng: iter((rng.choice(STATEMENTS),)), _execute),
 }
+COPY_STEPS = {
+    **{kind: STEPS[kind] for kind in ("flip", "overwrite", "truncate", "swap")},
+    "become": (
+        lambda rng: iter(
+            (
+                "",
+                rng.choice(("log", "file", "copy", "foreign copy", "foreign copy", "noise")),
+                rng.choice((0, 1, 7, 8, 79, 80, rng.randrange(9000))),
+            )
+        ),
+        _beside,
+    ),
+}
 BYTES = {"flip", "overwrite", "swap"}
 """Steps that are no program's work: `verify` must miss whatever they take away."""
 
@@ -271,12 +318,21 @@ BYTES = {"flip", "overwrite", "swap"}
 
 
 def run(case: Case, folder: Path) -> None:
+    with sharing(2**60 if case.shared is None else 0):
+        _run(case, folder)
+
+
+def _run(case: Case, folder: Path) -> None:
     path = folder / "index"
     path.write_bytes(originals()["file"])
     if case.logged:
         Path(f"{path}-wal").write_bytes(originals()["log"])
+    if case.shared is not None:
+        copy_of(path).write_bytes(originals()["copy"])
     for kind, arguments in case.steps:
         STEPS[kind][1](path, *arguments)
+    for kind, arguments in case.shared or ():
+        COPY_STEPS[kind][1](copy_of(path), *arguments)
     with contextlib.ExitStack() as stack:
         try:
             index = stack.enter_context(LocalIndex(path, WordEncoder(), busy_timeout=0.1))
@@ -285,14 +341,27 @@ def run(case: Case, folder: Path) -> None:
         expected = None
         if {kind for kind, _ in case.steps} <= BYTES and not case.logged:
             expected = DOCUMENTS
-        _read(index)
+        _read(index, scored=not case.shared)
+        _mend_copy(index)
         sound = _verified(index, expected)
         # What another program made of the schema may be in the way of a write, and is no damage.
         _write(index, sound and all(kind != "execute" for kind, _ in case.steps))
 
 
-def _read(index: LocalIndex) -> None:
-    """Whatever a read gives is what was written."""
+def _mend_copy(index: LocalIndex) -> None:
+    """Only `verify` reads the vectors of the copy for themselves; do as it says then."""
+    copy, damage = copy_of(Path(index.name)), ""
+    try:
+        index.verify()
+    except ALLOWED as error:
+        damage = str(error)
+    if damage.startswith(f"{copy} is damaged"):
+        assert "delete the copy" in damage
+        copy.unlink()
+
+
+def _read(index: LocalIndex, *, scored: bool) -> None:
+    """Whatever a read gives is what was written; scores, where no vector was changed."""
     with contextlib.suppress(*ALLOWED):
         assert index.count() >= 0
     with contextlib.suppress(*ALLOWED):
@@ -306,21 +375,25 @@ def _read(index: LocalIndex) -> None:
         for hit in index.search("mars storm", 5, {"source": "s1"}):
             assert hit.document == TRUTH[hit.id]
     with contextlib.suppress(*ALLOWED):
-        _search(index)
+        _search(index, scored=scored)
     with contextlib.suppress(*ALLOWED):
         texts = [document.text for document in TRUTH.values()]
         for text, vectors in index.embeddings_for(texts).items():
             assert torch.equal(vectors, expected_vectors()[text]), f"other vectors for {text!r}"
 
 
-def _search(index: LocalIndex, count: int = 5) -> None:
+def _search(index: LocalIndex, count: int = 5, *, scored: bool = True) -> None:
     query = query_rows()
     hits = index.search_embeddings(TokenEmbeddings.from_list([query]), count)[0]
     for hit in hits:
         assert hit.document == TRUTH[hit.id]
         rows = expected_vectors()[hit.text].float()
-        assert abs(hit.score - naive_maxsim(query, rows)) < 1e-4, f"the score of {hit.id}"
-    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert not scored or abs(hit.score - naive_maxsim(query, rows)) < 1e-4, (
+            f"the score of {hit.id}"
+        )
+    assert not scored or [hit.score for hit in hits] == sorted(
+        (hit.score for hit in hits), reverse=True
+    )
 
 
 @functools.cache
@@ -407,3 +480,4 @@ CORPUS = tuple(
         ("beside", ("-writer", "file", 1)),
     )
 )
+CORPUS += tuple(Case((), shared=(("become", ("", content, 8)),)) for content in ("noise", "file"))

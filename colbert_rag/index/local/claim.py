@@ -9,12 +9,17 @@ import stat
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Self, SupportsFloat
+from typing import Self, SupportsFloat, TypeVar
 
 from colbert_rag.errors import IndexBusyError, IndexStorageError
+from colbert_rag.forks import is_torn, no_fork, renewed_after_fork
+from colbert_rag.index.local.inherited import let_go
 from colbert_rag.index.local.place import MEMORY, Place
 from colbert_rag.index.local.translation import busy, is_busy, tells_damage, translated
+
+Result = TypeVar("Result")
 
 # Between two attempts at a lock. Not SQLite's own waiting, which Ctrl-C cannot end.
 _PAUSE = 0.01
@@ -38,6 +43,15 @@ class _Held(sqlite3.Connection):
     file: tuple[int, int] | None = None
     thread: threading.Thread | None = None
 
+    @classmethod
+    def of(cls, claim: Claim) -> Self:
+        """One that has locked nothing yet."""
+        with no_fork():
+            held = cls(":memory:")
+        held.claim = claim
+        renewed_after_fork(held)
+        return held
+
     def __enter__(self) -> Self:
         """Wait for the lock."""
         try:
@@ -46,9 +60,30 @@ class _Held(sqlite3.Connection):
             return self
         except BaseException:
             # An interrupt in the middle of opening leaves nothing that could be closed.
-            with contextlib.suppress(sqlite3.ProgrammingError):
+            with contextlib.suppress(sqlite3.ProgrammingError), no_fork():
                 self.close()
             raise
+
+    def last(self, work: Callable[[], Result]) -> Result:
+        """`work()` as the last of the block, with the lock let go of behind it.
+
+        `__exit__` would do that as well, and does after an interrupt, but a fork does not wait for
+        it: it is not inside `no_fork`.
+        """
+        try:
+            return work()
+        finally:
+            with no_fork():
+                self.commit()
+
+    def renew(self) -> None:
+        """In a forked child, which holds no lock of its parent: forget the file."""
+        claim = self.claim
+        let_go(self)
+        if not is_torn():
+            # A block that goes on in the child ends with nothing to do.
+            super().__init__(":memory:")
+            self.claim = claim
 
     def _wait(self) -> None:
         claim = self.claim
@@ -61,9 +96,14 @@ class _Held(sqlite3.Connection):
         self.thread = threading.current_thread()
         previous, claim.last = claim.last, self
         if previous is not None:
-            previous.close()
+            with no_fork():
+                previous.close()
 
     def _attempt(self) -> bool:
+        with no_fork():
+            return self._locked()
+
+    def _locked(self) -> bool:
         try:
             file = self.claim.found()
             if file is None:
@@ -116,16 +156,14 @@ class Claim:
         self.file = beside.with_name(f"{beside.name}-{kind}")
         self.last: _Held | None = None
 
-    def held(self) -> contextlib.AbstractContextManager[object]:
-        """The claim, for the length of a block.
+    def held(self) -> _Held:
+        """The claim, for the length of a block: of one call of `last`, or inside `no_fork`.
 
         Raises:
             IndexBusyError: somebody else is the writer, or this thread is.
             IndexStorageError: something else has the name of the file.
         """
-        claim = _Held(":memory:")
-        claim.claim = self
-        return claim
+        return _Held.of(self)
 
     def refuse_nesting(self) -> None:
         """A thread would wait for itself.
@@ -146,10 +184,11 @@ class Claim:
         last, self.last = self.last, None
         if last is None:
             return
-        with contextlib.suppress(sqlite3.Error, OSError):
-            if last.is_held() or last.lock():
-                self.file.unlink()
-        last.close()
+        with no_fork():
+            with contextlib.suppress(sqlite3.Error, OSError):
+                if last.is_held() or last.lock():
+                    self.file.unlink()
+            last.close()
 
     def found(self) -> tuple[int, int] | None:
         """Device and inode of the file; None where there is none yet.

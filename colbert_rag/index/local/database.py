@@ -23,43 +23,17 @@ from colbert_rag.errors import (
     IndexMismatchError,
     IndexStorageError,
 )
+from colbert_rag.forks import no_fork, renewed_after_fork
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.claim import Claim, seconds
+from colbert_rag.index.local.inherited import let_go
 from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
 from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.schema import APPLICATION_ID, SCHEMA
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-
-# "ColB": how `file`, and we, tell an index from any other SQLite database.
-APPLICATION_ID = 0x436F6C42
-
-# `vectors` is a table of its own so that reading texts and metadata never walks over vectors.
-# AUTOINCREMENT: a position is never used twice, so it names one version of one document for ever.
-_SCHEMA = """
-CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE documents (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    rows INTEGER NOT NULL,
-    text_digest BLOB NOT NULL,
-    checksum INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
-    text TEXT NOT NULL
-);
-CREATE INDEX documents_by_text ON documents (text_digest);
-CREATE TABLE vectors (
-    position INTEGER PRIMARY KEY,
-    checksum INTEGER NOT NULL,
-    embeddings BLOB NOT NULL
-);
-INSERT INTO settings VALUES ('removals', '0'), ('edits', '0'), ('documents', '0'), ('tokens', '0');
-"""
-
-# Connections that a forked process received from its parent: even closing one there could release
-# the parent's locks, so they are kept until the process ends.
-_inherited: list[sqlite3.Connection] = []
 
 
 class Database:
@@ -88,7 +62,8 @@ class Database:
             raise FileNotFoundError(
                 f"there is no index at {path}; pass a model to create one there"
             )
-        with self._translated("opened"):
+        renewed_after_fork(self)
+        with no_fork(), self._translated("opened"):
             self._open = self._connect()
         self.place.settle()
 
@@ -153,13 +128,14 @@ class Database:
             FileNotFoundError: the file is empty and `info` is None.
             IndexCorruptError: it holds something else, or was written by a newer version of ours.
         """
-        if self._is_new():
-            if info is None or self.read_only:
-                raise FileNotFoundError(
-                    f"{self.path} is empty; pass a model to create an index there"
-                )
-            self._create(info)
-        return self.read(self._info)
+        with no_fork():
+            if self._is_new():
+                if info is None or self.read_only:
+                    raise FileNotFoundError(
+                        f"{self.path} is empty; pass a model to create an index there"
+                    )
+                self._create(info)
+            return self.read(self._info)
 
     def _info(self) -> IndexInfo:
         settings = dict(self.connection.execute("SELECT name, value FROM settings").fetchall())
@@ -217,7 +193,7 @@ class Database:
     def _create_tables(self, info: IndexInfo) -> None:
         if not self._is_new():  # another process was faster
             return
-        for statement in _SCHEMA.split(";"):
+        for statement in SCHEMA.split(";"):
             self.connection.execute(statement)
         self.record(info)
         self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -235,7 +211,7 @@ class Database:
         C, and end whatever happens.
         """
         self._check_process()
-        with self._lock, self._translated("read"):
+        with no_fork(), self._lock, self._translated("read"):
             if self.connection.in_transaction:  # a signal's handler, in the middle of a call
                 return work(*args, **kwargs)
             with self.connection as connection:
@@ -253,7 +229,7 @@ class Database:
     ) -> Result:
         """`work(...)` in a write transaction: all of it is committed, or none."""
         self._check_process()
-        with self._lock, self._translated("written"):
+        with no_fork(), self._lock, self._translated("written"):
             if self.connection.in_transaction:
                 raise busy(self.path, 0)
             with self.connection as connection:
@@ -279,8 +255,8 @@ class Database:
             )
         self._seen = seen
 
-    def claimed(self) -> contextlib.AbstractContextManager[object]:
-        """Be the one writer for longer than a transaction, so that nothing is encoded twice.
+    def claimed(self, work: Callable[[], Result]) -> Result:
+        """`work()` as the one writer, for longer than a transaction: nothing is encoded twice.
 
         Raises:
             IndexBusyError: somebody else is the writer.
@@ -293,7 +269,8 @@ class Database:
                 "and file that are writable"
             )
         self.place.check()
-        return self._claim.held()
+        with self._claim.held() as held:
+            return held.last(work)
 
     def version(self) -> tuple[int, int]:
         """Changes whenever anybody commits to the file."""
@@ -304,13 +281,13 @@ class Database:
     def compact(self) -> None:
         """Give freed pages back to the file system; needs as much free space as the index."""
         self.place.check()
-        with self._lock, self._translated("written"):
+        with no_fork(), self._lock, self._translated("written"):
             self.connection.execute("VACUUM")
         self.fold()
 
     def fold(self) -> None:
         """Empty the log into the file, as far as no reader needs it."""
-        with self._lock, self._translated("written"):
+        with no_fork(), self._lock, self._translated("written"):
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         # An empty log says nothing about its file, see `check_log`.
         self.write(lambda: None)
@@ -329,14 +306,20 @@ class Database:
     def close(self) -> None:
         """Close the connection; the last one out folds the log into the file."""
         if os.getpid() != self._process:  # and no lock, which a fork may have copied as taken
-            _inherited.extend(filter(None, [self._open]))
-            self._open = None
+            self.renew()
             return
-        with self._lock:
+        with no_fork(), self._lock:
             connection, self._open = self._open, None
             if connection is not None:
                 self._claim.close()
                 connection.close()
+
+    def renew(self) -> None:
+        """In a forked child, which must open the index for itself: let go of the parent's."""
+        connection, self._open = self._open, None
+        if connection is not None:
+            # Giving memory back page by page would first copy it.
+            let_go(connection, keep=self.path == MEMORY or connection.in_transaction)
 
     def __del__(self) -> None:
         """Close what was forgotten, so that no log is left beside the file."""

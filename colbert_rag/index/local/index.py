@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index.base import Index
+from colbert_rag.index.base import Index, Result
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
@@ -189,10 +188,12 @@ class LocalIndex(Index):
             IndexBusyError: another process or thread is writing.
             IndexStorageError: there is too little space; the index is as it was.
         """
-        with self._writing():
-            self._database.compact()
-            if self._shared is not None:
-                self._shared.remove()
+        self._writing(self._compact)
+
+    def _compact(self) -> None:
+        self._database.compact()
+        if self._shared is not None:
+            self._shared.remove()
 
     def publish(self, path: str | os.PathLike[str]) -> None:
         """Put all that this index holds in place of all that the index at `path` holds, at once.
@@ -214,9 +215,12 @@ class LocalIndex(Index):
         _, timeout, _ = self._reopening
         # What is there may be by another model; only where nothing is does ours make the file.
         like = None if place.file and Path(place.path).stat().st_size else self.info
-        with LocalIndex(place.path, like=like, busy_timeout=timeout) as other, other._writing():
-            self._database.read(other._database.write, self._replace, other)
-            other._database.fold()
+        with LocalIndex(place.path, like=like, busy_timeout=timeout) as other:
+            other._writing(lambda: self._publish(other))
+
+    def _publish(self, other: LocalIndex) -> None:
+        self._database.read(other._database.write, self._replace, other)
+        other._database.fold()
 
     def _replace(self, other: LocalIndex) -> None:
         rows = Rows(other._database, self.info.dim)
@@ -299,8 +303,8 @@ class LocalIndex(Index):
         places = {position: place for place, position in enumerate(rising)}
         return vectors[[places[position] for position in positions]]
 
-    def _writing(self) -> contextlib.AbstractContextManager[object]:
-        return self._database.claimed()
+    def _writing(self, work: Callable[[], Result]) -> Result:
+        return self._database.claimed(work)
 
     def _positions(self, ids: Sequence[str]) -> list[int]:
         positions = self._rows.positions_of(ids)

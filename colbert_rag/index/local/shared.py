@@ -94,7 +94,29 @@ class SharedVectors:
     def size(self) -> int | None:
         """Its bytes; None if it is not there."""
         stamp = self.stamp()
-        return None if stamp is None else stamp[2]
+        return None if stamp is None or self._is_in_the_way() else stamp[2]
+
+    def _is_in_the_way(self) -> bool:
+        """Whether something else has the name; an empty file is nobody's loss."""
+        if self.stamp() is None:
+            return os.path.lexists(self.path) and not self.path.is_symlink()
+        try:
+            with self.path.open("rb") as file:
+                return file.read(len(_MAGIC)) not in (_MAGIC, b"")
+        except OSError:  # not ours to read, or just removed
+            return self.path.exists()
+
+    def _leaves(self) -> bool:
+        """Say what is in the way, and that it was left."""
+        if not self._is_in_the_way():
+            return False
+        logger.warning(
+            "%s is in the way: the copy of vectors that processes share has that name, and this is "
+            "something else. It was left untouched, and each process holds the vectors itself. "
+            "Move or delete it, and open the index again",
+            self.path,
+        )
+        return True
 
     def open(self) -> Copy | None:
         """Map the file; None if there is none, or none that was made whole for this model."""
@@ -145,8 +167,10 @@ class SharedVectors:
 
         Returns:
             True when it is there. False when another process is making it now. None when it cannot
-            be made: the folder is read-only, there is too little space.
+            be made: the folder is read-only, there is too little space, something has its name.
         """
+        if self._leaves():
+            return None
         tables = torch.stack([positions, lengths, checksums]).numpy()
         rows = int(lengths.sum())
         size = _vectors_begin(len(positions)) + rows * self._row_bytes
@@ -201,6 +225,8 @@ class SharedVectors:
 
     def remove(self) -> None:
         """Give its space back; those who have it mapped let go at their next search."""
+        if self._leaves():
+            return
         with contextlib.suppress(OSError):  # Windows keeps what is mapped
             self.path.unlink(missing_ok=True)
 
