@@ -69,9 +69,8 @@ def _of_others() -> list[Any]:
 def _hold_all() -> None:
     """Before a fork: wait until no other thread is inside."""
     global _waiting
-    _waiting = True
     deadline = time.monotonic() + _LONGEST
-    _door.acquire(timeout=_LONGEST)
+    _waiting = _door.acquire(timeout=_LONGEST) or _waiting
     for lock in _of_others():
         lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
@@ -80,10 +79,11 @@ def _leave_all() -> None:
     """After it, in the parent."""
     global _waiting
     for lock in (*_of_others(), _door):
+        if lock is _door and lock._is_owned():  # or it is another fork that waits now
+            _waiting = False
         with contextlib.suppress(RuntimeError):  # it was let go as often as it was taken
             while True:
                 lock.release()
-    _waiting = False
 
 
 def _renew_all() -> None:
