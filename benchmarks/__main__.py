@@ -24,7 +24,7 @@ CPU_JOBS = (
     "growth",
     "index",
 )
-OTHER_JOBS = ("quality", "gpu", "soak")
+OTHER_JOBS = ("many", "quality", "gpu", "soak")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
 
@@ -43,7 +43,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="toy sizes: shows that all runs, nothing to quote"
     )
-    parser.add_argument("--queries", type=int, help="quality: of each collection; default all")
+    parser.add_argument(
+        "--queries", type=int, help="many, quality: of each collection; default all"
+    )
     parser.add_argument("--collections", default="", help="quality: comma-separated; default all")
     parser.add_argument(
         "--dtype",

@@ -148,20 +148,24 @@ class DocumentCache:
                 if self._claims.get(text) is claim:
                     del self._claims[text]
 
-    def put(self, vectors: Mapping[str, Tensor]) -> None:
+    def put(self, vectors: Mapping[str, Tensor], *, evict: bool = True) -> None:
         """Hold vectors; those larger than the whole cache are passed over.
 
         Args:
             vectors: `(rows, dim)` each. A view into a larger tensor is copied, since it would
                 keep all of that tensor alive.
+            evict: Whether other texts leave for these; else only what fits beside them is held.
         """
         for text, rows in vectors.items():
             size = _bytes(text, rows)
-            if size > self.limit:
+            if size > self.limit - (0 if evict else self._bytes):
                 continue
             if rows.untyped_storage().nbytes() > rows.numel() * rows.element_size():
                 rows = rows.clone()
             with self._lock:
+                # Asked again: other calls have been filling it.
+                if not evict and (text in self._vectors or self._bytes + size > self.limit):
+                    continue
                 self._drop(text)
                 self._left_bytes -= self._left.pop(hash(text), 0)
                 self._vectors[text] = rows

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
 import uuid
 import weakref
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Never, Unpack
 
-import torch
-
-from colbert_rag.cache import CacheInfo
-from colbert_rag.checkpoint import Checkpoint, open_checkpoint
-from colbert_rag.device import TORCH_DTYPES, resolved
+from colbert_rag.device import resolved
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.explanation import Explanation
-from colbert_rag.forks import renewed_after_fork
-from colbert_rag.inputs import TextLike, check_query, read_text, read_texts
+from colbert_rag.inputs import TextLike, check_query, read_lists, read_text, read_texts
+from colbert_rag.instance import Instance
+from colbert_rag.many import rank_in_turn
 from colbert_rag.ranking import Ranking
 from colbert_rag.registry import Registry
-from colbert_rag.scoring import KnownVectors, Scorer
+from colbert_rag.scoring import KnownVectors
 from colbert_rag.settings import ModelOptions, Settings, refuse_unknown, whole_number
-from colbert_rag.text_encoder import TruncationInfo
-from colbert_rag.tokenizer import TextTokenizer
 
 
-class ColBERT:
+class ColBERT(Instance):
     """A late-interaction model: one vector per token, scored by MaxSim.
 
     One instance may be used from any number of threads. Copying or unpickling it in the same
@@ -44,20 +37,9 @@ class ColBERT:
             TypeError: the settings are something else, such as the name of a checkpoint.
             ValueError: the device is not there.
         """
-        if not isinstance(settings, Settings):
-            raise TypeError(
-                f"settings is {settings!r}, expected Settings. To open a checkpoint: "
-                "ColBERT.from_pretrained(...)"
-            )
-        self.settings = resolved(settings)
-        # Pickles carry what was asked for: a "cuda:0" that None became here may not exist there.
-        self._asked = replace(settings, token=None)
-        self._lock = threading.RLock()
-        self._checkpoint: Checkpoint | None = None
-        self._scorer: Scorer | None = None
+        super().__init__(settings)
         self._identity = uuid.uuid4().hex
         _LIVE[self._identity] = self
-        renewed_after_fork(self)
 
     @classmethod
     def from_pretrained(
@@ -80,56 +62,6 @@ class ColBERT:
         colbert = cls(Settings.normalised(checkpoint, **options))
         colbert.load()
         return colbert
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """What the files say that the weights were loaded from, or else the files as they are."""
-        with self._lock:
-            known = self._checkpoint
-            if known is None or not (self.loaded or known.files.unchanged):
-                known = self._checkpoint = open_checkpoint(self.settings)
-            return known
-
-    @property
-    def tokenizer(self) -> TextTokenizer:
-        """Text to ids and masks, by the checkpoint's recipe; loads the model if need be."""
-        return self._loaded().text_encoder.tokenizer
-
-    @property
-    def dim(self) -> int:
-        """Width of a token vector."""
-        return self.checkpoint.dim
-
-    @property
-    def device(self) -> str:
-        """Where the model runs."""
-        return str(self.settings.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Float type of weights and vectors."""
-        return TORCH_DTYPES[self.settings.dtype]
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies loaded weights, else the files, and the recipe: equal ones may be mixed."""
-        scorer = self._scorer
-        return self.checkpoint.fingerprint() if scorer is None else scorer.text_encoder.fingerprint
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the weights are in memory."""
-        return self._scorer is not None
-
-    def load(self) -> None:
-        """Load the weights now instead of at the first call."""
-        self._loaded()
-
-    def unload(self) -> None:
-        """Give the memory of weights and cached vectors back; the next call loads again."""
-        with self._lock:
-            self._scorer = None
-        torch.cuda.empty_cache()  # nothing where no device was used
 
     def encode_queries(
         self, texts: Sequence[str], *, show_progress: bool = False
@@ -238,6 +170,72 @@ class ColBERT:
         tokenizer = scorer.text_encoder.tokenizer
         return scored.ranking(items, top_k=top_k, tokenizer=tokenizer, explain=self.explain)
 
+    def rank_many(
+        self,
+        queries: Sequence[str],
+        texts: Sequence[TextLike | Sequence[TextLike]],
+        *,
+        top_k: int | None = None,
+        known: KnownVectors | None = None,
+        ready: Callable[[int, Ranking], object] | None = None,
+        show_progress: bool = False,
+        **unknown: Never,
+    ) -> list[Ranking]:
+        """Rank for many queries as `rank` does for one, but encode each distinct text once.
+
+        That holds whatever is in the document cache. What is new enters it only where there is
+        room, so that the texts of other callers stay. Texts that the same queries need come
+        together, as many at a time as `many.WAVE_BYTES` says, and only their scores are kept.
+
+        Args:
+            queries: The queries; an empty list gives an empty list.
+            texts: One list of texts for all queries, each as in `rank`; or a list of such lists,
+                one for each query. In which of the two forms they are is told by whether the
+                items are lists.
+            top_k: Places of each ranking; None for all.
+            known: As in `rank`; asked once for each wave of texts.
+            ready: Told the place of a query and its ranking as soon as there is one, so that it can
+                be written down while others go on; roughly in the order of the queries.
+            show_progress: Draw a progress bar on standard error, over the distinct texts.
+            unknown: Refused, with the name that was probably meant.
+
+        Returns:
+            Rankings in the order of the queries. They hold no vectors, so that explaining a place
+            takes these from the document cache, or encodes the text again.
+
+        Raises:
+            InvalidQueryError: a query is blank or not a string.
+            ScoringError: not one text of a query received a score that is a number.
+            TypeError: neither a list of texts nor a list of lists, or a mixture of both.
+            ValueError: there are more or fewer lists than queries, or `top_k` is negative.
+        """
+        names = ("top_k", "known", "ready", "show_progress")
+        refuse_unknown("an argument of rank_many", unknown, known=names)
+        read, lists = read_lists(queries, texts)
+        if top_k is not None:
+            top_k = whole_number("top_k", top_k, least=0)
+        rankings = [Ranking([], query=query, texts=[], query_rows=0) for query in read]
+        told = ready or (lambda *_: None)
+        for place, (documents, _) in enumerate(lists):
+            if not documents:
+                told(place, rankings[place])
+        asked = [place for place, (documents, _) in enumerate(lists) if documents]
+        if not asked:
+            return rankings
+        in_turn = rank_in_turn(
+            self._loaded(),
+            [read[place] for place in asked],
+            [lists[place] for place in asked],
+            top_k=top_k,
+            known=known,
+            explain=self.explain,
+            show_progress=show_progress,
+        )
+        for number, ranking in in_turn:
+            rankings[asked[number]] = ranking
+            told(asked[number], ranking)
+        return rankings
+
     def explain(self, query: str, text: TextLike) -> Explanation:
         """Which token of a document each token of a query matched, and what that adds up to.
 
@@ -264,41 +262,9 @@ class ColBERT:
             raise ValueError("this model was opened with document_cache=None, so nothing is kept")
         self._loaded().cache_documents(documents, show_progress=show_progress)
 
-    def cache_info(self) -> CacheInfo:
-        """Hits, misses, evictions and size of the document cache."""
-        scorer = self._scorer
-        none = CacheInfo(limit=self.settings.document_cache or 0)
-        return none if scorer is None else scorer.cache.info()
-
-    def truncation_info(self) -> TruncationInfo:
-        """How many texts were encoded since the model was loaded, and how many of them were cut."""
-        scorer = self._scorer
-        return TruncationInfo() if scorer is None else scorer.text_encoder.truncation_info()
-
-    def _loaded(self) -> Scorer:
-        scorer = self._scorer
-        if scorer is not None:
-            return scorer
-        with self._lock:
-            if self._scorer is None:
-                self._scorer = Scorer.of(self.checkpoint, self.settings)
-            return self._scorer
-
-    def renew(self) -> None:
-        """Be usable in a forked child, where another thread may have been loading."""
-        self._lock = threading.RLock()
-
     def __reduce__(self) -> tuple[object, ...]:
         """Copy and pickle by description: never the weights, nor the access token."""
         return (_restored, (self._asked, self._identity))
-
-    def __repr__(self) -> str:
-        """Name, place and state."""
-        state = "loaded" if self.loaded else "not loaded"
-        return (
-            f"ColBERT({self.settings.checkpoint!r}, device={self.device!r}, "
-            f"dtype={self.settings.dtype!r}, {state})"
-        )
 
 
 _LIVE: weakref.WeakValueDictionary[str, ColBERT] = weakref.WeakValueDictionary()

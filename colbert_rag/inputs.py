@@ -5,7 +5,7 @@ from __future__ import annotations
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 from colbert_rag.errors import InvalidQueryError
 
@@ -29,10 +29,15 @@ def check_query(query: object) -> None:
     Raises:
         InvalidQueryError: the query is blank or not a string.
     """
+    _checked(query, "query")
+
+
+def _checked(query: object, name: str) -> str:
     if not isinstance(query, str):
-        raise InvalidQueryError(f"query is {type(query).__name__}, expected a string")
+        raise InvalidQueryError(f"{name} is {type(query).__name__}, expected a string")
     if not query.strip():
-        raise InvalidQueryError("query is empty or blank, expected some text to search for")
+        raise InvalidQueryError(f"{name} is empty or blank, expected some text to search for")
+    return query
 
 
 def has_words(text: str) -> bool:
@@ -49,17 +54,71 @@ def has_words(text: str) -> bool:
     )
 
 
-def read_texts(texts: object) -> list[str]:
+def read_texts(texts: object, name: str = "texts") -> list[str]:
     """The caller's texts as a list of our own, which stays as it is when the caller's changes.
 
     Raises:
-        TypeError: not a list, or something in it has no text.
+        TypeError: not a list, or something in it has no text; says so of the argument `name`.
     """
-    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Sequence):
+    if not _is_list(texts):
         raise TypeError(
-            f"texts is {type(texts).__name__}, expected a list of texts, such as list(texts)"
+            f"{name} is {type(texts).__name__}, expected a list of texts, such as list({name})"
         )
-    return [read_text(item, f"texts[{index}]") for index, item in enumerate(texts)]
+    return [read_text(item, f"{name}[{index}]") for index, item in enumerate(texts)]
+
+
+TextList: TypeAlias = tuple[list[str], Sequence[object]]
+"""Texts, and what the caller gave for each."""
+
+
+def read_lists(queries: object, texts: object) -> tuple[list[str], list[TextList]]:
+    """Queries, and the texts of each: one list for all of them, or a list of lists.
+
+    A list among the items makes it a list of lists, and then all of them must be lists: had the
+    number of items a say, three texts would mean something else beside three queries.
+
+    Raises:
+        InvalidQueryError: a query is blank or not a string.
+        TypeError: `queries` or `texts` is no list, or something in them is of another type.
+        ValueError: there are more or fewer lists than queries.
+    """
+    if not _is_list(queries):
+        raise TypeError(
+            f"queries is {type(queries).__name__}, expected a list of queries, such as [query]"
+        )
+    read = [_checked(query, f"queries[{index}]") for index, query in enumerate(queries)]
+    if not _is_list(texts):
+        raise TypeError(
+            f"texts is {type(texts).__name__}, expected a list of texts for all queries, or a list "
+            "of lists: one for each query, in the order of the queries"
+        )
+    given = list(texts)
+    lists = {index: item for index, item in enumerate(given) if _is_list(item)}
+    if not lists:
+        shared = read_texts(given), tuple(given)
+        return read, [shared] * len(read)
+    if len(lists) < len(given):
+        one, other = (
+            f"texts[{index}] is {type(given[index]).__name__}"
+            for index in (min(lists), min(set(range(len(given))) - set(lists)))
+        )
+        raise TypeError(
+            f"{one} and {other}, expected lists only, one for each query, or no list at all: "
+            "texts for all queries"
+        )
+    if len(lists) != len(read):
+        raise ValueError(
+            f"texts holds {len(lists)} lists for {len(read)} queries, expected one for each. "
+            "For one list of texts for all queries, give it without a list around it"
+        )
+    return read, [
+        (read_texts(item, f"texts[{index}]"), tuple(item)) for index, item in lists.items()
+    ]
+
+
+def _is_list(value: object) -> TypeGuard[Sequence[object]]:
+    """Whether something is a list of texts, and neither a text nor what holds one."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | Mapping | HasText)
 
 
 def read_text(item: object, name: str = "text") -> str:

@@ -33,6 +33,22 @@ class Ranker(Protocol):
 
 
 @runtime_checkable
+class ManyRanker(Ranker, Protocol):
+    """A reranker's model that ranks for many queries better than one after another."""
+
+    def rank_many(
+        self,
+        queries: Sequence[str],
+        texts: Sequence[Sequence[str]],
+        *,
+        top_k: int | None = None,
+        known: KnownVectors | None = None,
+        show_progress: bool = False,
+    ) -> list[Ranking]:
+        """Order each query's texts as `rank` does; a component asks it where it has several."""
+
+
+@runtime_checkable
 class Model(Ranker, Protocol):
     """What an index and its retriever need, and a reranker that takes vectors from an index."""
 

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from colbert_rag.batching import Progress
 from colbert_rag.cache import Claim, DocumentCache
 from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.device import trim_heap
@@ -91,7 +92,7 @@ class Scored:
         Raises:
             ScoringError: not one score is a number.
         """
-        self._check_scores()
+        check_scores(self.scores, self.vectors.dtype)
         ranking = Ranking.from_scores(
             self.scores,
             query=self.query,
@@ -116,18 +117,51 @@ class Scored:
 
         return ranking.explained_by(explain_place)
 
-    def _check_scores(self) -> None:
-        lost = sum(map(math.isnan, self.scores))
-        if lost == len(self.scores):
-            raise ScoringError(
-                f"none of the {lost} texts has a score that is a number: the model's weights, or "
-                f"its arithmetic in {str(self.vectors.dtype).removeprefix('torch.')}, give NaN. "
-                "Try dtype='float32'"
+
+def check_scores(scores: Sequence[float], dtype: torch.dtype) -> None:
+    """Warn of scores that are no numbers.
+
+    Raises:
+        ScoringError: none is one.
+    """
+    lost = sum(map(math.isnan, scores))
+    if lost == len(scores):
+        raise ScoringError(
+            f"none of the {lost} texts has a score that is a number: the model's weights, or "
+            f"its arithmetic in {str(dtype).removeprefix('torch.')}, give NaN. "
+            "Try dtype='float32'"
+        )
+    if lost:
+        logger.warning("%d of %d texts have no score and are ranked last", lost, len(scores))
+
+
+def best_windows(
+    pieces: Sequence[str], windows: Sequence[Sequence[Span]], scores: Sequence[float]
+) -> tuple[list[int], list[Span | None]]:
+    """The piece of each text that gives its score: the best one that has words.
+
+    Args:
+        pieces: The windows of all texts, in order.
+        windows: For each text, where its pieces lie in it.
+        scores: Of each piece.
+
+    Returns:
+        For each text, the number of its best piece, and where that lies: None if it is the text.
+    """
+    winners: list[int] = []
+    spans: list[Span | None] = []
+    start = 0
+    for own in windows:
+        numbers = range(start, start + len(own))
+        winner = start
+        if len(own) > 1:
+            winner = max(
+                numbers, key=lambda i: (not math.isnan(scores[i]), has_words(pieces[i]), scores[i])
             )
-        if lost:
-            logger.warning(
-                "%d of %d texts have no score and are ranked last", lost, len(self.scores)
-            )
+        winners.append(winner)
+        spans.append(own[winner - start] if len(own) > 1 else None)
+        start = numbers.stop
+    return winners, spans
 
 
 class Scorer:
@@ -169,20 +203,10 @@ class Scorer:
     ) -> Scored:
         """Score one query with at least one text; what is not `known` is encoded."""
         vectors = self.text_encoder.queries([query])[0]
-        pieces, windows = self._pieces(texts)
-        documents = self._documents(pieces, known=known, show_progress=show_progress)
+        pieces, windows = self.pieces(texts)
+        documents = self.documents(pieces, known=known, show_progress=show_progress)
         scores = maxsim(vectors, documents).tolist()
-        winners: list[int] = []
-        spans: list[Span | None] = []
-        start = 0
-        for own in windows:
-            numbers = range(start, start + len(own))
-            winner = max(
-                numbers, key=lambda i: (not math.isnan(scores[i]), has_words(pieces[i]), scores[i])
-            )
-            winners.append(winner)
-            spans.append(own[winner - start] if len(own) > 1 else None)
-            start = numbers.stop
+        winners, spans = best_windows(pieces, windows, scores)
         return Scored(
             query=query,
             texts=texts,
@@ -197,10 +221,10 @@ class Scorer:
         """Put the vectors of texts into the cache."""
         size = self.text_encoder.stretch
         for start in range(0, len(texts), size):
-            pieces, _ = self._pieces(texts[start : start + size])
-            self._documents(pieces, show_progress=show_progress)
+            pieces, _ = self.pieces(texts[start : start + size])
+            self.documents(pieces, show_progress=show_progress)
 
-    def _pieces(self, texts: Sequence[str]) -> tuple[list[str], list[list[Span]]]:
+    def pieces(self, texts: Sequence[str]) -> tuple[list[str], list[list[Span]]]:
         """What is encoded for some texts, and where each piece lies in its text."""
         if not self._windows:
             return list(texts), [[(0, len(text))] for text in texts]
@@ -212,10 +236,24 @@ class Scorer:
         ]
         return pieces, windows
 
-    def _documents(
-        self, texts: Sequence[str], *, known: KnownVectors | None = None, show_progress: bool
+    def documents(
+        self,
+        texts: Sequence[str],
+        *,
+        known: KnownVectors | None = None,
+        show_progress: bool = False,
+        progress: Progress | None = None,
+        evict: bool = True,
     ) -> TokenEmbeddings:
-        """Vectors of documents, each distinct text encoded at most once."""
+        """Vectors of documents, each distinct text encoded at most once.
+
+        Args:
+            texts: The documents, or windows of them.
+            known: Finds vectors of those that are not in the cache.
+            show_progress: Draw a progress bar of this call.
+            progress: Told how many have been encoded, instead.
+            evict: Whether other texts leave the cache for these.
+        """
         unique = list(dict.fromkeys(texts))
         vectors: dict[str, Tensor] = {}
         # More than once only where another call failed that was to encode some of them.
@@ -226,11 +264,13 @@ class Scorer:
                     self.cache.claim(claim, missing)
                     vectors |= claim.found
                     if known is not None:
-                        vectors |= self._recalled(claim.texts, known)
+                        vectors |= self._recalled(claim.texts, known, evict=evict)
                     unknown = [text for text in claim.texts if text not in vectors]
-                    fresh = self.text_encoder.documents(unknown, show_progress=show_progress)
+                    fresh = self.text_encoder.documents(
+                        unknown, show_progress=show_progress, progress=progress
+                    )
                     claim.made = dict(zip(unknown, fresh, strict=True))
-                    self.cache.put(claim.made)
+                    self.cache.put(claim.made, evict=evict)
                 finally:
                     self.cache.release(claim)
             if len(unknown) == len(texts):
@@ -263,7 +303,9 @@ class Scorer:
                 "the model that made the index, or without known"
             )
 
-    def _recalled(self, texts: Sequence[str], known: KnownVectors) -> dict[str, Tensor]:
+    def _recalled(
+        self, texts: Sequence[str], known: KnownVectors, *, evict: bool
+    ) -> dict[str, Tensor]:
         """Vectors from outside, as the model would give them, and into the cache where exact."""
         if not texts:
             return {}
@@ -283,9 +325,8 @@ class Scorer:
         # Copied, since the caller may go on to change his own.
         found = {text: rows.to(device, dtype, copy=True) for text, rows in stored.items()}
         # The cache also serves callers without this memory, who were promised `dtype`.
-        self.cache.put(
-            {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
-        )
+        exact = {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
+        self.cache.put(exact, evict=evict)
         return found
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
+from colbert_rag.batching import Progress
 from colbert_rag.checkpoint import Checkpoint
 from colbert_rag.checkpoint.border import border
 from colbert_rag.device import TORCH_DTYPES
@@ -62,6 +63,7 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.encoder = encoder
         self.stretch = STRETCH.get(encoder.device.type, 2048)
+        self._room = tokenizer.room("document")
         self._truncation = TruncationInfo()
         self._lock = threading.Lock()
         renewed_after_fork(self)
@@ -105,11 +107,27 @@ class TextEncoder:
         """Token vectors of queries, in order."""
         return self._encode(self.tokenizer.queries, texts, "query", show_progress=show_progress)
 
-    def documents(self, texts: Sequence[str], *, show_progress: bool = False) -> TokenEmbeddings:
-        """Token vectors of documents, in order."""
+    def documents(
+        self,
+        texts: Sequence[str],
+        *,
+        show_progress: bool = False,
+        progress: Progress | None = None,
+    ) -> TokenEmbeddings:
+        """Token vectors of documents, in order; `progress` is told of each batch, not a bar."""
         return self._encode(
-            self.tokenizer.documents, texts, "document", show_progress=show_progress
+            self.tokenizer.documents,
+            texts,
+            "document",
+            show_progress=show_progress,
+            progress=progress,
         )
+
+    def most_rows(self, text: str) -> int:
+        """Vectors of a document at most: a token stands for a byte of it, or was added to it."""
+        rules, room = self.tokenizer.rules("document"), self._room
+        # One more, since sentencepiece puts a space in front.
+        return min(rules.length, len(text.encode("utf-8", "replace")) + rules.length - room + 1)
 
     def _encode(
         self,
@@ -118,6 +136,7 @@ class TextEncoder:
         kind: Kind,
         *,
         show_progress: bool,
+        progress: Progress | None = None,
     ) -> TokenEmbeddings:
         """Encode stretch by stretch, tokenising the next one while this one is encoded."""
         size = self.stretch
@@ -125,10 +144,11 @@ class TextEncoder:
         noun = "queries" if kind == "query" else "documents"
         cut = 0
         with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress) as bar:
+            told = progress or bar.update
             if len(stretches) <= 1:
                 batch = tokenize(texts)
                 self._count(kind, len(texts), batch.truncated)
-                return self.encoder.encode(batch, progress=bar.update)
+                return self.encoder.encode(batch, progress=told)
             with ThreadPoolExecutor(1, thread_name_prefix="tokenize") as ahead:
                 parts = []
                 upcoming = ahead.submit(tokenize, stretches[0])
@@ -137,7 +157,7 @@ class TextEncoder:
                     if following is not None:
                         upcoming = ahead.submit(tokenize, following)
                     cut += batch.truncated
-                    parts.append(self.encoder.encode(batch, progress=bar.update))
+                    parts.append(self.encoder.encode(batch, progress=told))
         self._count(kind, len(texts), cut)
         return _join(parts)
 

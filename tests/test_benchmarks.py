@@ -23,6 +23,7 @@ from benchmarks import (
     gpu,
     growth,
     index,
+    many,
     maxsim,
     peers,
     quality,
@@ -414,6 +415,22 @@ def test_a_job_measures_us_and_our_peer_with_equal_scores(job, tiny: Path, monke
         ratios = {row["peer"]: row["ratio"] for row in table.rows if "llama" not in row["peer"]}
         assert len(ratios) >= 2
         assert all(ratio is not None for ratio in ratios.values())
+
+
+def test_many_queries_give_the_scores_of_one_by_one(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(corpora, "DATA", tmp_path)
+    (nothing,) = many.run(TOY)
+    assert nothing.notes == [f"not found under {tmp_path}"]
+
+    table = many.measure(["red planet", "rings"], [["mars is red", "venus"], ["venus"]], of=2)
+
+    assert {row["peer"]: row["texts encoded"] for row in table.rows} == {
+        many.ONCE: 2,
+        many.MANY: 2,
+        many.LOOP: 2,
+    }
+    assert table.notes[0].endswith("within 1e-05.")
+    assert "NOT" not in table.notes[0]
 
 
 def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):

@@ -339,7 +339,7 @@ def test_a_pickle_asks_for_what_was_asked_for(checkpoint: Callable[[str], Path])
 
 def with_broken_rows(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
     """As if the arithmetic of some documents had overflowed."""
-    encode = scoring.Scorer._documents
+    encode = scoring.Scorer.documents
 
     def spoiled(self: scoring.Scorer, texts: list[str], **options: bool) -> TokenEmbeddings:
         embeddings = encode(self, texts, **options)
@@ -347,7 +347,7 @@ def with_broken_rows(monkeypatch: pytest.MonkeyPatch, *broken: int) -> None:
             embeddings[index].fill_(math.nan)
         return embeddings
 
-    monkeypatch.setattr(scoring.Scorer, "_documents", spoiled)
+    monkeypatch.setattr(scoring.Scorer, "documents", spoiled)
 
 
 def test_a_text_without_a_score_comes_last_with_one_warning(

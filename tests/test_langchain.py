@@ -29,6 +29,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from colbert_rag import ColBERT, InvalidQueryError, clear_cache
+from colbert_rag.errors import ScoringError
 from colbert_rag.langchain import ColBERTRerank
 from tests.helpers.rerankers import LengthRanker, RerankerSuite
 
@@ -251,6 +252,85 @@ async def test_as_runnable_runs_in_batches(
     batches = await rerank.as_runnable().abatch([(documents, "q"), (documents[:1], "q")])
 
     assert [contents(results) for results in batches] == [["dddd", "ccc"], ["bb"]]
+
+
+@pytest.mark.parametrize("explain", [False, True])
+async def test_a_batch_asks_a_model_once_and_answers_as_one_by_one(
+    explain: bool, tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    rank = ColBERT.rank_many
+
+    def watched(self: ColBERT, queries: list[str], *rest: Any, **options: Any) -> Any:
+        asked.append(len(queries))
+        return rank(self, queries, *rest, **options)
+
+    monkeypatch.setattr(ColBERT, "rank_many", watched)
+    step = ColBERTRerank(colbert=tiny_colbert, top_n=2, explain=explain).as_runnable()
+    texts = [Document(text) for text in ("mars is red", "", "saturn has rings", "venus")]
+    given: list[Any] = [(texts, "red"), (texts[:2], "rings"), (texts[1:2], "ice"), ([], "wind")]
+    alone = [step.invoke(one) for one in given]
+
+    for together in (step.batch(given), await step.abatch(given)):
+        assert [[document.page_content for document in found] for found in together] == [
+            [document.page_content for document in found] for found in alone
+        ]
+        assert [
+            document.metadata["relevance_score"] for found in together for document in found
+        ] == pytest.approx(
+            [document.metadata["relevance_score"] for found in alone for document in found],
+            abs=1e-5,
+        )
+    assert asked == ([] if explain else [2, 2])  # two of them have words to rank
+    assert all("colbert_explanation" in found.metadata for found in alone[0]) is explain
+
+
+def test_a_batch_needs_no_model_that_ranks_many(documents: list[Document]) -> None:
+    ranker = LengthRanker()
+    step = ColBERTRerank(colbert=ranker, top_n=1).as_runnable()
+
+    found = step.batch([(documents, "q"), (documents[:1], "q")])
+
+    assert [contents(results) for results in found] == [["dddd"], ["bb"]]
+    assert len(ranker.asked) == 2
+
+
+def test_an_error_of_one_input_is_not_that_of_the_batch(documents: list[Document]) -> None:
+    step = ColBERTRerank(colbert=LengthRanker({"a": float("nan")}), top_n=1).as_runnable()
+    given: Any = [(documents, "q"), (documents, " "), "no input", ([Document("a")], "q")]
+
+    with collect_runs() as runs:
+        first, blank, wrong, lost = step.batch(given, return_exceptions=True)
+
+    assert contents(first) == ["dddd"]
+    assert [type(error) for error in (blank, wrong, lost)] == [
+        InvalidQueryError,
+        TypeError,
+        ScoringError,
+    ]
+    assert [run.error is None for run in runs.traced_runs] == [True, False, False, False]
+    with pytest.raises(InvalidQueryError, match="blank"):
+        step.batch(given)
+
+
+def test_a_chain_hands_its_batch_on(
+    base: BaseRetriever, tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    rank = ColBERT.rank_many
+
+    def watched(self: ColBERT, queries: list[str], *rest: Any, **options: Any) -> Any:
+        asked.append(len(queries))
+        return rank(self, queries, *rest, **options)
+
+    monkeypatch.setattr(ColBERT, "rank_many", watched)
+    step = ColBERTRerank(colbert=tiny_colbert, top_n=2).as_runnable()
+    chain = {"documents": base, "query": RunnablePassthrough()} | step | RunnableLambda(contents)
+
+    found = chain.batch(["red", "rings", "ice"])
+
+    assert [len(results) for results in found] == [2, 2, 2]
+    assert asked == [3]
 
 
 @pytest.mark.parametrize(

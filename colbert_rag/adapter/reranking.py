@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from colbert_rag.adapter.index import SharedIndex
-from colbert_rag.errors import ScoringError
+from colbert_rag.errors import ColBERTRagError, ScoringError
 from colbert_rag.inputs import has_words
+from colbert_rag.model import ManyRanker, Ranker
 from colbert_rag.ranking import Ranked, Ranking
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,21 @@ class Reranked:
     index: int
     score: float
     explanation: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One query and its texts.
+
+    Attributes:
+        query: The query.
+        kept: Positions in the input of the texts that are answered with.
+        scored: Those of them that have words, by position.
+    """
+
+    query: str
+    kept: Sequence[int]
+    scored: Mapping[int, str]
 
 
 class Reranking(SharedIndex):
@@ -70,21 +86,52 @@ class Reranking(SharedIndex):
             ScoringError: not one text received a finite score.
             TypeError: a text is not a string.
         """
+        return self._rerank_one(self._asked(query, texts, ids))
+
+    def _rerank_one(self, asked: Asked) -> list[Reranked]:
+        (ranking,) = self._rankings([asked]) if asked.scored else (None,)
+        return self._answer(asked, ranking)
+
+    def _rerank_many(self, several: Sequence[Asked]) -> list[list[Reranked] | Exception]:
+        """What `_rerank` gives for each, or the error it raises, which the others do not share."""
+        scored = [asked for asked in several if asked.scored]
+        try:
+            rankings = iter(self._rankings(scored) if scored else [])
+            return [
+                _tried(self._answer, asked, next(rankings) if asked.scored else None)
+                for asked in several
+            ]
+        except ScoringError:  # of one of them, and the model does not say which
+            return [_tried(self._rerank_one, asked) for asked in several]
+
+    def _asked(self, query: str, texts: Sequence[str | None], ids: Sequence[str | None]) -> Asked:
+        """What there is to rank.
+
+        Raises:
+            TypeError: a text is not a string.
+        """
         for index, text in enumerate(texts):
             if text is not None and not isinstance(text, str):
                 raise TypeError(f"the text of {index} is {type(text).__name__}, expected a string")
-        if not texts:
-            return []
         kept = _first_of_each(texts, ids) if self.dedupe else range(len(texts))
         scored = {index: text for index in kept if (text := texts[index]) and has_words(text)}
-        ranking = self._ranking(query, list(scored.values())) if scored else None
-        places = {} if ranking is None else _finite_places(ranking, list(scored))
-        lowest = self._lowest(query, ranking)
+        return Asked(query, kept, scored)
+
+    def _answer(self, asked: Asked, ranking: Ranking | None) -> list[Reranked]:
+        """The results of one query, from the ranking of those of its texts that have words.
+
+        Raises:
+            ScoringError: not one text received a finite score.
+        """
+        if not asked.kept:
+            return []
+        places = {} if ranking is None else _finite_places(ranking, list(asked.scored))
+        lowest = self._lowest(asked.query, ranking)
         scores = {
             index: float(place.mean if self.score == "mean" else place.score)
             for index, place in places.items()
         }
-        scores |= {index: lowest for index in kept if index not in places}
+        scores |= {index: lowest for index in asked.kept if index not in places}
         results = [Reranked(index, score) for index, score in scores.items()]
         if self.score_threshold is not None:
             results = [result for result in results if result.score >= self.score_threshold]
@@ -98,7 +145,7 @@ class Reranking(SharedIndex):
             for result in results
         ]
 
-    def _ranking(self, query: str, texts: Sequence[str]) -> Ranking:
+    def _rankings(self, several: Sequence[Asked]) -> list[Ranking]:
         """Let the model rank, with what the index knows of the texts.
 
         Raises:
@@ -106,7 +153,7 @@ class Reranking(SharedIndex):
             ValueError: the index holds pooled vectors, which no text that is encoded now has.
         """
         if self.index is None:
-            return self.ranker.rank(query, texts, show_progress=self.show_progress)
+            return self._ranked(self.ranker, several, {})
         model = self._model
         index = self._open_index(model)
         if index.info.token_pooling is not None:
@@ -114,11 +161,22 @@ class Reranking(SharedIndex):
                 f"the index was made with token_pooling={index.info.token_pooling}, so its scores "
                 "and those of other texts cannot be compared: use an index without it"
             )
-        ranking = model.rank(
-            query, texts, known=index.embeddings_for, show_progress=self.show_progress
-        )
+        rankings = self._ranked(model, several, {"known": index.embeddings_for})
         index.info.check_model(model)  # it may have been loaded anew, from other files
-        return ranking
+        return rankings
+
+    def _ranked(
+        self, ranker: Ranker, several: Sequence[Asked], options: Mapping[str, Any]
+    ) -> list[Ranking]:
+        """All at once where the model can, but one by one to explain: those keep the vectors."""
+        queries = [asked.query for asked in several]
+        lists = [list(asked.scored.values()) for asked in several]
+        chosen = {**options, "show_progress": self.show_progress}
+        if len(several) > 1 and isinstance(ranker, ManyRanker) and not self.explain:
+            return ranker.rank_many(queries, lists, **chosen)
+        return [
+            ranker.rank(query, texts, **chosen) for query, texts in zip(queries, lists, strict=True)
+        ]
 
     def _lowest(self, query: str, ranking: Ranking | None) -> float:
         """The lowest score of the scale."""
@@ -127,6 +185,13 @@ class Reranking(SharedIndex):
         if ranking is None:  # no text to rank, but only the model knows how many rows a query has
             ranking = self.ranker.rank(query, [""])
         return -float(ranking.query_rows)
+
+
+def _tried(answer: Callable[..., list[Reranked]], *arguments: object) -> list[Reranked] | Exception:
+    try:
+        return answer(*arguments)
+    except ColBERTRagError as error:
+        return error
 
 
 def _finite_places(ranking: Ranking, indices: Sequence[int]) -> dict[int, Ranked]:

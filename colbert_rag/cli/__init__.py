@@ -10,12 +10,12 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from colbert_rag import __version__
-from colbert_rag.cli import demo, explain, index, info, inspect, rerank, search
+from colbert_rag.cli import demo, explain, index, info, inspect, rerank, rerank_many, search
 from colbert_rag.cli.options import UsageError
 from colbert_rag.cli.output import note, plain_logs
 from colbert_rag.cli.spelling import in_options
@@ -46,15 +46,33 @@ class Command:
         name: What is typed.
         summary: What it does, in one line.
         module: What declares its arguments and runs it.
+        instead: What does so where an option is given that changes the other arguments.
     """
 
     name: str
     summary: str
     module: Module
+    instead: Mapping[str, Module] = field(default_factory=dict)
+
+    def chosen(self, words: Sequence[str]) -> Module:
+        """What runs for these words, which follow the command's name."""
+        options = {word.partition("=")[0] for word in words[: _end_of_options(words)]}
+        return next(
+            (module for option, module in self.instead.items() if option in options), self.module
+        )
+
+
+def _end_of_options(words: Sequence[str]) -> int:
+    return words.index("--") if "--" in words else len(words)
 
 
 COMMANDS = (
-    Command("rerank", "order the documents in files by how well they answer a query", rerank),
+    Command(
+        "rerank",
+        "order the documents in files by how well they answer a query",
+        rerank,
+        {"--queries": rerank_many},
+    ),
     Command("explain", "say which words made the score of a document", explain),
     Command("index", "encode documents once, into a file or a Qdrant server", index),
     Command("search", "find the documents of an index that answer a query best", search),
@@ -126,9 +144,10 @@ def _run(words: Sequence[str]) -> int:
         near = meant(name, names)
         hint = f"; did you mean {near}?" if near else f", expected one of {', '.join(names)}"
         overview.error(f"{name!r} is no command{hint}")
-    parser = _parser(command)
+    module = command.chosen(words[1:])
+    parser = _parser(command, module)
     try:
-        return command.module.run(_parsed(parser, words[1:]))
+        return module.run(_parsed(parser, words[1:]))
     except UsageError as error:
         parser.error(str(error))
 
@@ -163,13 +182,13 @@ def _overview() -> argparse.ArgumentParser:
     return parser
 
 
-def _parser(command: Command) -> argparse.ArgumentParser:
+def _parser(command: Command, module: Module | None = None) -> argparse.ArgumentParser:
     parser = Parser(
         prog=f"{PROGRAM} {command.name}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.module.add_arguments(parser)
+    (module or command.module).add_arguments(parser)
     return parser
 
 

@@ -81,14 +81,18 @@ class _Notes(logging.Handler):
 
 
 def say_json(value: Mapping[str, object]) -> None:
-    """Write a result as one line of JSON, in which a number that is not finite becomes null.
+    """Write a result as one line of JSON."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+    sys.stdout.write(f"{json_line(value, ascii_only=encoding != 'utf8')}\n")
+
+
+def json_line(value: Mapping[str, object], *, ascii_only: bool = False) -> str:
+    """A line of JSON, without its end, in which a number that is not finite becomes null.
 
     Only what the output cannot show, or a terminal would obey, is escaped.
     """
-    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    line = json.dumps(_finite(value), ensure_ascii=encoding != "utf8", allow_nan=False)
-    line = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
-    sys.stdout.write(f"{line}\n")
+    line = json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False)
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def _finite(value: object) -> object:

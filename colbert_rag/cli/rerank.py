@@ -44,7 +44,10 @@ of a document.
 A FILE is one of these, told by its suffix, else by its first line:
 {FORMS}
 A folder is read with its sub-folders. Without FILE, or for -, standard input
-is read. A title is ranked in front of its text."""
+is read. A title is ranked in front of its text.
+
+For many queries at once: colbert-rag rerank --queries FILE, which has options
+of its own (colbert-rag rerank --help --queries)."""
 
 EPILOG = """\
 examples:

@@ -3,6 +3,7 @@
 # Annotations are not postponed here: LangChain makes the schema of a step from those of its
 # function, and would look up their names in its own module.
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,10 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
-from langchain_core.runnables import Runnable, RunnableLambda
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda
 from pydantic import Field, PrivateAttr
 
-from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Asked, Reranked, Reranking
 from colbert_rag.inputs import check_query
 from colbert_rag.langchain.documents import Watch, text_to_rank
 
@@ -81,9 +82,10 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
         """This reranker as a step of a chain.
 
         Its input is a mapping with `documents` and one of `query`, `question`, `input`, or a pair
-        `(documents, query)`.
+        `(documents, query)`. Its `batch` and `abatch` rank for all inputs at once, each distinct
+        text encoded once, unless `explain` is set.
         """
-        return RunnableLambda(self._run, name=type(self).__name__)
+        return _Step(self)
 
     def as_retriever(self, base: RetrieverLike) -> BaseRetriever:
         """A retriever that asks `base` and reranks what it finds.
@@ -94,20 +96,77 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
         return ColBERTRerankRetriever(base=base, reranker=self, **_reranking_fields(self))
 
     def _run(self, given: RerankInput) -> list[Document]:
+        documents, asked = self._read(given)
+        return self._best(documents, self._rerank_one(asked))
+
+    def _run_many(self, several: Sequence[RerankInput]) -> list[list[Document] | Exception]:
+        """The answer to each input, or its error."""
+        answers: list[list[Document] | Exception] = []
+        read: dict[int, tuple[list[Document], Asked]] = {}
+        for place, given in enumerate(several):
+            try:
+                read[place] = self._read(given)
+                answers.append([])
+            except (TypeError, ValueError) as error:
+                answers.append(error)
+        results = self._rerank_many([asked for _, asked in read.values()])
+        for (place, (documents, _)), found in zip(read.items(), results, strict=True):
+            answers[place] = found if isinstance(found, Exception) else self._best(documents, found)
+        return answers
+
+    def _best(self, documents: Sequence[Document], found: Sequence[Reranked]) -> list[Document]:
+        return [self._returned(documents[result.index], result) for result in found]
+
+    def _read(self, given: RerankInput) -> tuple[list[Document], Asked]:
+        """The documents of an input, and what there is to rank."""
         documents, query = _read(given)
         watched = self._watch.over(documents, self.rank_fields)
-        results = self._rerank(
-            query,
-            [text_to_rank(document, self.rank_fields) for document in watched],
-            [document.id for document in documents],
-        )
-        return [self._returned(documents[result.index], result) for result in results]
+        texts = [text_to_rank(document, self.rank_fields) for document in watched]
+        return documents, self._asked(query, texts, [document.id for document in documents])
 
     def _returned(self, document: Document, result: Reranked) -> Document:
         added: dict[str, Any] = {self.score_key: result.score}
         if self.explain:
             added[EXPLANATION_KEY] = result.explanation
         return document.model_copy(update={"metadata": {**document.metadata, **added}})
+
+
+class _Step(RunnableLambda[RerankInput, list[Document]]):
+    """A reranker in a chain, which a batch of inputs asks once."""
+
+    def __init__(self, reranker: ColBERTRerank) -> None:
+        super().__init__(reranker._run, name=type(reranker).__name__)
+        self._run_many = reranker._run_many
+
+    def batch(
+        self,
+        inputs: list[RerankInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """All inputs at once, as a run each."""
+        return self._batch_with_config(
+            self._run_many, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
+
+    async def abatch(
+        self,
+        inputs: list[RerankInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """Like `batch`, in a worker thread."""
+
+        async def run(several: list[RerankInput]) -> list[Exception | list[Document]]:
+            return await asyncio.to_thread(self._run_many, several)
+
+        return await self._abatch_with_config(
+            run, inputs, config, return_exceptions=return_exceptions, **kwargs
+        )
 
 
 class ColBERTRerankRetriever(Reranking, BaseRetriever):

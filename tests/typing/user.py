@@ -68,6 +68,10 @@ def ranked(colbert: ColBERT) -> list[float]:
         assert_type(place.to_dict(), dict[str, object])
         place.score = 0.0  # type: ignore[misc]
         _ = place.postion  # type: ignore[attr-defined]
+    assert_type(colbert.rank_many(["a query"], ["a text", {"text": "another"}]), list[Ranking])
+    assert_type(colbert.rank_many(["a query"], [["a text"], (ranking[0],)]), list[Ranking])
+    colbert.rank_many("a query", [1])  # type: ignore[list-item]
+    colbert.rank_many(["a query"], ["a text"], top_n=3)  # type: ignore[arg-type]
     colbert.rank("a query", ["a text"], top_k=3)
     colbert.rank("a query", ["a text"], top_n=3)  # type: ignore[arg-type]
     colbert.rank(["a query"], ["a text"])  # type: ignore[arg-type]

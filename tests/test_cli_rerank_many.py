@@ -1,0 +1,428 @@
+"""`colbert-rag rerank --queries`: what is written, how it goes on, what wrong files are told."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytrec_eval
+
+from colbert_rag import ColBERT, many
+from colbert_rag.cli import COMMANDS, _parsed, _parser, main, rerank_many
+from colbert_rag.cli.reading import ReadingError, read_queries, read_run
+
+QUERIES = {"q1": "which planet is red", "q2": "rings of ice", "q3": "a moon of rock"}
+DOCUMENTS = {
+    "mars": "Mars is the red planet.",
+    "saturn": "Saturn has rings of ice.",
+    "moon": "The moon is made of rock.",
+    "none": "...",
+}
+FOUND = {"q1": ["saturn", "mars", "none"], "q2": ["mars", "saturn"], "q3": ["moon"]}
+RERANK = next(command for command in COMMANDS if command.name == "rerank")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A collection in BEIR's layout with a run over it; commands run in it."""
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in QUERIES.items()]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines) + "\n")
+    lines = [
+        json.dumps({"_id": name, "title": "", "text": text}) for name, text in DOCUMENTS.items()
+    ]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "q.tsv").write_text("".join(f"{id}\t{text}\n" for id, text in QUERIES.items()))
+    run = [
+        f"{query} Q0 {name} {rank} {9 - rank} bm25\n"
+        for query, names in FOUND.items()
+        for rank, name in enumerate(names, start=1)
+    ]
+    (tmp_path / "bm25.trec").write_text("".join(run))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def rerank(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command on the tiny model: status, standard output, standard error."""
+
+    def run(*arguments: object, queries: str = ".") -> tuple[int, str, str]:
+        exact = ["--model", str(tiny_checkpoint), "--device", "cpu", "--dtype", "float32"]
+        status = main(["rerank", "--queries", queries, *map(str, arguments), *exact])
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def read_trec(path: Path) -> dict[str, dict[str, float]]:
+    """A run as trec_eval's own reader takes it."""
+    with path.open() as file:
+        return pytrec_eval.parse_run(file)
+
+
+def expected(model: ColBERT, lists: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """By a loop of `rank`."""
+    found = {}
+    for query, names in lists.items():
+        ranking = model.rank(QUERIES[query], [DOCUMENTS[name] for name in names])
+        means = {names[place.index]: place.mean for place in ranking}
+        found[query] = means | ({"none": -1.0} if "none" in means else {})
+    return found
+
+
+def same(found: dict[str, dict[str, float]], other: dict[str, dict[str, float]]) -> bool:
+    return found.keys() == other.keys() and all(
+        found[query] == pytest.approx(other[query], abs=1e-6) for query in found
+    )
+
+
+def test_a_run_is_reranked_into_a_run(rerank: Run, folder: Path, tiny_colbert: ColBERT) -> None:
+    status, out, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+
+    assert (status, err) == (0, "")
+    assert out.startswith("3 queries and 4 documents by ")
+    found = read_trec(folder / "out.trec")
+    assert same(found, expected(tiny_colbert, FOUND))
+    for line in (folder / "out.trec").read_text().splitlines():
+        query, _, name, rank, score, tag = line.split()
+        better = [other for other in found[query].values() if other > float(score)]
+        assert int(rank) == len(better) + 1
+        assert re.fullmatch(r"stanford-bert-[0-9a-f]{12}", tag)
+        assert name in FOUND[query]
+
+
+def test_without_a_run_all_documents_are_ranked_for_each_query(
+    rerank: Run, folder: Path, tiny_colbert: ColBERT
+) -> None:
+    assert rerank("--to", "out.trec")[0] == 0
+
+    lists = {query: list(DOCUMENTS) for query in QUERIES}
+    assert same(read_trec(folder / "out.trec"), expected(tiny_colbert, lists))
+
+
+def test_json_lines_hold_a_query_each(rerank: Run, folder: Path, tiny_colbert: ColBERT) -> None:
+    rerank("--run", "bm25.trec", "--to", "out.jsonl", "--top-k", "2", "--score", "sum")
+
+    records = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert {record["query_id"]: record["query"] for record in records} == QUERIES
+    for record in records:
+        names = FOUND[record["query_id"]]
+        ranking = tiny_colbert.rank(record["query"], [DOCUMENTS[name] for name in names], top_k=2)
+        assert [place["id"] for place in record["ranked"]] == [
+            names[place.index] for place in ranking
+        ]
+        assert [place["score"] for place in record["ranked"]] == pytest.approx(
+            [place.score for place in ranking], abs=1e-5
+        )
+        assert [place["rank"] for place in record["ranked"]] == [place.rank for place in ranking]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.tsv", None),
+        ("queries.jsonl", None),
+        ("named.tsv", "query-id\ttext\nq1\twhich planet is red\nq2\trings of ice\n"),
+        ("other.jsonl", '\n{"qid": "q1", "query": "which planet is red"}\n'),
+    ],
+)
+def test_queries_are_read_in_any_of_these_forms(
+    folder: Path, name: str, content: str | None
+) -> None:
+    if content is not None:
+        (folder / name).write_text(content)
+
+    found = read_queries(name)
+
+    assert found.items() <= QUERIES.items()
+    assert "q1" in found
+    assert list(found) == sorted(found)
+
+
+def test_depth_takes_the_best_by_score_whatever_the_ranks_say(folder: Path) -> None:
+    (folder / "run").write_text("q Q0 a 1 1.5 x\nq Q0 b 2 3e0 x\nq Q0 c 3 1.5 x\n")
+
+    assert read_run("run", 0) == {"q": ["b", "a", "c"]}
+    assert read_run("run", 2) == {"q": ["b", "a"]}
+
+
+@pytest.mark.parametrize("to", ["out.trec", "out.jsonl"])
+@pytest.mark.parametrize("cut", range(0, 700, 23))
+def test_a_run_that_was_cut_off_goes_on_and_doubles_nothing(
+    rerank: Run, folder: Path, to: str, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rerank("--run", "bm25.trec", "--to", to)
+    path = folder / to
+    whole = path.read_bytes()
+    if cut >= len(whole):
+        return
+    path.write_bytes(whole[:cut])
+    asked: list[list[str]] = []
+    rank = ColBERT.rank_many
+
+    def watched(self: ColBERT, queries: list[str], *rest: Any, **options: Any) -> Any:
+        asked.append(queries)
+        return rank(self, queries, *rest, **options)
+
+    monkeypatch.setattr(ColBERT, "rank_many", watched)
+
+    status, _, _ = rerank("--run", "bm25.trec", "--to", to)
+
+    assert status == 0
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+    # Of the three, those whose lines all lie before the cut are not asked again.
+    lost = {
+        name
+        for line, end in zip(whole.decode().splitlines(), ends(whole), strict=True)
+        for name in QUERIES
+        if end > cut and line.startswith((f"{name} ", f'{{"query_id": "{name}"'))
+    }
+    assert asked == [[text for name, text in QUERIES.items() if name in lost]]
+
+
+def ends(content: bytes) -> list[int]:
+    """Where each line ends."""
+    return [match.end() for match in re.finditer(rb"\n", content)]
+
+
+def test_a_finished_run_is_left_as_it_is(rerank: Run, folder: Path) -> None:
+    rerank("--run", "bm25.trec", "--to", "out.trec")
+    before = (folder / "out.trec").read_bytes()
+
+    status, out, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+
+    assert (status, err) == (0, "note: out.trec has 3 of 3 queries\n")
+    assert "0 queries" in out
+    assert (folder / "out.trec").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+@pytest.mark.parametrize("to", ["out.trec", "out.jsonl"])
+def test_a_process_that_is_killed_leaves_what_it_had_finished(
+    rerank: Run, folder: Path, tiny_checkpoint: Path, to: str
+) -> None:
+    rerank("--run", "bm25.trec", "--to", f"whole-{to}")
+    # Killed by itself while it writes the second query, half of which is on the disk.
+    code = (
+        "import os, signal, sys\n"
+        "from colbert_rag.cli import main, runs\n"
+        "from colbert_rag import many\n"
+        "many.WAVE_BYTES = {'cpu': 1}\n"
+        "told = []\n"
+        "for form in (runs.Trec, runs.JsonLines):\n"
+        "    def written(self, query, *rest, whole=form.written):\n"
+        "        text = whole(self, query, *rest)\n"
+        "        return text[:len(text) // 2] if told else text\n"
+        "    form.written = written\n"
+        "from colbert_rag import ColBERT\n"
+        "rank = ColBERT.rank_many\n"
+        "def ranked(self, *rest, ready, **options):\n"
+        "    def tell(place, ranking):\n"
+        "        ready(place, ranking)\n"
+        "        told.append(place)\n"
+        "        if len(told) == 2:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return rank(self, *rest, ready=tell, **options)\n"
+        "ColBERT.rank_many = ranked\n"
+        "main(sys.argv[1:])\n"
+    )
+    arguments = ["--queries", ".", "--run", "bm25.trec", "--to", to, "--device", "cpu"]
+    command = ["rerank", *arguments, "--dtype", "float32", "--model", str(tiny_checkpoint)]
+    root = Path(__file__).parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(root)!r})\n{code}", *command],
+        cwd=folder,
+    )
+    assert ended.returncode == -signal.SIGKILL
+    assert 0 < (folder / to).stat().st_size < (folder / f"whole-{to}").stat().st_size
+
+    status, _, err = rerank("--run", "bm25.trec", "--to", to)
+
+    assert status == 0
+    assert f"note: {to} has 1 of 3 queries" in err
+    assert sorted((folder / to).read_text().splitlines()) == sorted(
+        (folder / f"whole-{to}").read_text().splitlines()
+    )
+
+
+def test_ctrl_c_says_how_far_it_came(
+    rerank: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = ColBERT.rank_many
+
+    def interrupted(self: ColBERT, *rest: Any, ready: Any, **options: Any) -> Any:
+        def told(place: int, ranking: Any) -> None:
+            ready(place, ranking)
+            raise KeyboardInterrupt
+
+        return rank(self, *rest, ready=told, **options)
+
+    monkeypatch.setattr(many, "WAVE_BYTES", {"cpu": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(ColBERT, "rank_many", interrupted)
+        status, _, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+
+    assert status == 130
+    assert "out.trec has 1 of 3 queries; the same command goes on from there" in err
+    status, _, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+    assert (status, err) == (0, "note: out.trec has 1 of 3 queries\n")
+    assert len(read_trec(folder / "out.trec")) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(["--score", "sum"], id="scale"),
+        pytest.param(["--top-k", "1"], id="top-k"),
+        pytest.param(["--depth", "1"], id="candidates"),
+        pytest.param(["--document-length", "9"], id="recipe"),
+        pytest.param(["--long-documents", "windows"], id="windows"),
+    ],
+)
+def test_another_run_is_not_gone_on_with(rerank: Run, folder: Path, change: list[str]) -> None:
+    rerank("--run", "bm25.trec", "--to", "out.trec")
+    before = (folder / "out.trec").read_bytes()
+
+    status, _, err = rerank("--run", "bm25.trec", "--to", "out.trec", *change)
+
+    assert status == 1
+    assert "made by another model, with other options, or of other files" in err
+    assert "Name another file with --to, or remove this one" in err
+    assert (folder / "out.trec").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl", "bm25.trec", "q.tsv"])
+def test_files_of_others_are_not_written_over(rerank: Run, folder: Path, name: str) -> None:
+    before = (folder / name).read_bytes()
+
+    status, _, err = rerank("--run", "bm25.trec", "--to", name)
+
+    assert status == 1
+    assert f"{name} is there, and is not the beginning of this run" in err
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.trec", "out.jsonl"])
+def test_a_line_of_something_else_is_not_taken_for_one_that_was_cut_off(
+    rerank: Run, folder: Path, name: str
+) -> None:
+    (folder / name).write_text("my notes")
+
+    assert rerank("--run", "bm25.trec", "--to", name)[0] == 1
+    assert (folder / name).read_text() == "my notes"
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "message"),
+    [
+        ({"q.tsv": "q1 no tab\n"}, ["--queries", "q.tsv"], "q.tsv:1: 'q1 no tab' holds no tab"),
+        ({"q.tsv": "q\ta\nq\tb\n"}, ["--queries", "q.tsv"], "q.tsv:2: the id 'q' stands there tw"),
+        ({"q.tsv": "q\t \n"}, ["--queries", "q.tsv"], "q.tsv:1: the text is empty"),
+        ({"q.tsv": "\n"}, ["--queries", "q.tsv"], "q.tsv holds no query. Expected an id, a tab"),
+        ({"q.x": '{"text": "a"}'}, ["--queries", "q.x"], "no id: looked for query_id"),
+        ({"q.x": '{"_id": 1, "text": 2}'}, ["--queries", "q.x"], "found int as id and int as text"),
+        ({"q.x": "{"}, ["--queries", "q.x"], "q.x:1: not JSON"),
+        ({"q.tsv": b"\xff\ta\n"}, ["--queries", "q.tsv"], "q.tsv:1: not UTF-8"),
+        ({}, ["--queries", "nothing.tsv"], "nothing.tsv: no such file or folder"),
+        ({"run": "q1 0 mars 1\n"}, ["--run", "run"], "run:1: 4 columns; these may be judgements"),
+        ({"run": "q1 Q0 mars 1 x y\n"}, ["--run", "run"], "run:1: the score 'x' is no number"),
+        ({"run": "q1 Q0 mars 1 nan y\n"}, ["--run", "run"], "run:1: the score 'nan' is no number"),
+        ({"run": ""}, ["--run", "run"], "run is empty. Expected six columns as in TREC"),
+        ({"run": "q1 Q0 m 1 2 y\n" * 2}, ["--run", "run"], "run:2: 'm' stands there twice for 'q1"),
+        ({"run": "9 Q0 mars 1 2 y\n"}, ["--run", "run"], "run has no query of .: it has '9', and"),
+        ({"run": "q1 Q0 pluto 1 2 y\n"}, ["--run", "run"], "1 documents that are not in corpus"),
+        (
+            {"two.jsonl": '{"id": "a", "text": "b"}\n{"id": "a", "text": "c"}\n'},
+            ["two.jsonl"],
+            "two.jsonl:2: the id 'a' is that of another document",
+        ),
+        ({"no.txt": "\n"}, ["no.txt"], "no documents found"),
+        (
+            {"q.tsv": "a b\tred planet\n"},
+            ["--queries", "q.tsv", "corpus.jsonl"],
+            "the id 'a b' holds a space or nothing",
+        ),
+    ],
+)
+def test_wrong_files_get_clear_words(
+    rerank: Run, folder: Path, files: dict[str, str | bytes], arguments: list[str], message: str
+) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    status, out, err = rerank("--to", "out.trec", *arguments)
+
+    assert (status, out) == (1, "")
+    assert message in err
+    assert not (folder / "out.trec").exists()
+
+
+def test_what_does_not_match_is_noted(rerank: Run, folder: Path) -> None:
+    (folder / "run").write_text("q1 Q0 mars 1 2 y\nq9 Q0 mars 1 2 y\n")
+
+    status, _, err = rerank("--run", "run", "--to", "out.trec")
+
+    assert status == 0
+    assert "note: run has nothing for 2 of 3 queries" in err
+    assert "note: run has 1 queries that are not asked" in err
+    assert list(read_trec(folder / "out.trec")) == ["q1"]
+
+
+def test_errors_of_reading_come_before_the_model(folder: Path) -> None:
+    arguments = ["--queries", "nothing", "--to", "out.trec", "--model", "./no/such/model"]
+
+    assert main(["rerank", *arguments]) == 1
+
+
+def test_documents_may_be_piped_in(
+    rerank: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (folder / "corpus.jsonl").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert rerank("--run", "bm25.trec", "--to", "out.trec", queries="q.tsv")[0] == 0
+
+    assert len(read_trec(folder / "out.trec")) == 3
+
+
+def test_a_space_in_an_id_is_no_matter_in_json_lines(rerank: Run, folder: Path) -> None:
+    (folder / "q.tsv").write_text("a b\tred planet\n")
+
+    assert rerank("corpus.jsonl", "--to", "out.jsonl", queries="q.tsv")[0] == 0
+    assert json.loads((folder / "out.jsonl").read_text())["query_id"] == "a b"
+
+
+def test_the_option_chooses_the_other_arguments() -> None:
+    assert RERANK.chosen(["--queries", "x"]) is rerank_many
+    assert RERANK.chosen(["-k", "1", "--queries=x"]) is rerank_many
+    assert RERANK.chosen(["--", "--queries"]) is RERANK.module
+    assert RERANK.chosen(["a query", "x.txt"]) is RERANK.module
+
+
+def test_its_help_fits_80_columns_and_its_examples_are_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    parser = _parser(RERANK, rerank_many)
+    calls = re.findall(r"colbert-rag rerank(.*?)$", parser.epilog or "", re.MULTILINE)
+
+    assert max(map(len, parser.format_help().splitlines())) <= 80
+    assert len(calls) == 3
+    assert [_parsed(parser, shlex.split(call)) for call in calls]
+
+
+def test_a_reading_error_is_a_value_error(folder: Path) -> None:
+    (folder / "bad.tsv").write_text("none\n")
+
+    with pytest.raises(ReadingError, match="holds no tab"):
+        read_queries("bad.tsv")
