@@ -79,7 +79,7 @@ def _leave_all() -> None:
     """After it, in the parent."""
     global _waiting
     for lock in (*_of_others(), _door):
-        if lock is _door and lock._is_owned():  # or it is another fork that waits now
+        if lock is _door and lock._is_owned():  # type: ignore[attr-defined]  # else another waits
             _waiting = False
         with contextlib.suppress(RuntimeError):  # it was let go as often as it was taken
             while True:
