@@ -15,7 +15,8 @@
     + UnsafePathError                        a path in the checkpoint leads out of it
     + MarkerError                            a marker that is not one entry of the vocabulary
     + TokenizerError                         no tokenizer, or one that does not fit the weights
-  * ReadingError (ValueError)                a file that cannot be read as documents
+  * ReadingError (ValueError)                a file that cannot be read as what it should hold
+  * EvaluationError (ValueError)             runs, judgements and texts that do not belong together
   * InvalidQueryError (ValueError)           an empty query, or not a string
   * ScoringError (RuntimeError)              no document received a finite score
   * DeviceMemoryError (RuntimeError)         the device is full even for one text at a time
@@ -103,7 +104,11 @@ class TokenizerError(CheckpointError):
 
 
 class ReadingError(ColBERTRagError, ValueError):
-    """A file cannot be read as documents."""
+    """A file cannot be read as documents, or as what a collection is judged by."""
+
+
+class EvaluationError(ColBERTRagError, ValueError):
+    """Runs, judgements and texts do not belong together, or there is nothing to compare."""
 
 
 class InvalidQueryError(ColBERTRagError, ValueError):

@@ -16,7 +16,7 @@ import pytest
 from colbert_rag import ColBERT, ColBERTRagError, MissingExtraError, shared_colbert
 from colbert_rag.cli import main
 from colbert_rag.cli.demo import FRAMEWORKS, QUESTIONS, compare
-from colbert_rag.cli.docstrings import (
+from colbert_rag.evaluation.docstrings import (
     LONGEST_PASSAGE,
     Docstring,
     keyword_search,

@@ -32,6 +32,7 @@ MODULE = re.compile(r"`([\w/]+(?:\.py|/))`")
 PUBLIC = [
     "colbert_rag",
     "colbert_rag.index",
+    "colbert_rag.evaluation",
     "colbert_rag.langchain",
     "colbert_rag.llama_index",
     "colbert_rag.maxsim",

@@ -15,7 +15,17 @@ from dataclasses import dataclass, field
 from typing import NoReturn, Protocol
 
 from colbert_rag import __version__
-from colbert_rag.cli import demo, explain, index, info, inspect, rerank, rerank_many, search
+from colbert_rag.cli import (
+    demo,
+    evaluate,
+    explain,
+    index,
+    info,
+    inspect,
+    rerank,
+    rerank_many,
+    search,
+)
 from colbert_rag.cli.options import UsageError
 from colbert_rag.cli.output import note, plain_logs
 from colbert_rag.cli.spelling import in_options
@@ -76,6 +86,7 @@ COMMANDS = (
     Command("explain", "say which words made the score of a document", explain),
     Command("index", "encode documents once, into a file or a Qdrant server", index),
     Command("search", "find the documents of an index that answer a query best", search),
+    Command("evaluate", "measure on judged queries whether reranking helps", evaluate),
     Command("info", "say what an index holds, and which model made it", info),
     Command(
         "inspect",

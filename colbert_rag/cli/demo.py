@@ -19,8 +19,8 @@ from colbert_rag.settings import OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:
     from colbert_rag.adapter import Reranking
-    from colbert_rag.cli.docstrings import Docstring
     from colbert_rag.colbert import ColBERT
+    from colbert_rag.evaluation.docstrings import Docstring
 
 SHOWN = 3
 """Passages shown on each side."""
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     loading = time.perf_counter()
     colbert = open_model(settings)
 
-    from colbert_rag.cli.docstrings import keyword_search, standard_library
+    from colbert_rag.evaluation.docstrings import keyword_search, standard_library
 
     reading = time.perf_counter()
     passages = standard_library(limit=arguments.limit, show_progress=shows_progress())

@@ -86,12 +86,26 @@ def add_model(
     *,
     default: str | None = DEFAULT_CHECKPOINT,
     help: str | None = None,
+    several: bool = False,
 ) -> None:
-    """Declare which model, and where it runs; without a default, the model is that of an index."""
+    """Declare which model, and where it runs; without a default, the model is that of an index.
+
+    Args:
+        parser: Gets the options.
+        default: The checkpoint without one that is named.
+        help: What to say about the checkpoint.
+        several: Whether the option can be repeated; the checkpoints are then a list.
+    """
     help = help or f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: {default})"
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-m", "--model", dest="checkpoint", metavar="CHECKPOINT", default=default, help=help
+        "-m",
+        "--model",
+        dest="checkpoint",
+        metavar="CHECKPOINT",
+        default=default,
+        help=help,
+        action="append" if several else "store",
     )
     group.add_argument("--device", help="such as cpu, cuda:1 or mps (default: the fastest)")
     group.add_argument(

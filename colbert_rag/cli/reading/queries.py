@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 from pathlib import Path
 
 from colbert_rag.cli.reading.files import numbered_lines
 from colbert_rag.cli.reading.records import ID_FIELDS, find_field
 from colbert_rag.errors import ReadingError
+from colbert_rag.evaluation import files
+from colbert_rag.evaluation.measures import in_order
 
 QUERY_FIELDS = ("text", "query", "question")
 QUERY_IDS = ("query_id", "query-id", "qid", *ID_FIELDS)
@@ -21,7 +22,6 @@ EXPECTED = (
     "Expected an id, a tab and a query on each line, or JSON Lines with an id and a text, or a "
     f"folder with {QUERIES} and {CORPUS}"
 )
-COLUMNS = "Expected six columns as in TREC: QUERY Q0 DOCUMENT RANK SCORE NAME"
 
 
 def read_queries(path: str) -> dict[str, str]:
@@ -90,44 +90,18 @@ def _from_json(place: str, line: str) -> tuple[str, str]:
 
 
 def read_run(path: str, depth: int) -> dict[str, list[str]]:
-    """Ids of the documents that a system found for each query, best first.
+    """Ids of the documents that a system found for each query, best first as trec_eval orders them.
 
     Args:
-        path: TREC's six columns. As in trec_eval, the score decides and not the rank; equal scores
-            keep the order of the file.
+        path: TREC's six columns.
         depth: How many of each query; 0 for all.
 
     Raises:
         FileNotFoundError: there is no such file.
         ReadingError: a line is something else, or names a document twice.
     """
-    found: dict[str, dict[str, float]] = {}
-    for number, line in numbered_lines(_existing(path)):
-        columns = line.split()
-        if len(columns) != 6:
-            judged = "; these may be judgements" if len(columns) in (3, 4) else ""
-            raise ReadingError(f"{path}:{number}: {len(columns)} columns{judged}. {COLUMNS}")
-        query, _, document, _, score, _ = columns
-        own = found.setdefault(query, {})
-        if document in own:
-            raise ReadingError(f"{path}:{number}: {document!r} stands there twice for {query!r}")
-        own[document] = _number(score)
-        if math.isnan(own[document]):
-            raise ReadingError(f"{path}:{number}: the score {score!r} is no number. {COLUMNS}")
-    if not found:
-        raise ReadingError(f"{path} is empty. {COLUMNS}")
-    return {query: _best(own)[: depth or None] for query, own in found.items()}
-
-
-def _best(scores: dict[str, float]) -> list[str]:
-    return sorted(scores, key=scores.__getitem__, reverse=True)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    found = files.read_run(_existing(path))
+    return {query: in_order(scores)[: depth or None] for query, scores in found.items()}
 
 
 def _existing(path: str) -> str:

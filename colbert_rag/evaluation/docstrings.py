@@ -1,4 +1,4 @@
-"""What the demonstration ranks: the docstrings of Python's standard library, searched by keywords.
+"""What the demonstrations rank: the docstrings of Python's standard library, searched by keywords.
 
 They are some thousand pieces of technical prose that every machine has which can run this. The
 keyword search is the BM25 of the SQLite that Python carries, and stands for whatever a pipeline
@@ -13,7 +13,7 @@ import re
 import sqlite3
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,19 +59,31 @@ class Docstring:
         return f"{self.name}: {self.text}"
 
 
-def standard_library(*, limit: int | None = None, show_progress: bool = False) -> list[Docstring]:
+def standard_library(
+    *,
+    limit: int | None = None,
+    modules: Collection[str] | None = None,
+    show_progress: bool = False,
+) -> list[Docstring]:
     """The docstrings of the public parts of the standard library, in alphabetical order of modules.
 
     Sources are parsed and nothing is imported: importing all modules would start windows and read
     settings.
+
+    Args:
+        limit: Stop after so many.
+        modules: Names of the modules and packages to read; None for all.
+        show_progress: Draw a bar.
 
     Raises:
         ColBERTRagError: this Python came without the sources of its library.
     """
     root = Path(sysconfig.get_path("stdlib"))
     passages: dict[str, Docstring] = {}
-    modules = sorted(_modules(root), key=lambda pair: pair[1])
-    bar = tqdm(modules, desc="Reading docstrings", unit="module", disable=not show_progress)
+    found = sorted(_modules(root), key=lambda pair: pair[1])
+    if modules is not None:
+        found = [(file, name) for file, name in found if name.partition(".")[0] in modules]
+    bar = tqdm(found, desc="Reading docstrings", unit="module", disable=not show_progress)
     for file, module in bar:
         for passage in read_passages(file, module):
             passages.setdefault(passage.name, passage)

@@ -1,0 +1,201 @@
+"""`colbert-rag evaluate`: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from colbert_rag import ColBERT, LocalIndex, evaluation
+from colbert_rag.cli import main
+from colbert_rag.evaluation import JudgedCollection, read_run
+from tests.test_evaluation import ASKED, JUDGED, TEXTS
+
+needs_bm25 = pytest.mark.skipif(
+    find_spec("bm25s") is None, reason="bm25s: not installed, extra evaluate"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A collection as BEIR has it, with a run."""
+    place = tmp_path / "tiny"
+    (place / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", TEXTS), ("queries", ASKED)):
+        lines = (json.dumps({"_id": key, "text": text}) for key, text in texts.items())
+        (place / f"{name}.jsonl").write_text("\n".join(lines))
+    lines = (
+        f"{query}\t{name}\t{grade}" for query in JUDGED for name, grade in JUDGED[query].items()
+    )
+    (place / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    (place / "a.trec").write_text(
+        "q1 Q0 venus 1 3 a\nq1 Q0 mars 2 2 a\nq2 Q0 sun 1 1 a\nq3 Q0 moon 1 1 a\n"
+    )
+    (place / "b.trec").write_text("q1 Q0 mars 1 1 b\nq2 Q0 venus 1 1 b\nq3 Q0 moon 1 1 b\n")
+    return place
+
+
+def test_runs_are_compared_with_judgements_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    qrels = str(folder / "qrels" / "test.tsv")
+    runs = ["--run", str(folder / "a.trec"), "--run", str(folder / "b.trec")]
+
+    status = main(["evaluate", "--qrels", qrels, *runs, "--measures", "MRR@10,Recall@1"])
+
+    printed = " ".join(capsys.readouterr().out.split())
+    assert status == 0
+    assert "3 judged queries; measures by trec_eval (pytrec-eval-terrier" in printed
+    assert "quality MRR@10 Recall@1 a.trec 0.5000 0.1667 b.trec 1.0000 0.8333" in printed
+    assert "b.trec +0.5000" in printed
+    assert "2 / 1 / 0" in printed
+    assert "note: 3 queries cannot show anything" in printed
+
+
+def test_json_holds_every_query(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(folder / "a.trec")
+
+    assert main(["evaluate", str(folder), "--run", run, "--json", "--measures", "MRR"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["collection"] == "tiny"
+    assert found["systems"][0]["by_query"] == {"MRR": {"q1": 0.5, "q2": 0.0, "q3": 1.0}}
+
+
+def test_each_model_reranks_each_system(
+    folder: Path, tiny_checkpoint: Path, tiny_colbert: ColBERT, tmp_path: Path
+) -> None:
+    index = tmp_path / "tiny.sqlite"
+    with LocalIndex(index, tiny_colbert) as made:
+        made.add([{"id": name, "text": text} for name, text in TEXTS.items()])
+    options = ["--run", str(folder / "a.trec"), "--index", str(index), "-m", str(tiny_checkpoint)]
+    page, runs = tmp_path / "page.html", tmp_path / "runs"
+
+    status = main(
+        [
+            "evaluate",
+            str(folder),
+            *options,
+            "--dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--html",
+            str(page),
+            "--save-runs",
+            str(runs),
+        ]
+    )
+
+    assert status == 0
+    name = tiny_checkpoint.name
+    written = page.read_text()
+    for system in (
+        "a.trec",
+        "tiny.sqlite",
+        f"{name} over a.trec&#x27;s 100",
+        f"{name} over tiny.sqlite&#x27;s 100",
+    ):
+        assert f">{system}<" in written
+    # The index ranks by the same model, and what it found stays in its order.
+    assert sorted(path.name for path in runs.iterdir()) == [f"{n}.trec" for n in (1, 2, 3, 4)]
+    assert read_run(runs / "1.trec") == read_run(folder / "a.trec")
+    searched, again = (read_run(runs / f"{number}.trec") for number in (2, 4))
+    assert [list(found) for found in searched.values()] == [list(found) for found in again.values()]
+
+
+@needs_bm25
+@pytest.mark.slow
+def test_the_demonstration_needs_no_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    assert main(["evaluate", "--demo", "--depth", "10", "--dtype", "float32", "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert [system["system"] for system in found["systems"]] == [
+        "BM25",
+        "offline-minilm over BM25's 10",
+    ]
+    # All words of a question weigh the same to BM25; a sentence encoder knows what they mean.
+    assert found["comparisons"][0]["p_value"] < 0.05
+    assert found["comparisons"][0]["difference"] > 0
+
+
+@needs_bm25
+def test_without_a_system_bm25_is_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(folder), "--sample", "2"]) == 0
+
+    captured = capsys.readouterr()
+    assert "BM25" in captured.out
+    assert "note: 2 of 3 queries, chosen at random (seed 0)" in captured.out
+    assert "-m CHECKPOINT reranks what was found" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected COLLECTION, or --qrels, or --demo, and found nothing"),
+        (["x", "--demo"], "and found more than one of them"),
+        (["--queries", "x"], "need the judgements, too: --qrels FILE"),
+        (["--qrels", "x"], "only runs can be compared: --run FILE"),
+        (["--demo", "--depth", "0"], "--depth is 0, expected at least 1"),
+        (["--demo", "--sample", "0"], "--sample is 0, expected at least 1"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", *words])
+
+    assert said in capsys.readouterr().err
+
+
+def test_a_measure_that_is_unknown_is_wrong_usage(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(folder), "--run", str(folder / "a.trec"), "--measures", "P@x"])
+
+    assert "--measures: the measure is 'P@x', expected one such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--run", "--html"])
+def test_a_name_that_is_wrong_shows_before_anything_is_ranked(
+    option: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *rest, **more: pytest.fail("too late"))
+    run = [] if option == "--run" else ["--run", str(folder / "a.trec")]
+
+    assert main(["evaluate", str(folder), *run, option, str(folder / "no" / "such")]) == 1
+
+    assert "no such f" in capsys.readouterr().err
+
+
+def test_judgements_of_something_else_are_an_error(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "other.tsv").write_text("7 0 mars 1\n")
+    qrels, run = str(folder / "other.tsv"), str(folder / "a.trec")
+
+    assert main(["evaluate", "--qrels", qrels, "--run", run]) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith("error: a.trec answers none of the 1 judged queries of other.tsv")
+    assert "Are these the judgements for this run?" in error
+
+
+def test_the_collection_of_the_help_is_the_one_of_the_package() -> None:
+    from colbert_rag.cli.evaluate import MEASURES
+
+    assert tuple(MEASURES.split(",")) == evaluation.evaluation.DEFAULT_MEASURES
+    assert JudgedCollection.of("tiny", JUDGED).name == "tiny"
