@@ -1,4 +1,4 @@
-"""From token batches to token vectors: batches by token budget, nothing padded that need not be."""
+"""From token batches to token vectors: batches by token budget, no text padded."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Encoder:
         dim: int,
         batch_tokens: int | None = None,
     ) -> None:
-        """Take what is already loaded, and in evaluation mode.
+        """Take what is already loaded.
 
         Args:
             model: The backbone.

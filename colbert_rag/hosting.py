@@ -75,7 +75,7 @@ def host(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> Hosted:
     Args:
         checkpoint: What to load.
         device: Where to.
-        dtype: Float type of every parameter. Rotary frequencies stay float32.
+        dtype: Float type of every parameter. Rotary positions are computed in float32.
 
     Raises:
         UnsupportedBackboneError: the backbone is one we refuse.

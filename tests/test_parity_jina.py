@@ -15,11 +15,24 @@ import pytest
 import torch
 
 from colbert_rag import ColBERT
-from tests.helpers.answers import ask_colbert, ask_oracle, distance, unlike, unlike_scores
+from tests.helpers.answers import (
+    ask_colbert,
+    ask_oracle,
+    distance,
+    open_exactly,
+    unlike,
+    unlike_scores,
+)
 from tests.helpers.jina_oracle import jina_body, jina_oracle
-from tests.helpers.oracle import SentenceTransformersOracle, load_tensors, load_tokenizer, score
+from tests.helpers.oracle import (
+    SentenceTransformersOracle,
+    load_tensors,
+    load_tokenizer,
+    score,
+    stanford_oracle,
+)
 from tests.helpers.texts import DOCUMENTS, LITERALS, QUERIES
-from tests.helpers.tiny import DROP, edit_json
+from tests.helpers.tiny import DROP, edit_json, edit_tensors
 
 LONG = " ".join(DOCUMENTS["one hundred and twenty words"].split() * 3)
 TEXTS = {**DOCUMENTS, **LITERALS, "three hundred tokens": LONG}
@@ -104,7 +117,7 @@ def test_sentence_transformers_opens_the_layout_with_untrained_layers(
 ) -> None:
     """`AutoModel` builds an `XLMRobertaModel`, finds almost no tensor and leaves the rest random.
 
-    There is no exception, only a printed report; we host the tensors in the class they belong to.
+    There is no exception, only a printed report; we know the tensors by their names.
     """
     texts = [DOCUMENTS["another planet"], DOCUMENTS["one word"], DOCUMENTS["empty"]]
 
@@ -113,3 +126,29 @@ def test_sentence_transformers_opens_the_layout_with_untrained_layers(
 
     assert theirs != pytest.approx(ours, abs=1.0)
     assert ours == pytest.approx(score(jina_oracle(checkpoint("jina")), QUERY, texts), abs=1e-4)
+
+
+def test_the_layout_of_transformers_own_class_gives_its_answers(
+    copy_of: Callable[[str], Path],
+) -> None:
+    from transformers import JinaEmbeddingsV3Model
+
+    folder = copy_of("jina")
+    names = {"model_type": "jina_embeddings_v3", "auto_map": DROP, "architectures": ["HF_ColBERT"]}
+    edit_json(folder / "config.json", **names)  # and no base: 20000 is that class's own
+    body = JinaEmbeddingsV3Model.from_pretrained(folder, add_pooling_layer=False).eval()
+    edit_tensors(
+        folder / "model.safetensors",
+        lambda stored: {**body.state_dict(), "linear.weight": stored["linear.weight"]},
+    )
+
+    (found,) = open_exactly(folder).encode_documents([LONG])
+
+    ids = stanford_oracle(
+        folder, "", body=lambda ids, _: torch.zeros(len(ids), 32), document_length=300
+    ).document(LONG)
+    with torch.inference_mode():
+        hidden = body(input_ids=torch.tensor([ids.tokens.ids])).last_hidden_state[0]
+    rows = hidden @ load_tensors(folder)["linear.weight"].float().T
+    kept = rows[torch.tensor(ids.tokens.scoring)]
+    assert distance(found, torch.nn.functional.normalize(kept, dim=-1)) <= 1e-5

@@ -1,7 +1,7 @@
 """The arithmetic of a text encoder, as values, and the tensors that it needs.
 
 Published encoders differ in few things, and combine them freely. So there is no class for each:
-`table.py` says how a `config.json` becomes a `Shape`, and `transformer.py` computes any of them.
+`berts.py` and `moderns.py` make one of a `config.json`, and `transformer.py` computes any of them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The backbones we host, as a table: what each is called, what it computes, how tensors are named.
 
 Hosting means the one encoder of `transformer.py` with the checkpoint's own tensors, every one of
-them accounted for. Code from a checkpoint is never imported. To add a backbone, add a row; to
-refuse one by name, add a row with a reason.
+them accounted for. Code from a checkpoint is never imported. To add a backbone, add a row, with a
+shape and names in `berts.py` or `moderns.py`; to refuse one by name, add a row with a reason.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Backbone:
 
 
 OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
-"""What BERT's norms were called before 2020, and in every checkpoint re-saved since."""
+"""What BERT's norms were called before 2020, and still are in checkpoints that began then."""
 
 
 def _classes(config: Config) -> set[str]:

@@ -2,7 +2,7 @@
 
 A fast tokenizer keeps truncation and padding as state on one shared object; switching them for
 every call gives silently wrong lengths when threads share a model (huggingface/tokenizers#537).
-They are switched off here, once, and `tokenizer.py` cuts and pads by hand.
+They are switched off here, once, and `tokenizer.py` cuts, inserts and expands by hand.
 """
 
 from __future__ import annotations

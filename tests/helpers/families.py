@@ -138,7 +138,8 @@ FAMILIES: dict[str, Family] = {
         },
         "model.",
     ),
-    # Hosted by another class of transformers; the file says xlm-roberta and names remote code.
+    # Its tensors are made by another class of transformers; the file says xlm-roberta and names
+    # remote code.
     "jina": Family(
         "JinaEmbeddingsV3Config", "JinaEmbeddingsV3Model", "unigram", _ROBERTA, "roberta."
     ),

@@ -9,8 +9,6 @@ from pathlib import Path
 from colbert_rag.cli.reading.files import numbered_lines
 from colbert_rag.cli.reading.records import ID_FIELDS, find_field
 from colbert_rag.errors import ReadingError
-from colbert_rag.evaluation import files
-from colbert_rag.evaluation.measures import in_order
 
 QUERY_FIELDS = ("text", "query", "question")
 QUERY_IDS = ("query_id", "query-id", "qid", *ID_FIELDS)
@@ -100,6 +98,10 @@ def read_run(path: str, depth: int) -> dict[str, list[str]]:
         FileNotFoundError: there is no such file.
         ReadingError: a line is something else, or names a document twice.
     """
+    # Imported here because it brings numpy, and `--help` needs none of it.
+    from colbert_rag.evaluation import files
+    from colbert_rag.evaluation.measures import in_order
+
     found = files.read_run(_existing(path))
     return {query: in_order(scores)[: depth or None] for query, scores in found.items()}
 
