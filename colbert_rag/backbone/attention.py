@@ -44,7 +44,15 @@ def _kernel() -> Callable[..., Tensor] | None:
     return partial(cast(Callable[..., Tensor], varlen_attn), **chosen)
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, how: Attention, packing: Packing) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    how: Attention,
+    packing: Packing,
+    *,
+    overflows: bool = False,
+) -> Tensor:
     """Attention of every text to itself.
 
     Args:
@@ -53,6 +61,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, how: Attention, packing: P
         value: Like `key`.
         how: Which tokens see which.
         packing: How the row is cut into texts.
+        overflows: Whether states may be infinite or NaN, as those of float16 are where a model was
+            not made for it: even masked, they would spoil the text before them.
 
     Returns:
         `(tokens, heads, head_width)`, of the queries' dtype. Rows beyond the last text are 0.
@@ -70,7 +80,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, how: Attention, packing: P
     out = query.new_zeros(query.shape)
     for first, count, length in packing.groups:
         group = out[first : first + count * length].unflatten(0, (count, length))
-        for block in _blocks(how, length, packing, len(query) - first - (count - 1) * length):
+        room = 0 if overflows else len(query) - first - (count - 1) * length
+        for block in _blocks(how, length, packing, room):
             texts = partial(_texts, first=first, count=count, length=length)
             keys = slice(block.low, block.high)
             mixed = scaled_dot_product_attention(
@@ -186,9 +197,9 @@ def _bias(block: _Block, how: Attention, query: Tensor) -> Tensor | None:
         seen = seen & (distance >= 0)
     if window is not None:
         seen = seen & (distance.abs() < window)
-    bias = torch.zeros(1, device=device)
+    bias = torch.zeros(1, dtype=torch.float32, device=device)
     if how.alibi:
-        slopes = torch.tensor(alibi_slopes(how.heads), device=device)
+        slopes = torch.tensor(alibi_slopes(how.heads), dtype=torch.float32, device=device)
         bias = -slopes[:, None, None] * distance.abs()
     return torch.where(seen, bias, -math.inf).to(query.dtype)
 

@@ -82,8 +82,14 @@ def bert(fields: Fields) -> Shape:
 def roberta(fields: Fields) -> Shape:
     """BERT with positions that begin behind the padding id (facebookresearch/fairseq)."""
     shape = bert(fields)
-    padding = fields.token("pad_token_id", shape.vocabulary)
-    padding = 1 if padding is None else padding
+    padding = 1
+    if "pad_token_id" in fields.values:
+        stated = fields.token("pad_token_id", shape.vocabulary)
+        if stated is None:
+            raise ValueError(
+                "pad_token_id is no token, expected the id that positions begin behind"
+            )
+        padding = stated
     return replace(shape, padding=padding, longest=shape.positions - padding - 1)
 
 
@@ -121,7 +127,8 @@ _DISTILBERT_KEYS = {
 
 def distilbert(fields: Fields) -> Shape:
     """BERT without types, under names of its own (huggingface/transformers)."""
-    return replace(bert(fields.under(_DISTILBERT_KEYS, layer_norm_eps=1e-12)), types=0)
+    also = frozenset({"hidden_size", "num_attention_heads", "num_hidden_layers"})
+    return replace(bert(fields.under(_DISTILBERT_KEYS, also, layer_norm_eps=1e-12)), types=0)
 
 
 XMOD = {

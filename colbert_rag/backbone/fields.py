@@ -59,9 +59,22 @@ class Fields:
         """A positive whole number, or None where there is none."""
         return None if self.values.get(name) is None else self.size(name)
 
-    def under(self, keys: Mapping[str, str], **more: object) -> Fields:
-        """The same values under the names that another family has for them: name -> name here."""
-        found = {name: self.values.get(here, self.values.get(name)) for name, here in keys.items()}
+    def under(self, keys: Mapping[str, str], also: frozenset[str], **more: object) -> Fields:
+        """The same values under the names that another family has for them.
+
+        Args:
+            keys: Name there -> name here.
+            also: Names there that are understood here as well.
+            more: Further values.
+        """
+        found = {name: self.values.get(here) for name, here in keys.items()}
+        for name in also & self.values.keys():
+            if found[name] not in (None, self.values[name]):
+                raise ValueError(
+                    f"{name} is {_short(self.values[name])} and {keys[name]} is "
+                    f"{_short(found[name])}, which mean the same: expected one of them"
+                )
+            found[name] = self.values[name]
         return self.with_values(**found, **more)
 
     def with_values(self, **more: object) -> Fields:
@@ -120,20 +133,23 @@ class Fields:
             kind: The kind of layer, where each has a base of its own.
             older: The key before transformers 5.
         """
-        values: Any = self.values.get("rope_parameters") or self.values.get("rope_scaling") or {}
-        if isinstance(values, dict) and isinstance(values.get(kind), dict):
-            values = values[kind]
-        if not isinstance(values, dict):
-            raise ValueError(f"rope_parameters is {_short(values)}, expected an object")
-        named = values.get("rope_type", values.get("type", "default"))
+        values: dict[str, object] = {}
+        # As transformers has it, what the older key says goes over what the newer one says.
+        for name in ("rope_parameters", "rope_scaling"):
+            given: Any = self.values.get(name) or {}
+            if not isinstance(given, dict):
+                raise ValueError(f"{name} is {_short(given)}, expected an object")
+            nested = given.get(kind)
+            values |= nested if isinstance(nested, dict) else given
+        types = {values.get("rope_type", "default"), values.get("type", "default")}
         part = values.get("partial_rotary_factor", self.values.get("partial_rotary_factor")) or 1.0
-        if named != "default" or part != 1.0:
+        if types != {"default"} or part != 1.0:
             raise ValueError(
-                f"rotary positions are {_short(named)} over {_short(part)} of a head, expected "
-                "'default' over all of it: no published checkpoint stretches them"
+                f"rotary positions are {_short(sorted(map(str, types)))} over {_short(part)} of a "
+                "head, expected 'default' over all of it: no published checkpoint stretches them"
             )
-        given = values.get("rope_theta") or self.values.get(older)
-        return Fields({"rope_theta": given}).number("rope_theta", default=default)
+        base = values.get("rope_theta") or self.values.get(older)
+        return Fields({"rope_theta": base}).number("rope_theta", default=default)
 
     def _first(self, names: tuple[str, ...], default: object) -> tuple[str, object]:
         found = ((name, self.values.get(name)) for name in names)

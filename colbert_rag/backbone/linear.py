@@ -103,6 +103,12 @@ def fuses(dtype: torch.dtype) -> bool:
     """Whether products of this type can hold what follows them, and agree with the plain way."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
+    # Whatever the thread that asks first has set in torch: the answer is kept.
+    with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+        return _agrees(dtype)
+
+
+def _agrees(dtype: torch.dtype) -> bool:
     random = torch.Generator().manual_seed(0)
     rows, weight, other = (torch.randn(8, 8, generator=random).to(dtype) for _ in range(3))
     bias = other[0].clone()

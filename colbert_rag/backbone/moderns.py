@@ -55,8 +55,9 @@ def modernbert(fields: Fields) -> Shape:
     attention[SLIDING] = replace(
         attention[FULL],
         rotary_base=fields.rotary_base(default=nearby, kind=SLIDING, older="local_rope_theta"),
-        # Half of the window on each side, and the token itself.
-        window=fields.size("local_attention", default=128) // 2 + 1,
+        # Half of the window on each side, and the token itself; the other key is that half.
+        window=(fields.limit("sliding_window") or fields.size("local_attention", default=128) // 2)
+        + 1,
     )
     feed_forward = FeedForward(
         width=fields.size("intermediate_size"),
@@ -160,14 +161,20 @@ def _llama(fields: Fields, norm: Norm, *, head_width: int | None, mlp_biases: bo
 
 
 def _grouped(
-    fields: Fields, width: int, head_width: int | None, *, bias: bool, base: float = 10000.0
+    fields: Fields,
+    width: int,
+    head_width: int | None,
+    *,
+    bias: bool,
+    base: float = 10000.0,
+    key_heads: int | None = None,
 ) -> Attention:
     """Attention whose heads share keys in groups, with rotary positions."""
     heads = fields.size("num_attention_heads")
-    key_heads = fields.size("num_key_value_heads", default=heads)
+    key_heads = fields.size("num_key_value_heads", default=key_heads or heads)
     if heads % key_heads:
         raise ValueError(f"{heads} heads cannot share {key_heads} heads of keys")
-    if head_width is None and "head_dim" not in fields.values:
+    if head_width is None and fields.values.get("head_dim") is None:
         head_width = fields.heads(width)[1]
     return Attention(
         heads=heads,
@@ -230,7 +237,9 @@ def _lfm2(fields: Fields, *, causal: bool) -> Shape:
     kinds = _kinds(fields, pattern, {FULL, CONVOLUTION})
     mixers: dict[str, Attention | Convolution] = {
         FULL: replace(
-            _grouped(fields, width, None, bias=False, base=1000000.0), norm=norm, causal=causal
+            _grouped(fields, width, None, bias=False, base=1000000.0, key_heads=8),
+            norm=norm,
+            causal=causal,
         ),
         CONVOLUTION: Convolution(
             taps=fields.size("conv_L_cache", default=3),

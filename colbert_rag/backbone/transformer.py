@@ -218,7 +218,8 @@ class _Attention:
         if how.rotary_base is not None:
             both = _turned(both, *context.turns[how.rotary_base, how.head_width])
         query, key = both.split([how.heads, how.key_heads], dim=1)
-        mixed = attend(query, key, value, how, context.packing)
+        overflows = hidden.dtype == torch.float16
+        mixed = attend(query, key, value, how, context.packing, overflows=overflows)
         return self._output(mixed.flatten(1).to(hidden.dtype), plus=plus)
 
 
