@@ -195,7 +195,7 @@ def open_peers(
         if installed(peer.package) is None:
             skipped.append(f"{label}: not installed")
         elif dtype == "bfloat16" and not computes_bfloat16(device):
-            skipped.append(f"{label}: this processor emulates bfloat16, slower than float32")
+            skipped.append(f"{label}: this processor computes bfloat16 more slowly than float32")
         else:
             try:
                 opened[label] = peer.open(folder, device, dtype)

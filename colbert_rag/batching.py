@@ -34,7 +34,7 @@ class Call(Generic[Payload]):
     Attributes:
         payload: What `run` needs to know of the call.
         run: Computes one batch; it is given parts of calls of one kind.
-        kind: Calls of the same kind share batches; None shares with nobody.
+        kind: Calls of the same kind share batches.
         lengths: Tokens of each text, `(texts,)`.
         waiting: Batches within the budget that were not begun, in order.
         threads: Threads that the caller lets one operation use.
@@ -171,8 +171,6 @@ def _share(calls: deque[Call[Any]], budget: int) -> list[tuple[Call[Any], Texts]
     """Take texts of every call of one kind, in equal parts; the first call sets the kind."""
     first = calls[0]
     together = [call for call in calls if call.waiting and call.kind == first.kind]
-    if first.kind is None:
-        together = [first]
     tokens, taken = budget, []
     for place, call in enumerate(together):
         part = tokens // (len(together) - place)

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers.modeling_utils import PreTrainedModel
 
-from colbert_rag.attention import Packing
-from colbert_rag.backbones import Backbone
+from colbert_rag.backbone.packing import Packing
+from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.batching import Batcher, Call, Part, Progress, Texts
 from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
@@ -41,7 +40,6 @@ class Work:
         kept: Rows that each text gets, `(texts,)`.
         offsets: Where they begin in `values`, `(texts + 1,)`.
         values: Filled batch by batch, `(rows, dim)`.
-        packs: Whether texts share a row, or are padded.
         stream: The caller's queue of work on a CUDA device, in which his next operation waits.
     """
 
@@ -50,7 +48,6 @@ class Work:
     kept: NDArray[np.int64]
     offsets: NDArray[np.int64]
     values: Tensor
-    packs: bool
     stream: torch.cuda.Stream | None
 
     def pick(self, texts: Texts) -> Tokens:
@@ -108,31 +105,26 @@ class Encoder:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: Transformer,
         projection: nn.Module,
         *,
-        backbone: Backbone,
         dim: int,
         batch_tokens: int | None = None,
     ) -> None:
-        """Take modules that are already loaded and in evaluation mode.
+        """Take what is already loaded, and in evaluation mode.
 
         Args:
             model: The backbone.
             projection: From hidden states to token vectors.
-            backbone: Its row in the table.
             dim: Width of a token vector.
             batch_tokens: Tokens per forward pass; None follows the device.
         """
-        parameter = next(model.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
+        self.device, self.dtype = model.device, model.dtype
         self.dim = dim
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 2048)
         self._model = model
         self._projection = projection
-        self._backbone = backbone
-        self._first_position = backbone.first_position(vars(model.config))
-        self._padding_id = getattr(model.config, "pad_token_id", None)
+        self._padding = model.shape.padding
         self._batches = 0
         self._batcher = Batcher(self.batch_tokens)
         weakref.finalize(self, self._batcher.close)
@@ -157,7 +149,7 @@ class Encoder:
         kept = counted[batch.offsets[1:]] - counted[batch.offsets[:-1]]
         offsets = np.zeros(len(batch) + 1, np.int64)
         np.cumsum(kept, out=offsets[1:])
-        # Neighbours in length: little padding where there is padding, long groups where not.
+        # Neighbours in length: long groups of texts whose attention is one call.
         order = np.argsort(lengths, kind="stable")
         order = order[np.searchsorted(lengths[order], 1) :]
         work = Work(
@@ -166,48 +158,42 @@ class Encoder:
             kept=kept,
             offsets=offsets,
             values=torch.empty(int(offsets[-1]), self.dim, dtype=self.dtype, device=self.device),
-            # Expansion tokens that the encoder must not see need a mask, and therefore padding;
-            # such queries all have one length, so that nothing is lost.
-            packs=self._backbone.packs and bool(batch.attention.all()),
             stream=torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None,
         )
         call = Call(
             payload=work,
             run=self._run,
-            # Texts of any length share a row; padded ones would become as long as the longest.
-            kind=("packed", work.stream) if work.packs else None,
+            kind=work.stream,
             lengths=lengths,
-            waiting=deque(self._plan(order, lengths, packs=work.packs)),
+            waiting=deque(self._plan(order, lengths)),
         )
         self._batcher.complete(call, progress)
         return TokenEmbeddings(work.values, torch.from_numpy(offsets))
 
     def _places(self, batch: TokenBatch) -> NDArray[np.int64]:
         """Position of every token in its text, as the backbone counts, `(tokens,)`."""
-        first = self._first_position
-        if first == 0:
+        padding = self._padding
+        if padding is None:
             return _ranges(np.zeros_like(batch.lengths), batch.lengths)
         # RoBERTa counts only tokens that are not padding, and gives padding its own position, also
         # where somebody wrote a literal padding token (create_position_ids_from_input_ids).
-        real = batch.ids != self._padding_id
+        real = batch.ids != padding
         before = np.concatenate([[0], np.cumsum(real)])
         rank = before[1:] - np.repeat(before[batch.offsets[:-1]], batch.lengths)
-        return np.where(real, rank + first - 1, first - 1)
+        return np.where(real, rank + padding, padding)
 
     def _plan(
-        self, order: NDArray[np.int64], lengths: NDArray[np.int64], *, packs: bool
+        self, order: NDArray[np.int64], lengths: NDArray[np.int64]
     ) -> list[NDArray[np.int64]]:
         """Cut length-sorted texts into batches within the token budget, at least one text each."""
         batches: list[NDArray[np.int64]] = []
         start = used = 0
         for place, text in enumerate(order):
             length = int(lengths[text])
-            # Padding makes every text as long as the longest, which in this order is the last.
-            cost = used + length if packs else (place - start + 1) * length
-            if place > start and cost > self.batch_tokens:
+            if place > start and used + length > self.batch_tokens:
                 batches.append(order[start:place])
-                start, cost = place, length
-            used = cost
+                start, used = place, 0
+            used += length
         if start < len(order):
             batches.append(order[start:])
         # Largest first: what a batch needs then fits into the pieces that the one before it left.
@@ -248,40 +234,17 @@ class Encoder:
     def _fill(self, parts: Sequence[Part[Work]]) -> None:
         """Encode one batch, and put its rows where they belong."""
         tokens = Tokens.cat([work.pick(texts) for work, texts in parts])
-        rows = self._packed(tokens) if parts[0][0].packs else self._padded(tokens)
+        hidden = self._model(
+            self._send(tokens.ids),
+            self._send(tokens.places),
+            Packing.of(tokens.lengths, self.device, tokens.attention),
+        )
+        rows = self._project(hidden, tokens.scoring)
         start = 0
         for work, texts in parts:
             places = work.rows(texts)
             work.values[self._send(places)] = rows[start : start + len(places)]
             start += len(places)
-
-    def _packed(self, tokens: Tokens) -> Tensor:
-        hidden = self._forward(
-            tokens.ids[None],
-            tokens.places[None],
-            packing=Packing.of(tokens.lengths, self.device),
-        )[0]
-        return self._project(hidden, tokens.scoring)
-
-    def _padded(self, tokens: Tokens) -> Tensor:
-        shape = (len(tokens.lengths), int(tokens.lengths.max()))
-        real = np.arange(shape[1]) < tokens.lengths[:, None]
-        # Padding is told from text by the masks alone: what ids and positions it has is no matter.
-        ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-        attention, scoring = np.zeros(shape, np.bool_), np.zeros(shape, np.bool_)
-        ids[real], positions[real] = tokens.ids, tokens.places
-        attention[real], scoring[real] = tokens.attention, tokens.scoring
-        hidden = self._forward(ids, positions, attention_mask=self._send(attention))
-        return self._project(hidden.flatten(0, 1), scoring.reshape(-1))
-
-    def _forward(
-        self, ids: NDArray[np.int64], positions: NDArray[np.int64], **masks: object
-    ) -> Tensor:
-        if self._backbone.takes_use_cache:
-            masks["use_cache"] = False
-        output = self._model(input_ids=self._send(ids), position_ids=self._send(positions), **masks)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
 
     def _project(self, hidden: Tensor, counts: NDArray[np.bool_]) -> Tensor:
         # Skipped rows leave before the projection, which then has less to do.

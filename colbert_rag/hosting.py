@@ -1,27 +1,22 @@
-"""From a `Checkpoint` to modules with its weights: strict, nothing random, none of its code."""
+"""From a `Checkpoint` to an encoder with its weights: strict, nothing random, none of its code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from transformers.modeling_utils import PreTrainedModel
 
-from colbert_rag.attention import ATTENTION
-from colbert_rag.backbones import Backbone
+from colbert_rag.backbone.shape import Shape, stored
+from colbert_rag.backbone.table import our_name
+from colbert_rag.backbone.transformer import Transformer, Weights
 from colbert_rag.checkpoint import Checkpoint, Projection
 from colbert_rag.checkpoint.border import border
 from colbert_rag.checkpoint.loading import load_weights
 from colbert_rag.checkpoint.source import check_published
 from colbert_rag.errors import (
-    ColBERTRagError,
     CorruptWeightsError,
-    MetadataError,
     ProjectionError,
     TensorMismatchError,
     UnsupportedBackboneError,
@@ -59,89 +54,41 @@ class ProjectionLayer(nn.Module):
         return out + hidden if self.adds_input else out
 
 
-MAX_BUFFER_BYTES = 64 * 2**20
-"""What a model may make beside its parameters: positions and rotary frequencies take a thousandth
-of it, and a configuration that says otherwise must not take the machine's memory."""
-
-
-class _Unallocated(TorchFunctionMode):
-    """While active, parameters take no memory and no time to initialise, and buffers little.
-
-    Modules make parameters with `torch.empty` and buffers with other functions. Building a whole
-    model on the meta device would lose the buffers that no checkpoint carries (positions, rotary
-    frequencies).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Iterable[type],
-        args: tuple[object, ...] = (),
-        kwargs: dict[str, object] | None = None,
-    ) -> object:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        made = func(*args, **kwargs)
-        if isinstance(made, Tensor) and made.device.type != "meta":
-            self.bytes += made.nbytes
-            if self.bytes > MAX_BUFFER_BYTES:
-                raise ValueError(f"its buffers take more than {MAX_BUFFER_BYTES:,} bytes")
-        return made
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hosted:
-    """Modules with the weights of a checkpoint.
+    """An encoder with the weights of a checkpoint.
 
     Attributes:
-        model: The backbone, in evaluation mode.
+        model: The backbone.
         projection: The projection layers in order.
         fingerprint: Of these very weights, with the recipe.
     """
 
-    model: PreTrainedModel
+    model: Transformer
     projection: nn.Sequential
     fingerprint: str
 
 
-def host(
-    checkpoint: Checkpoint, *, device: str, dtype: torch.dtype, language: str | None = None
-) -> Hosted:
+def host(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> Hosted:
     """Load the backbone and the projection.
 
     Args:
         checkpoint: What to load.
         device: Where to.
         dtype: Float type of every parameter. Rotary frequencies stay float32.
-        language: Which adapter of a backbone that has one per language.
 
     Raises:
         UnsupportedBackboneError: the backbone is one we refuse.
         TensorMismatchError: a tensor is missing, left over, or of the wrong shape.
         ProjectionError: two projections in one checkpoint differ.
-        MetadataError: the configuration is not one the backbone accepts.
         CorruptWeightsError: a file is damaged, or was changed since the checkpoint was opened.
     """
-    row = checkpoint.backbone
-    if row.refused:
+    row, shape = checkpoint.backbone, checkpoint.shape
+    if shape is None:
         raise UnsupportedBackboneError(f"{checkpoint.name} is {row.name}: {row.refused}")
     with border(checkpoint.name):
-        model = _empty_model(checkpoint, language)
-        names = _compared(model, checkpoint)
+        names = _compared(shape, checkpoint)
         tensors, digests = _read(checkpoint, dtype)
-        state = dict(
-            chain.from_iterable(
-                _split(row, name, tensors[checkpoint.tensors[stored].file, stored])
-                for stored, name in names.items()
-            )
-        )
-        model.load_state_dict(state, strict=True, assign=True)
-        model.requires_grad_(False)
         layers = [
             ProjectionLayer(
                 layer,
@@ -150,6 +97,13 @@ def host(
             for layer in checkpoint.projection
         ]
         _compare_duplicate(checkpoint, tensors)
+        body = {
+            ours: tensors.pop((checkpoint.tensors[name].file, name)).to(device)
+            for name, ours in names.items()
+        }
+        language = "" if shape.adapter is None else shape.adapter.language
+        with torch.inference_mode():
+            model = Transformer(shape, Weights(body, row.names, language))
         fingerprint = checkpoint.fingerprint(digests)
         # Last, so that weights, configuration and tokenizer are those of one moment.
         if not checkpoint.files.unchanged:
@@ -157,10 +111,11 @@ def host(
                 f"files of {checkpoint.name} were changed while it was being opened. Open it again "
                 "when nobody writes to it"
             )
-    # Through the base class, because transformers' own versions of these are not typed.
-    nn.Module.eval(nn.Module.to(model, device))
-    head = nn.Sequential(*layers).to(device).eval()
-    return Hosted(model=model, projection=head, fingerprint=fingerprint)
+    return Hosted(
+        model=model,
+        projection=nn.Sequential(*layers).to(device).eval(),
+        fingerprint=fingerprint,
+    )
 
 
 Loaded = dict[tuple[str, str], Tensor]
@@ -196,69 +151,31 @@ def _read(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[Loaded, dict[str,
     return tensors, digests
 
 
-def _empty_model(checkpoint: Checkpoint, language: str | None) -> PreTrainedModel:
-    row = checkpoint.backbone
-    module = row.module.rsplit(".", 1)[-1]
-    # The one modelling module that is needed: importing transformers' Auto classes costs seconds.
-    modelling = import_module(f"{row.module}.modeling_{module}")
-    configuration = import_module(f"{row.module}.configuration_{module}")
-    try:
-        config = getattr(configuration, row.configuration).from_dict(
-            row.prepare(dict(checkpoint.config))
-        )
-        config._attn_implementation = ATTENTION
-        if row.has_languages:
-            _choose_language(config, language)
-        options = {"add_pooling_layer": False} if row.takes_pooler else {}
-        # Buffers are made where the caller's default device says, unless told otherwise.
-        with torch.device("cpu"), _Unallocated():
-            model: PreTrainedModel = getattr(modelling, row.model)(config, **options)
-    except ColBERTRagError:
-        raise
-    # Whatever transformers makes of sizes and types that fit no model: a dozen classes, some of
-    # them the hub client's own.
-    except Exception as error:
-        raise MetadataError(
-            f"config.json of {checkpoint.name} does not describe a {row.name} model: {error}"
-        ) from error
-    return model
+def _compared(shape: Shape, checkpoint: Checkpoint) -> dict[str, str]:
+    """Stored names, and the ones that are usual today; nothing may be missing or left over.
 
-
-def _choose_language(config: object, language: str | None) -> None:
-    known = list(getattr(config, "languages", ()))
-    chosen = language or getattr(config, "default_language", None) or "en_XX"
-    if chosen not in known:
-        raise ValueError(f"language is {chosen!r}, the checkpoint has adapters for {known}")
-    config.default_language = chosen  # type: ignore[attr-defined]
-
-
-def _compared(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
-    """Stored names and what the host class calls them; nothing may be missing or left over.
-
-    `from_pretrained` only reports missing tensors and leaves them random. From what the files
-    say of their tensors alone, before any is read: sizes that do not fit cost nothing.
+    `from_pretrained` of transformers only reports missing tensors and leaves them random. From what
+    the files say of their tensors alone, before any is read: sizes that do not fit cost nothing.
     """
     row = checkpoint.backbone
-    names = {stored: row.rename(name) for name, stored in checkpoint.backbone_tensors.items()}
+    names = {stored: our_name(name) for name, stored in checkpoint.backbone_tensors.items()}
     found: dict[str, tuple[int, ...]] = {}
-    for stored, name in names.items():
-        info = checkpoint.tensors[stored]
+    for name, ours in names.items():
+        info = checkpoint.tensors[name]
         if not info.is_float:
             raise TensorMismatchError(
-                f"{stored} of {checkpoint.name} has the type {info.dtype}, expected a float type: "
+                f"{name} of {checkpoint.name} has the type {info.dtype}, expected a float type: "
                 "quantised weights are not hosted"
             )
-        # On the meta device a tensor is its shape.
-        stand_in = torch.empty(info.shape, device="meta")
-        found |= {part: tuple(block.shape) for part, block in _split(row, name, stand_in)}
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found[ours] = tuple(info.shape)
+    expected = stored(shape, row.names)
     wrong = {
         "missing": sorted(set(expected) - set(found)),
         "unexpected": sorted(set(found) - set(expected)),
         "of the wrong shape": [
-            f"{name} {found[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
+            f"{name} {found[name]} instead of {size}"
+            for name, size in expected.items()
+            if name in found and found[name] != size
         ],
     }
     if any(wrong.values()):
@@ -270,18 +187,6 @@ def _compared(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
             f"{'; '.join(parts)}. config.json and weights must come from the same checkpoint"
         )
     return names
-
-
-def _split(row: Backbone, name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """Cut a fused tensor into the parts the host class keeps apart: equal blocks of rows."""
-    for fused, parts in row.splits:
-        if fused in name:
-            blocks = tensor.chunk(len(parts))
-            return [
-                (name.replace(fused, part), block)
-                for part, block in zip(parts, blocks, strict=True)
-            ]
-    return [(name, tensor)]
 
 
 def _compare_duplicate(checkpoint: Checkpoint, tensors: Mapping[tuple[str, str], Tensor]) -> None:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 
@@ -78,19 +77,16 @@ class TextEncoder:
             checkpoint,
             device=str(settings.device),
             dtype=TORCH_DTYPES[settings.dtype],
-            language=settings.language,
         )
-        table = cast(torch.nn.Embedding, hosted.model.get_input_embeddings())
         encoder = Encoder(
             hosted.model,
             hosted.projection,
-            backbone=checkpoint.backbone,
             dim=checkpoint.dim,
             batch_tokens=settings.batch_tokens,
         )
         with border(checkpoint.name):
             tokenizer = TextTokenizer(
-                checkpoint.recipe, checkpoint.vocabulary, rows=table.num_embeddings
+                checkpoint.recipe, checkpoint.vocabulary, rows=hosted.model.shape.vocabulary
             )
         return cls(tokenizer, encoder, hosted.fingerprint)
 

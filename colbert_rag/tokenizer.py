@@ -87,8 +87,8 @@ class TextTokenizer:
 
         Raises:
             MarkerError: a marker is not one entry of the vocabulary.
-            TokenizerError: the tokenizer has more entries than the embedding table has rows, or
-                no token to expand with.
+            TokenizerError: the tokenizer has more entries than the embedding table has rows, no
+                token to expand with, or leaves an empty text without a token that counts.
             MetadataError: a length leaves no room for text.
         """
         self.recipe = recipe
@@ -102,6 +102,12 @@ class TextTokenizer:
             )
         self._trailing = int(tokenizer.encode("a").special_tokens_mask[-1])
         self._specials = len(tokenizer.encode("").ids)
+        if recipe.skips_first and self._specials < 2:
+            raise TokenizerError(
+                "the first token of a text does not count for this checkpoint, and its tokenizer "
+                f"adds {self._specials} to an empty text, expected 2 at least: it would have no "
+                "vector. The tokenizer belongs to another checkpoint"
+            )
         self._markers: dict[Kind, int | None] = {}
         for kind in KINDS:
             self._check_length(kind)
@@ -222,6 +228,8 @@ class TextTokenizer:
         if kind == "query" and self._blank is not None:
             ids[ids == self._blank] = fill
         scoring = self._counts[kind][ids]
+        if self.recipe.skips_first:
+            scoring[offsets[:-1]] = False
         attention = np.ones(len(ids), np.bool_)
         if expansion is not None:
             place = np.arange(len(ids)) - np.repeat(offsets[:-1], np.diff(offsets))

@@ -41,7 +41,7 @@ nitpick_ignore_regex = [
         r"py:.*",
         r"(collections|langchain_core|llama_index|numpy|os|pathlib|pydantic|tokenizers|torch)\..*",
     ),
-    (r"py:.*", r"colbert_rag\.(backbones|checkpoint|adapter|index|inputs|model|tokenizer)\..*"),
+    (r"py:.*", r"colbert_rag\.(backbone|checkpoint|adapter|index|inputs|model|tokenizer)\..*"),
     (
         r"py:.*",
         r"DocumentLike|ModelOptions|HasText|TextLike|pd|IndexField|Json|MetadataMode|PathText|Ranker|SkipJsonSchema|Tensor",

@@ -77,13 +77,19 @@ def test_rank_score_explain_and_search_agree(
 def test_near_ties_of_bfloat16_vectors_are_not_rounded_away(tiny_checkpoint: Path) -> None:
     """Of two documents that differ by one step of one number, the better one is first."""
     colbert = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="bfloat16")
-    query = colbert.encode_queries([QUERY])[0]
-    near = normalize(query.float().sum(0, keepdim=True), dim=1).bfloat16()
-    further = next(rows for rows in one_step_away(near) if rounding_hides(query, near, rows))
+    # The bits of a query's vectors are the machine's; on each some query is a case.
+    text, near, further = next(
+        (text, near, further)
+        for text in [QUERY, *(f"{QUERY} {number}" for number in range(50))]
+        for query in colbert.encode_queries([text])
+        for near in [normalize(query.float().sum(0, keepdim=True), dim=1).bfloat16()]
+        for further in one_step_away(near)
+        if rounding_hides(query, near, further)
+    )
     known = {"further": further, "near": near}
 
     ranking = colbert.rank(
-        QUERY, ["further", "near"], known=lambda texts: {text: known[text] for text in texts}
+        text, ["further", "near"], known=lambda texts: {text: known[text] for text in texts}
     )
 
     assert [place.text for place in ranking] == ["near", "further"]

@@ -27,7 +27,13 @@ NAMES = [
     "native-bert-min",
     "jina",
     "jina-unattended",
+    "flagembedding",
+    "stanford-jinabert",
+    "pylate-lfm2-bidirectional",
+    "pylate-qwen3-bidirectional",
 ]
+# Rows of an empty text: of two special tokens the second counts; there is none but the marker.
+FEWEST = {"flagembedding": 1, "pylate-qwen3-bidirectional": 1}
 TEXTS = {**DOCUMENTS, "long": " ".join(DOCUMENTS.values())}
 NONEMPTY = {name: text for name, text in TEXTS.items() if text}
 
@@ -148,7 +154,7 @@ def test_an_empty_document_keeps_rows_and_scores_finitely(
     (rows,) = model.encode_documents([""])
     (score,) = model.score("mars", [""])
 
-    assert len(rows) >= 2
+    assert len(rows) >= FEWEST.get(name, 2)
     assert abs(score) < 1000
 
 

@@ -26,6 +26,30 @@ def test_a_processor_with_bfloat16_uses_it(monkeypatch: pytest.MonkeyPatch, feat
     assert resolve_dtype("auto", "cpu") == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        # As torch.cpu.get_capabilities() gave them on two machines, and with AMX not hidden.
+        pytest.param({"cpu_name": "Intel Xeon", "avx512_fp16": True}, "float32", id="hidden AMX"),
+        pytest.param(
+            {"cpu_name": "Intel Xeon", "avx512_fp16": True, "amx_bf16": True}, "bfloat16", id="AMX"
+        ),
+        pytest.param({"cpu_name": "AMD EPYC", "avx512_fp16": False}, "bfloat16", id="EPYC"),
+        pytest.param({"cpu_name": "AMD EPYC", "avx512_fp16": True}, "bfloat16", id="later EPYC"),
+        pytest.param({"cpu_name": "Intel Xeon"}, "bfloat16", id="Cooper Lake"),
+    ],
+)
+def test_bfloat16_is_used_where_it_is_faster(
+    features: dict[str, object], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(AUTO_DTYPE, raising=False)
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": True, **features}
+    )
+
+    assert resolve_dtype("auto", "cpu") == expected
+
+
 def test_emulated_bfloat16_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     # AVX-512 without bf16: oneDNN emulates it, slower than float32 (measured 92 to 108 GFLOP/s).
     monkeypatch.delenv(AUTO_DTYPE, raising=False)

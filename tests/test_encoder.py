@@ -1,97 +1,84 @@
-"""The encoder: packed equals padded, batches keep to their budget, a full device is survived."""
+"""The encoder: packed equals alone, batches keep to their budget, a full device is survived."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from colbert_rag import ColBERT
+from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.encoder import Encoder
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
 from tests.helpers.encoders import StandIn, around
+from tests.helpers.oracle import stanford_oracle
 from tests.helpers.texts import DOCUMENTS
 
-PACKING = (
-    "stanford-bert",
-    "stanford-modernbert",
-    "stanford-roberta",
-    "stanford-xlm-roberta",
-    "stanford-distilbert",
-    "stanford-electra",
-    "stanford-camembert",
-    "stanford-xmod",
-    "pylate-eurobert",
-    "jina",
-)
 TEXTS = [*DOCUMENTS.values(), *(" ".join(["mars is red"] * n) for n in (1, 2, 5, 9, 40, 70))]
 
 
-def padding(encoder: Encoder) -> Encoder:
-    """The same modules, made to pad: what transformers itself computes."""
-    return around(encoder._model, encoder, batch_tokens=encoder.batch_tokens, packs=False)
-
-
-@pytest.mark.parametrize("name", PACKING)
-def test_packed_texts_get_the_vectors_of_padded_ones(
+@pytest.mark.parametrize(
+    "name", ["stanford-bert", "stanford-modernbert", "stanford-xmod", "pylate-lfm2", "jina"]
+)
+def test_texts_of_one_row_get_the_vectors_of_texts_alone(
     name: str, colbert: Callable[..., ColBERT]
 ) -> None:
     model = colbert(name, document_length=200)
-    batch = model.tokenizer.documents(TEXTS)
-    encoder = model._loaded().text_encoder.encoder
 
-    packed, padded = encoder.encode(batch), padding(encoder).encode(batch)
+    together = model.encode_documents(TEXTS)
 
-    assert packed.offsets.tolist() == padded.offsets.tolist()
-    torch.testing.assert_close(packed.values, padded.values, rtol=0, atol=1e-5)
+    for found, text in zip(together, TEXTS, strict=True):
+        (alone,) = model.encode_documents([text])
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
 
 
 def test_a_text_much_longer_than_the_window_is_cut_into_blocks_without_a_seam(
-    colbert: Callable[..., ColBERT],
+    checkpoint: Callable[[str], Path], colbert: Callable[..., ColBERT]
 ) -> None:
-    # Longer than WINDOW_BLOCK, so that windows reach across the border between two blocks.
-    model = colbert("stanford-modernbert", document_length=310)
-    batch = model.tokenizer.documents([" ".join(["mars is a red planet"] * 80)])
-    encoder = model._loaded().text_encoder.encoder
+    # Longer than QUERY_BLOCK, so that windows reach across the border between two blocks.
+    text = " ".join(["mars is a red planet"] * 80)
+    oracle = stanford_oracle(
+        checkpoint("stanford-modernbert"), "ModernBertModel", prefix="model.", document_length=310
+    )
 
-    packed, padded = encoder.encode(batch), padding(encoder).encode(batch)
+    (found,) = colbert("stanford-modernbert", document_length=310).encode_documents([text])
 
-    assert batch.lengths.tolist() == [310]
-    torch.testing.assert_close(packed.values, padded.values, rtol=0, atol=1e-5)
+    expected = oracle.document(text)
+    assert len(expected.tokens.ids) == 310
+    torch.testing.assert_close(found, expected.rows, rtol=0, atol=1e-5)
 
 
 class Recorder(StandIn):
-    """Stands between an encoder and its model, and keeps the shapes it was called with."""
+    """Stands between an encoder and its model, and keeps how many tokens it was called with."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__(model)
-        self.shapes = []
+        self.sizes: list[int] = []
 
-    def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
-        self.shapes.append(tuple(input_ids.shape))
-        return self.model(input_ids=input_ids, **rest)
+    def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        self.sizes.append(len(ids))
+        return self.model(ids, *rest)
 
 
-def recorded(model: ColBERT, batch_tokens: int, *, packs: bool = True) -> tuple[Encoder, Recorder]:
+def recorded(model: ColBERT, batch_tokens: int) -> tuple[Encoder, Recorder]:
     encoder = model._loaded().text_encoder.encoder
     recorder = Recorder(encoder._model)
-    return around(recorder, encoder, batch_tokens=batch_tokens, packs=packs), recorder
+    return around(recorder, encoder, batch_tokens=batch_tokens), recorder
 
 
-@pytest.mark.parametrize("packs", [True, False])
-def test_batches_keep_to_their_budget(tiny_colbert: ColBERT, packs: bool) -> None:
-    encoder, recorder = recorded(tiny_colbert, 100, packs=packs)
+def test_batches_keep_to_their_budget(tiny_colbert: ColBERT) -> None:
+    encoder, recorder = recorded(tiny_colbert, 100)
     batch = tiny_colbert.tokenizer.documents(TEXTS)
 
     encoder.encode(batch)
 
-    sizes = [rows * columns for rows, columns in recorder.shapes]
-    assert max(sizes) <= max(100, int(batch.lengths.max()))
-    assert len(sizes) > 1
+    assert max(recorder.sizes) <= max(100, int(batch.lengths.max()))
+    assert len(recorder.sizes) > 1
 
 
 def test_the_largest_batch_comes_first(tiny_colbert: ColBERT) -> None:
@@ -100,9 +87,8 @@ def test_the_largest_batch_comes_first(tiny_colbert: ColBERT) -> None:
 
     encoder.encode(tiny_colbert.tokenizer.documents(texts))
 
-    sizes = [columns for _, columns in recorder.shapes]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) > 2
+    assert recorder.sizes == sorted(recorder.sizes, reverse=True)
+    assert len(set(recorder.sizes)) > 2
 
 
 def test_packing_computes_no_padding(tiny_colbert: ColBERT) -> None:
@@ -111,7 +97,7 @@ def test_packing_computes_no_padding(tiny_colbert: ColBERT) -> None:
 
     encoder.encode(batch)
 
-    assert recorder.shapes == [(1, len(batch.ids))]
+    assert recorder.sizes == [len(batch.ids)]
 
 
 def test_progress_counts_every_text_once(tiny_colbert: ColBERT) -> None:
@@ -127,15 +113,15 @@ def test_progress_counts_every_text_once(tiny_colbert: ColBERT) -> None:
 class Shortage(StandIn):
     """A model on a device that has room for so many tokens at once."""
 
-    def __init__(self, model: torch.nn.Module, room: int, error: Exception) -> None:
+    def __init__(self, model: Transformer, room: int, error: Exception) -> None:
         super().__init__(model)
         self.room, self.error, self.refused = room, error, 0
 
-    def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
-        if input_ids.numel() > self.room:
+    def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        if len(ids) > self.room:
             self.refused += 1
             raise self.error
-        return self.model(input_ids=input_ids, **rest)
+        return self.model(ids, *rest)
 
 
 def short_of_memory(model: ColBERT, room: int, error: Exception) -> tuple[Encoder, Shortage]:

@@ -41,6 +41,8 @@ TINY = [
     "pylate-lfm2",
     "native-bert-no-expansion",
     "jina",
+    "flagembedding",
+    "pylate-qwen3-bidirectional",
 ]
 
 

@@ -15,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from colbert_rag import ColBERT
+from colbert_rag.checkpoint import open_checkpoint
 from colbert_rag.errors import MarkerError, UnsupportedModuleError
+from colbert_rag.settings import Settings
+from colbert_rag.tokenizer import TextTokenizer
 from tests.helpers.answers import (
     ask_colbert,
     ask_oracle,
@@ -328,3 +331,24 @@ def test_an_unmentioned_activation_is_not_sentence_transformers_tanh(
     ours = open_exactly(folder).score(QUERY, TEXTS)
 
     assert ours == pytest.approx(right, abs=1e-4)
+
+
+def test_a_marker_stands_behind_the_first_token_even_where_that_is_a_word(
+    checkpoint: Callable[[str], Path],
+    sentence_transformers: Callable[[str], SentenceTransformersOracle],
+) -> None:
+    """pplx-embed-v1-late's tokenizer puts no token in front of a text.
+
+    PyLate inserts at position 1 whatever stands at 0 (`models/colbert.py`, `insert_prefix_token`);
+    sentence-transformers writes the marker in front of the text, so that it comes first.
+    """
+    name = "pylate-qwen3-bidirectional-by-key"
+    vocabulary = load_tokenizer(checkpoint(name))
+    marker, words = vocabulary.token_to_id("[D] "), vocabulary.encode("mars venus").ids
+    opened = open_checkpoint(Settings.normalised(str(checkpoint(name))))
+
+    theirs = sentence_transformers(name).document("mars venus").tokens.ids
+    ours = TextTokenizer(opened.recipe, opened.vocabulary).documents(["mars venus"]).ids.tolist()
+
+    assert theirs == [marker, *words]
+    assert ours == [words[0], marker, *words[1:]]

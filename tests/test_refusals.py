@@ -307,43 +307,7 @@ def test_tensors_of_another_backbone_are_refused(copy_of: Copy) -> None:
         open_exactly(folder)
 
 
-# Backbones whose code is remote
-
-
-def test_jinabert_v1_is_refused_by_name_although_it_says_bert(copy_of: Copy) -> None:
-    folder = copy_of("stanford-bert")
-    remote = {"AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel"}
-    edit_json(folder / "config.json", auto_map=remote, position_embedding_type="alibi")
-    edit_tensors(
-        folder / WEIGHTS,
-        lambda tensors: {
-            name.replace("intermediate.dense", "mlp.gated_layers"): tensor
-            for name, tensor in tensors.items()
-            if "position_embeddings" not in name
-        },
-    )
-
-    with pytest.raises(UnsupportedBackboneError, match=r"(?i)jina ?bert"):
-        open_exactly(folder)
-
-
-def test_bidirectional_lfm2_is_refused_by_name(copy_of: Copy) -> None:
-    """LFM2.5-ColBERT has LFM2's tensors, and code of its own that looks both ways."""
-    folder = copy_of("pylate-lfm2")
-    remote = {"AutoModel": "modeling_lfm2_bidirectional.Lfm2BidirectionalModel"}
-    edit_json(folder / "config.json", auto_map=remote)
-
-    with pytest.raises(UnsupportedBackboneError, match=r"LFM2\.5"):
-        open_exactly(folder)
-
-
-def test_bidirectional_qwen3_is_refused_by_name(copy_of: Copy) -> None:
-    folder = copy_of("pylate-lfm2")
-    remote = {"AutoModel": "modeling.PPLXQwen3Model"}
-    edit_json(folder / "config.json", model_type="qwen3", auto_map=remote)
-
-    with pytest.raises(UnsupportedBackboneError, match="Qwen3"):
-        open_exactly(folder)
+# Backbones
 
 
 def test_an_unknown_backbone_lists_the_known_ones(copy_of: Copy) -> None:

@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from colbert_rag import ColBERT, batching, cache, scoring
+from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.encoder import Encoder
 from colbert_rag.tokenizer import TokenBatch
 from tests.helpers.encoders import StandIn, around
@@ -33,21 +34,21 @@ LIMIT = 60
 
 
 class Gate(StandIn):
-    """Stands before a model: keeps the shapes of its batches, and holds each until it may pass."""
+    """Stands before a model: keeps the sizes of its batches, and holds each until it may pass."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__(model)
-        self.shapes: list[tuple[int, ...]] = []
+        self.sizes: list[int] = []
         self.entered, self.open = threading.Semaphore(0), threading.Event()
         self.refused: set[int] = set()
 
-    def __call__(self, input_ids: torch.Tensor, **rest: object) -> object:
-        self.shapes.append(tuple(input_ids.shape))
+    def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        self.sizes.append(len(ids))
         self.entered.release()
         assert self.open.wait(LIMIT)
-        if self.refused & set(input_ids.flatten().tolist()):
+        if self.refused & set(ids.tolist()):
             raise ArithmeticError("refused")
-        return self.model(input_ids=input_ids, **rest)
+        return self.model(ids, *rest)
 
 
 @pytest.fixture
@@ -110,16 +111,14 @@ def test_a_short_call_is_in_the_next_batch_of_a_long_one(
             found = other.result(LIMIT)
             torch.testing.assert_close(found.values, alone.encode(batch).values, rtol=0, atol=1e-5)
             # The batch that was being computed, and the one after it.
-            assert len(gate.shapes) >= 2
+            assert len(gate.sizes) >= 2
         result = first.result(LIMIT)
 
-    assert gate.shapes[1][1] <= 200
+    assert gate.sizes[1] <= 200
     expected = alone.encode(long)
     torch.testing.assert_close(result.values, expected.values, rtol=0, atol=1e-5)
     # One batch held the three short calls: had each its own, there would be more.
-    assert sum(columns for _, columns in gate.shapes) == len(long.ids) + sum(
-        len(batch.ids) for batch in short
-    )
+    assert sum(gate.sizes) == len(long.ids) + sum(len(batch.ids) for batch in short)
 
 
 def test_short_calls_fill_a_batch_together(
@@ -137,10 +136,7 @@ def test_short_calls_fill_a_batch_together(
         for call in (first, *others):
             call.result(LIMIT)
 
-    assert gate.shapes == [
-        (1, len(batches[0].ids)),
-        (1, sum(len(batch.ids) for batch in batches)),
-    ]
+    assert gate.sizes == [len(batches[0].ids), sum(len(batch.ids) for batch in batches)]
 
 
 def test_a_failure_reaches_the_caller_whose_text_it_was(
@@ -286,13 +282,13 @@ def test_an_encoder_takes_its_thread_with_it(tiny_checkpoint: Path) -> None:
 def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) -> None:
     seen: list[int] = []
     encoder = tiny_colbert._loaded().text_encoder.encoder
-    forward = encoder._forward
+    model = encoder._model
 
-    def recording(*arguments: object, **options: object) -> object:
+    def recording(*arguments: object) -> object:
         seen.append(torch.get_num_threads())
-        return forward(*arguments, **options)  # type: ignore[arg-type]
+        return model(*arguments)  # type: ignore[arg-type]
 
-    encoder._forward = recording  # type: ignore[assignment,method-assign]
+    encoder._model = recording  # type: ignore[assignment]
     before = torch.get_num_threads()
     try:
         for number in (1, 2, 1):
@@ -300,7 +296,7 @@ def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) ->
             tiny_colbert.encode_documents(["mars"])
     finally:
         torch.set_num_threads(before)
-        del encoder._forward
+        encoder._model = model
 
     assert seen == [1, 2, 1]
 

@@ -38,7 +38,7 @@ def test_every_letter_and_digit_is_a_word() -> None:
             assert has_words(chr(code))
 
 
-@pytest.mark.parametrize("name", ["stanford-bert", "pylate-modernbert", "jina"])
+@pytest.mark.parametrize("name", ["stanford-bert", "pylate-modernbert", "jina", "flagembedding"])
 @pytest.mark.parametrize("query", QUERIES)
 def test_texts_without_words_rank_last(
     name: str, query: str, colbert: Callable[..., ColBERT]

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from colbert_rag.backbones import Backbone, Config, find_backbone
+from colbert_rag.backbone.shape import Shape
+from colbert_rag.backbone.table import Backbone, find_backbone
 from colbert_rag.checkpoint.border import border
-from colbert_rag.checkpoint.config import used_config
+from colbert_rag.checkpoint.config import encoder_shape
 from colbert_rag.checkpoint.files import Folder, join
 from colbert_rag.checkpoint.formats import NO_LIMIT, Format, find_format
 from colbert_rag.checkpoint.layout import Layout, read_modules
@@ -21,7 +22,7 @@ from colbert_rag.checkpoint.source import locate, stored_digests, weights_digest
 from colbert_rag.checkpoint.tensors import Tensors
 from colbert_rag.checkpoint.vocabulary import Vocabulary, load_vocabulary
 from colbert_rag.checkpoint.weights import UNUSED, body_prefix, find_head, index_tensors
-from colbert_rag.errors import MetadataError, NotACheckpointError
+from colbert_rag.errors import NotACheckpointError
 from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
 
 
@@ -34,8 +35,10 @@ class Description:
         files: The local folder, and in which state each file of it was read.
         form: The on-disk format, as a row of the table.
         body: Sub-folder of backbone and tokenizer, "" for the folder itself.
-        config: What of the backbone's `config.json` is used.
+        model_type: What `config.json` calls the architecture.
+        hidden_size: Width of the backbone's hidden states.
         backbone: Our row for the architecture; `backbone.refused` says why where it is not hosted.
+        shape: What the backbone computes; None where it is refused.
         tensors: Stored tensors beside the backbone, by stored name.
         projection: The layers from hidden states to token vectors; empty for raw token embeddings.
         duplicate: A second description of the projection, to be compared with the first.
@@ -46,8 +49,10 @@ class Description:
     files: Folder = field(repr=False)
     form: Format = field(repr=False)
     body: str
-    config: Config
+    model_type: str
+    hidden_size: int
     backbone: Backbone
+    shape: Shape | None = field(repr=False)
     tensors: Tensors = field(repr=False)
     projection: tuple[Projection, ...]
     duplicate: Projection | None
@@ -62,21 +67,6 @@ class Description:
     def format(self) -> str:
         """Name of the on-disk format, or "raw token embeddings"."""
         return self.form.name
-
-    @property
-    def model_type(self) -> str:
-        """What `config.json` calls the architecture."""
-        return str(self.config.get("model_type", ""))
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the backbone's hidden states."""
-        size = self.config.get("hidden_size", self.config.get("dim"))  # DistilBERT calls it dim
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise MetadataError(
-                f"config.json: hidden_size is {size!r}, expected a positive whole number"
-            )
-        return size
 
     @property
     def dim(self) -> int:
@@ -171,24 +161,32 @@ def _described(folder: Folder, settings: Settings) -> Description:
     projection = form.projection(layout)
     duplicate = form.duplicate(layout, projection)
     config = folder.read(join(body, "config.json"))
-    backbone = find_backbone(
-        config.get("model_type", str) or "", tensors, remote_code="auto_map" in config
+    backbone = find_backbone(config.values, tensors)
+    shape = encoder_shape(
+        config.values,
+        backbone,
+        language=settings.language,
+        tensors=len(tensors),
+        name=settings.checkpoint,
     )
-    used = used_config(config.values, backbone, tensors=len(tensors), name=settings.checkpoint)
-    recipe = overridden(form.recipe(layout), settings, backbone.positions(used) or NO_LIMIT)
+    longest = NO_LIMIT if shape is None else shape.longest or NO_LIMIT
+    recipe = overridden(form.recipe(layout), settings, longest)
     description = Description(
         name=settings.checkpoint,
         files=folder,
         form=form,
         body=body,
-        config=used,
+        model_type=config.get("model_type", str) or "",
+        hidden_size=shape.width if shape is not None else config.length("hidden_size", 0),
         backbone=backbone,
+        shape=shape,
         tensors=tensors,
         projection=projection,
         duplicate=duplicate,
         recipe=with_chosen(recipe, settings),  # for those who stop here; `finish` does it again
     )
-    check_chain(projection, description.hidden_size)
+    if shape is not None:
+        check_chain(projection, shape.width)
     return description
 
 

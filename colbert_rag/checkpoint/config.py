@@ -1,37 +1,33 @@
-"""What of `config.json` is used: the keys that the backbone's row lists, with sizes it can have."""
+"""From `config.json` to the shape of the encoder, refused before it costs anything."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from colbert_rag.backbones import Backbone, Config
+from colbert_rag.backbone.fields import Fields
+from colbert_rag.backbone.shape import Shape
+from colbert_rag.backbone.table import Backbone, Config
 from colbert_rag.errors import MetadataError, UnsupportedBackboneError
-
-MAX_NUMBER = 2**20
-"""No size of a text encoder is near: the largest vocabularies have 262,144 entries."""
-
-MAX_LAYERS = 256
 
 DECODING = ("is_decoder", "add_cross_attention")
 """What makes another model of the same tensors."""
 
 
-def used_config(
-    config: Mapping[str, object], backbone: Backbone, *, tensors: int, name: str
-) -> Config:
-    """The part of `config.json` that describes the encoder, checked before it costs anything.
-
-    The rest is not read: labels of a classifier, outputs that somebody wanted, how training split
-    its work. Exact sizes are compared with the tensors by `hosting`.
+def encoder_shape(
+    config: Config, backbone: Backbone, *, language: str | None, tensors: int, name: str
+) -> Shape | None:
+    """The shape that a configuration describes; `hosting` compares it with the tensors.
 
     Args:
-        config: The whole file.
-        backbone: Its row.
+        config: The whole file, of which only the family's own keys are read.
+        backbone: The row that fits.
+        language: Which adapter of a backbone that has one per language; None for its default.
         tensors: How many tensors are stored.
         name: Of the checkpoint, for messages.
 
+    Returns:
+        The shape, or None where the row is refused.
+
     Raises:
-        MetadataError: a number is beyond any model, or beyond the stored tensors.
+        MetadataError: a value is not one that an encoder can have.
         UnsupportedBackboneError: it is a decoder.
     """
     for key in DECODING:
@@ -40,28 +36,22 @@ def used_config(
                 f"config.json of {name} has {key}={config[key]!r}: a decoder, and only encoders "
                 "are hosted"
             )
-    kept = {key: value for key, value in config.items() if key in backbone.keys}
-    for key, value in kept.items():
-        least = -1 if key.endswith("_token_id") else 0  # -1 is what some call no token
-        if isinstance(value, int) and not least <= value <= MAX_NUMBER:
-            raise MetadataError(
-                f"config.json of {name} has {key}={_short(value)}, expected {least} to "
-                f"{MAX_NUMBER:,}"
-            )
-    # Even without memory for its numbers, a model of a million layers takes hours to set up.
-    parts = 1
-    for key in ("num_hidden_layers", "n_layers", "languages"):
-        value = kept.get(key, 0)
-        count = len(value) if isinstance(value, list) else value
-        if isinstance(count, int) and count > 0:
-            parts *= count
-            if parts > tensors or (not isinstance(value, list) and count > MAX_LAYERS):
-                raise MetadataError(
-                    f"config.json of {name} has {count:,} {key}, but there are weights for "
-                    f"{tensors:,} tensors in all, and {MAX_LAYERS} layers are the most"
-                )
-    return kept
-
-
-def _short(value: int) -> str:
-    return f"{value:,}" if abs(value) < 10**18 else f"a number of {value.bit_length()} bits"
+    if backbone.shape is None:
+        return None
+    fields = Fields(config)
+    if backbone.has_languages and language is not None:
+        fields = fields.with_values(default_language=language)
+    try:
+        shape = backbone.shape(fields)
+    except ValueError as error:
+        raise MetadataError(
+            f"config.json of {name} does not describe a {backbone.name} model: {error}"
+        ) from error
+    # Each layer has tensors of its own, and so has each adapter in it.
+    parts = len(shape.layers) * (len(shape.adapter.languages) if shape.adapter else 1)
+    if parts > tensors:
+        raise MetadataError(
+            f"config.json of {name} has {len(shape.layers):,} layers with {parts:,} parts, but "
+            f"there are weights for {tensors:,} tensors in all"
+        )
+    return shape

@@ -11,18 +11,21 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from colbert_rag.backbones import Backbone
+from colbert_rag.backbone.table import Backbone
 from colbert_rag.checkpoint.files import Section, join
 from colbert_rag.checkpoint.layout import Layout
 from colbert_rag.checkpoint.markers import as_read, split_prompts, with_fallback
-from colbert_rag.checkpoint.projection import inline_projection, same_as_inline
+from colbert_rag.checkpoint.projection import (
+    inline_projection,
+    same_as_inline,
+    separate_projection,
+)
 from colbert_rag.checkpoint.recipe import Expansion, Projection, Recipe, TextRules
 from colbert_rag.checkpoint.vocabulary import Vocabulary
-from colbert_rag.checkpoint.weights import HEAD_NAMES, find_head
+from colbert_rag.checkpoint.weights import HEAD_NAMES, SEPARATE_HEADS, find_head
 from colbert_rag.errors import (
     MetadataError,
     MissingProjectionError,
-    PickleWeightsError,
     UnsupportedModuleError,
 )
 
@@ -214,6 +217,29 @@ def _native_expansion(settings: Section) -> Expansion | None:
     return Expansion(length, settings.get("attend", bool) or False, settings.get("token", str))
 
 
+# FlagEmbedding: FlagOpen/FlagEmbedding, FlagEmbedding/finetune/embedder/encoder_only/m3/modeling.py
+# (`_colbert_embedding`, `compute_colbert_score`) and FlagEmbedding/inference/embedder/encoder_only/
+# m3.py (`_process_colbert_vecs`).
+
+
+def _is_flagembedding(layout: Layout) -> bool:
+    # modules.json, config.json and 1_Pooling of BGE-M3 describe the dense model that it is too.
+    return any(layout.folder.has(join(layout.body, name)) for name in SEPARATE_HEADS)
+
+
+def _flagembedding_projection(layout: Layout) -> tuple[Projection, ...]:
+    return (separate_projection(layout.folder, layout.body, allow_pickle=layout.allow_pickle),)
+
+
+def _flagembedding_recipe(layout: Layout) -> Recipe:
+    # No file names lengths for token vectors, and FlagEmbedding asks for one on each call: 8192 in
+    # its examples and in its first versions, 512 by default since. The longer one is what BGE-M3 is
+    # known for and its tokenizer states; texts that fit in the shorter one are the same in both.
+    longest = tokenizer_limit(layout)
+    rules = TextRules("", "", longest)
+    return Recipe(query=rules, document=rules, skips_first=True)
+
+
 def tokenizer_limit(layout: Layout) -> int:
     """The tokenizer's own limit, for formats that leave a length to it; "no limit" is 1e30."""
     limit = layout.folder.read(join(layout.body, "tokenizer_config.json")).values.get(
@@ -252,6 +278,16 @@ FORMATS = (
         markers=as_read,
         duplicate=_inline_duplicate,
     ),
+    # FlagEmbedding's M3: BGE-M3 and what is fine-tuned from it. Last, since any of the others says
+    # how the vectors of its tokens are meant, and the file of this one alone does not.
+    Format(
+        name="flagembedding",
+        matches=_is_flagembedding,
+        projection=_flagembedding_projection,
+        recipe=_flagembedding_recipe,
+        markers=as_read,
+        duplicate=lambda _layout, _projection: None,
+    ),
 )
 
 
@@ -282,7 +318,6 @@ def find_format(layout: Layout, *, raw: bool) -> Format:
 
     Raises:
         MissingProjectionError: no format fits, or `raw` would ignore a trained projection.
-        PickleWeightsError: the projection is a pickle that is not read.
     """
     form = next((form for form in FORMATS if form.matches(layout)), None)
     where = layout.folder.path
@@ -295,14 +330,10 @@ def find_format(layout: Layout, *, raw: bool) -> Format:
         return RAW
     if form is not None:
         return form
-    if layout.folder.has(join(layout.body, "colbert_linear.pt")):
-        raise PickleWeightsError(
-            f"{where} keeps its projection as the pickle colbert_linear.pt (BGE-M3), which is "
-            "not read. Save it as linear.weight beside the backbone in model.safetensors"
-        )
     raise MissingProjectionError(
         f"no late-interaction projection found in {where}: looked for "
-        f"{' or '.join(HEAD_NAMES)} in the weights and for Dense layers in modules.json; "
+        f"{' or '.join(HEAD_NAMES)} in the weights, for Dense layers in modules.json and for "
+        f"{SEPARATE_HEADS[1]}; "
         f"tensors seen: {sorted(layout.tensors)[:4]}. An untrained projection would rank at "
         "random, so none is made up. To use the encoder's own token vectors, pass "
         "raw_token_embeddings=True"

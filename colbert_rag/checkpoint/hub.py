@@ -30,6 +30,7 @@ from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
 WEIGHTS = re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 PICKLES = re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 TEXTS = re.compile(r"(.*/)?([^/]+\.json|artifact\.metadata|vocab\.txt)")
+SEPARATE_HEAD = re.compile(r"(.*/)?colbert_linear\.(safetensors|pt)")
 OTHER_RUNTIMES = re.compile(r"(.*/)?(onnx|openvino|coreml|tf|flax|gguf|training)[^/]*/.*")
 
 
@@ -93,7 +94,8 @@ def needed_files(names: Iterable[str], *, allow_pickle: bool, name: str) -> list
     """Which files of a repository are downloaded.
 
     Raises:
-        PickleWeightsError: there are weights, but only pickled ones, and they are not allowed.
+        PickleWeightsError: there are weights, or a projection, but only pickled ones, and they are
+            not allowed.
         NotACheckpointError: there are no weights at all.
     """
     names = [file for file in names if not OTHER_RUNTIMES.fullmatch(file)]
@@ -111,7 +113,23 @@ def needed_files(names: Iterable[str], *, allow_pickle: bool, name: str) -> list
             f"{sorted(names)[:8]}"
         )
     texts = [file for file in names if TEXTS.fullmatch(file)]
-    return sorted({*texts, *weights, *(() if body else pickles)})
+    heads = _separate_heads(names, allow_pickle=allow_pickle, name=name)
+    return sorted({*texts, *weights, *heads, *(() if body else pickles)})
+
+
+def _separate_heads(names: list[str], *, allow_pickle: bool, name: str) -> list[str]:
+    """FlagEmbedding's projection; a safetensors file of it makes the pickle superfluous."""
+    heads = [file for file in names if SEPARATE_HEAD.fullmatch(file)]
+    converted = [file for file in heads if file.endswith(".safetensors")]
+    # Known before gigabytes of a backbone are downloaded in vain; what says otherwise how its
+    # tokens become vectors does not need the file.
+    described = any(file == "artifact.metadata" or "Dense" in file for file in names)
+    if heads and not converted and not allow_pickle and not described:
+        raise PickleWeightsError(
+            f"{name} publishes its projection only as a pickle ({heads[0]}), which could run code "
+            "when read. Pass allow_pickle=True to read it with weights_only=True"
+        )
+    return converted or (heads if allow_pickle else [])
 
 
 def _first_line(error: BaseException) -> str:

@@ -36,6 +36,9 @@ TORCH_TYPES = {
     "F64": torch.float64,
 }
 
+PICKLED = (".bin", ".pt")
+"""How `torch.save` is used to name its files."""
+
 Keep = Callable[[str, Tensor], None]
 
 
@@ -53,7 +56,7 @@ def load_weights(folder: Folder, file: str, keep: Keep) -> str:
     Raises:
         CorruptWeightsError: the file is damaged, or changes while it is read.
     """
-    if file.endswith(".bin"):
+    if file.endswith(PICKLED):
         tensors, digest = load_pickle(folder, file)
         while tensors:
             keep(*tensors.popitem())

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from tokenizers import Tokenizer
 
-from colbert_rag.backbones import Backbone
+from colbert_rag.backbone.table import Backbone
 from colbert_rag.checkpoint.recipe import Recipe, TextRules
 from colbert_rag.checkpoint.vocabulary import Vocabulary
 from colbert_rag.errors import MarkerError

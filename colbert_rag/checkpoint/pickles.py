@@ -10,7 +10,7 @@ from io import BufferedReader
 import torch
 from torch import Tensor
 
-from colbert_rag.checkpoint.files import Folder, join
+from colbert_rag.checkpoint.files import Folder
 from colbert_rag.checkpoint.header import MAX_DIMENSIONS
 from colbert_rag.checkpoint.tensors import TensorInfo, Tensors
 from colbert_rag.errors import CorruptWeightsError
@@ -78,12 +78,15 @@ def _is_plain(tensor: object, limit: int) -> bool:
     )
 
 
-def index_pickle(folder: Folder, sub: str) -> Tensors:
-    """Every tensor of the pickled weights in a sub-folder, by name as stored."""
-    tensors: Tensors = {}
-    for path in sorted((folder.path / sub).glob("pytorch*.bin")):
-        file = join(sub, path.name)
-        for name, tensor in load_pickle(folder, file)[0].items():
-            dtype = SHORT_DTYPES.get(tensor.dtype, str(tensor.dtype))
-            tensors[name] = TensorInfo(name, file, dtype, tuple(tensor.shape))
-    return tensors
+def index_pickle(folder: Folder, file: str) -> Tensors:
+    """Every tensor of one pickled weight file, by name as stored.
+
+    Raises:
+        CorruptWeightsError: as `load_pickle`.
+    """
+    return {
+        name: TensorInfo(
+            name, file, SHORT_DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape)
+        )
+        for name, tensor in load_pickle(folder, file)[0].items()
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from colbert_rag.checkpoint.files import Folder, Section, join
 from colbert_rag.checkpoint.recipe import Projection
 from colbert_rag.checkpoint.tensors import TensorInfo
-from colbert_rag.checkpoint.weights import index_tensors
+from colbert_rag.checkpoint.weights import index_separate_head, index_tensors
 from colbert_rag.errors import MissingProjectionError, ProjectionError, UnsupportedModuleError
 
 ACTIVATIONS = {
@@ -23,7 +23,7 @@ unknown one by Tanh and goes on, which gives wrong scores without an error."""
 
 
 def inline_projection(head: TensorInfo, bias: TensorInfo | None) -> Projection:
-    """The projection that Stanford keeps beside the backbone.
+    """One linear layer, such as Stanford keeps beside the backbone.
 
     Raises:
         ProjectionError: the bias does not fit the weight.
@@ -77,6 +77,24 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
         bias="linear.bias" if "linear.bias" in tensors else None,
         residual=_residual(sub, config, weight, tensors.get("residual.weight")),
     )
+
+
+def separate_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Projection:
+    """The projection that FlagEmbedding keeps in a file of its own: `weight` and `bias`, no more.
+
+    Raises:
+        PickleWeightsError: it is a pickle, and `allow_pickle` is false.
+        ProjectionError: the file holds anything else, or shapes that do not fit.
+    """
+    file, tensors = index_separate_head(folder, sub, allow_pickle=allow_pickle)
+    weight = tensors.get("weight")
+    if set(tensors) != {"weight", "bias"} or weight is None or len(weight.shape) != 2:
+        found = {name: tensors[name].shape for name in sorted(tensors)[:5]}
+        raise ProjectionError(
+            f"{file} holds {found or 'nothing'}, expected a weight of two dimensions and a bias, "
+            "and nothing else. Is this the file that was published?"
+        )
+    return inline_projection(weight, tensors["bias"])
 
 
 def same_as_inline(inline: Projection, layers: tuple[Projection, ...]) -> Projection:

@@ -53,6 +53,8 @@ class Recipe:
         lowercases: Lower-case a text in Python, before the tokenizer sees it.
         padding_is_blank: A literal padding token in a text becomes the expansion token in a query
             and does not count in a document: Stanford's masks compare ids, not positions.
+        skips_first: The first token of every text, query or document, does not count. The encoder
+            sees it all the same (FlagEmbedding drops the row of `<s>`).
     """
 
     query: TextRules
@@ -64,6 +66,7 @@ class Recipe:
     strips: bool = False
     lowercases: bool = False
     padding_is_blank: bool = False
+    skips_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
-from colbert_rag.checkpoint.config import MAX_NUMBER
+from colbert_rag.backbone.fields import MAX_NUMBER
 from colbert_rag.checkpoint.files import Folder, Section, join
 from colbert_rag.errors import TokenizerError
 

@@ -21,6 +21,10 @@ BODY_PREFIXES = (
 HEAD_NAMES = ("linear.weight", "colbert_linear.weight")
 """The inline projection: outside the body prefix in every published checkpoint."""
 
+SEPARATE_HEADS = ("colbert_linear.safetensors", "colbert_linear.pt")
+"""The projection in a file of its own: as a user has converted it, and as FlagEmbedding saves it.
+The `sparse_linear.pt` beside it weighs words for another kind of search, and is never read."""
+
 MAX_SHARDS = 100
 
 UNUSED = ("pooler.", "cls.", "lm_head.")
@@ -56,10 +60,11 @@ def index_tensors(folder: Folder, sub: str, *, allow_pickle: bool) -> Tensors:
             "'model.safetensors'), or pass allow_pickle=True to read it with weights_only=True"
         )
     if pickles:
-        # Imported here because reading a pickle needs torch, which nothing else here does.
-        from colbert_rag.checkpoint.pickles import index_pickle
-
-        return index_pickle(folder, sub)
+        return {
+            name: tensor
+            for file in pickles
+            for name, tensor in _unpickled(folder, join(sub, file)).items()
+        }
     raise NotACheckpointError(
         f"{folder.path / sub} has no model weights: looked for model.safetensors and "
         "model.safetensors.index.json. Is the download complete?"
@@ -87,6 +92,39 @@ def _read_shards(folder: Folder, sub: str, index: str) -> Tensors:
     if lost:
         raise CorruptWeightsError(f"{index} promises tensors that no shard holds: {lost[:5]}")
     return tensors
+
+
+def index_separate_head(folder: Folder, sub: str, *, allow_pickle: bool) -> tuple[str, Tensors]:
+    """FlagEmbedding's head, in a file of its own beside the backbone: that file and its tensors.
+
+    Args:
+        folder: The checkpoint.
+        sub: The sub-folder of the backbone.
+        allow_pickle: Accept the published file, which is a pickle.
+
+    Raises:
+        PickleWeightsError: there is only the pickle, and `allow_pickle` is false.
+        CorruptWeightsError: the file is damaged.
+    """
+    converted, published = (join(sub, name) for name in SEPARATE_HEADS)
+    if folder.has(converted):
+        return converted, _header(folder, converted)
+    if not allow_pickle:
+        raise PickleWeightsError(
+            f"{folder.path} keeps its projection as the pickle {published}, which could run code "
+            "when read. Convert it once with "
+            "safetensors.torch.save_file(torch.load('colbert_linear.pt', weights_only=True), "
+            "'colbert_linear.safetensors'), or pass allow_pickle=True to read it with "
+            "weights_only=True"
+        )
+    return published, _unpickled(folder, published)
+
+
+def _unpickled(folder: Folder, file: str) -> Tensors:
+    # Imported here because reading a pickle needs torch, which nothing else here does.
+    from colbert_rag.checkpoint.pickles import index_pickle
+
+    return index_pickle(folder, file)
 
 
 def _header(folder: Folder, file: str) -> Tensors:

@@ -97,7 +97,7 @@ def _look(settings: Settings) -> _Findings:
     row = description.backbone
     if row.refused:
         refused.append(UnsupportedBackboneError(f"{row.name}: {row.refused}"))
-    rows = description.config.get("vocab_size")
+    rows = None if description.shape is None else description.shape.vocabulary
     tokenizer = None
     try:
         description = checkpoint = finish(description, settings)
@@ -105,7 +105,7 @@ def _look(settings: Settings) -> _Findings:
             tokenizer = TextTokenizer(
                 checkpoint.recipe,
                 checkpoint.vocabulary,
-                rows=rows if isinstance(rows, int) else None,
+                rows=rows,
             )
     except CheckpointError as error:
         refused.append(error)
@@ -131,21 +131,18 @@ def _record(settings: Settings, found: _Findings) -> dict[str, Any]:
 
 
 def _model_record(model: Description) -> dict[str, Any]:
-    config, backbone = model.config, model.backbone
-    layers = config.get("num_hidden_layers") or config.get("n_layers")  # DistilBERT's name for it
-    # Adapters, of a backbone that has one for each language.
-    languages = config.get("languages") if backbone.has_languages else None
+    shape = model.shape
+    adapter = None if shape is None else shape.adapter
     stored = [model.tensors[name] for name in model.backbone_tensors.values()]
     return {
         "format": model.format,
         "backbone": {
-            "name": backbone.name,
+            "name": model.backbone.name,
             "model_type": model.model_type,
-            "layers": layers if isinstance(layers, int) else None,
+            "layers": None if shape is None else len(shape.layers),
             "hidden_size": model.hidden_size,
-            "positions": backbone.positions(config),
-            "packs": backbone.packs,
-            "languages": [str(name) for name in languages] if isinstance(languages, list) else [],
+            "positions": None if shape is None else shape.longest,
+            "languages": [] if adapter is None else list(adapter.languages),
         },
         "dim": model.dim,
         "projection": [
@@ -185,6 +182,7 @@ def _text_record(recipe: Recipe, tokenizer: TextTokenizer | None) -> dict[str, A
         "document": _rules_record(recipe.document),
         "expansion": expansion,
         "skiplist": list(recipe.skiplist),
+        "skips_first": recipe.skips_first,
         "vocabulary": None if tokenizer is None else tokenizer.vocabulary.size,
     }
 
@@ -216,13 +214,11 @@ def _facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _model_facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     backbone = record["backbone"]
-    refused = UnsupportedBackboneError.__name__ in [error["error"] for error in record["refused"]]
     parts = [
         f"{backbone['name']} (model_type {backbone['model_type']})",
         f"{backbone['layers']} layers" if backbone["layers"] else "",
         f"{backbone['hidden_size']} wide",
         f"{backbone['positions']:,} tokens at most" if backbone["positions"] else "",
-        "" if refused else "packed" if backbone["packs"] else "padded",
     ]
     yield "Format", record["format"]
     yield "Backbone", ", ".join(filter(None, parts))
@@ -251,6 +247,8 @@ def _text_facts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "Documents", _rules(record["document"])
     skipped = record["skiplist"]
     yield "Skip-list", f"{len(skipped)} words: {' '.join(skipped)}" if skipped else "none"
+    if record["skips_first"]:
+        yield "Not scored", "the first token of every query and document"
     if record["vocabulary"] is not None:
         yield "Vocabulary", f"{record['vocabulary']:,} entries"
 

@@ -45,6 +45,10 @@ BASES = (
     "pylate-eurobert",
     "pylate-lfm2",
     "jina",
+    "flagembedding-published",
+    "stanford-jinabert",
+    "pylate-lfm2-bidirectional",
+    "pylate-qwen3-bidirectional",
     "raw-bert",
 )
 DROP = "(drop)"

@@ -87,6 +87,15 @@ FAMILIES: dict[str, Family] = {
         {**_ROBERTA, "languages": ["en_XX", "de_DE"], "default_language": "en_XX"},
         "roberta.",
     ),
+    # Of no class of transformers: `published.py` gives tensors and config file their own names. The
+    # heads are no power of two, as in what it stands for, which makes other slopes of ALiBi.
+    "jinabert": Family(
+        "BertConfig",
+        "BertModel",
+        "wordpiece",
+        {**_BERT, "hidden_size": 48, "num_attention_heads": 12, "intermediate_size": 80},
+        "bert.",
+    ),
     "eurobert": Family("EuroBertConfig", "EuroBertModel", "eurobert", _LLAMA, "model."),
     "lfm2": Family(
         "Lfm2Config",
@@ -97,6 +106,35 @@ FAMILIES: dict[str, Family] = {
             "layer_types": ["conv", "full_attention"],
             "block_auto_adjust_ff_dim": False,
             "conv_L_cache": 3,
+        },
+        "model.",
+    ),
+    "lfm2-bidirectional": Family(
+        "Lfm2Config",
+        "Lfm2Model",
+        "lfm2",
+        {
+            **_LLAMA,
+            "num_hidden_layers": 4,
+            # The first convolution is below attention, the second sees what attention has mixed.
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "conv_L_cache": 3,
+            "norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+        },
+        "model.",
+    ),
+    "qwen3-bidirectional": Family(
+        "Qwen3Config",
+        "Qwen3Model",
+        "qwen3",
+        {
+            **_LLAMA,
+            "head_dim": 12,  # heads times it is not the width
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 20000.0},
+            "hidden_act": "silu",
         },
         "model.",
     ),

@@ -160,7 +160,7 @@ class PlainOracle:
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length if marker is None else length - 1)
         ids = list(self.tokenizer.encode(text).ids)
-        return ids if marker is None else [ids[0], marker, *ids[1:]]
+        return ids if marker is None else [*ids[:1], marker, *ids[1:]]
 
     @torch.inference_mode()
     def _encode(self, tokens: Tokens) -> Encoded:
@@ -199,7 +199,7 @@ def load_tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / "pytorch_model.bin").exists():
         return torch.load(folder / "pytorch_model.bin", weights_only=True)
     tensors: dict[str, Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         tensors |= load_file(path)
     return tensors
 
@@ -249,6 +249,7 @@ def pylate_oracle(
     layers: Sequence[Layer],
     *,
     body_folder: str = "",
+    body: Body | None = None,
     **changes: Any,
 ) -> PlainOracle:
     """PyLate on its own format, prompts applied; `changes` override fields of its recipe."""
@@ -273,9 +274,8 @@ def pylate_oracle(
         strip=True,
         lower=lower,
     )
-    return PlainOracle(
-        plain_body(inner, model_class), tokenizer, replace(recipe, **changes), layers
-    )
+    body = body or plain_body(inner, model_class)
+    return PlainOracle(body, tokenizer, replace(recipe, **changes), layers)
 
 
 def plain_oracle(spec: Spec, folder: Path) -> PlainOracle:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from torch import Tensor, nn
 
-from tests.helpers.families import FAMILIES, HIDDEN
+from tests.helpers.families import FAMILIES
+from tests.helpers.published import PUBLISHED
 from tests.helpers.tiny_tokenizers import TOKENIZERS, TinyTokenizer
 
 DROP = object()  # as a value in a mapping of changes: remove this key
@@ -52,7 +52,7 @@ class Spec:
     tokens: tuple[str, ...] = ()  # added to the vocabulary, and to the embedding table
     spare_rows: int = 0  # embedding rows beyond the vocabulary
     config: Json = field(default_factory=dict)  # changes to config.json
-    settings: Json = field(default_factory=dict)  # changes to artifact.metadata or its like
+    settings: Json = field(default_factory=dict)  # changes to the file that holds the lengths
     prefix: str | None = None  # of the body's tensors; None is the family's own
     old_names: bool = False  # LayerNorm.gamma/.beta and a position_ids buffer
     shards: int = 1
@@ -144,7 +144,7 @@ def _stanford(spec: Spec, folder: Path) -> None:
     if spec.settings is not NO_FILE:
         write_json(folder / "artifact.metadata", _changed(metadata, spec.settings))
     (head,) = spec.heads
-    linear = _head_tensors(spec, HIDDEN, head, seed=1)
+    linear = _head_tensors(spec, _width(spec), head, seed=1)
     _write_weights(spec, folder, {**body, **linear})
 
 
@@ -159,7 +159,7 @@ def _pylate(spec: Spec, folder: Path) -> None:
     sentence_bert = {"max_seq_length": 11, "do_lower_case": spec.lower_case}
     write_json(body_folder / "sentence_bert_config.json", sentence_bert)
     modules = [("sentence_transformers.models.Transformer", spec.folder)]
-    width = HIDDEN
+    width = _width(spec)
     for position, head in enumerate(spec.heads, start=1):
         _write_dense(spec, folder / f"{position}_Dense", width, head, seed=position)
         modules.append((spec.dense_class, f"{position}_Dense"))
@@ -168,7 +168,7 @@ def _pylate(spec: Spec, folder: Path) -> None:
     extra = enumerate(spec.modules, start=len(modules))
     modules += [(name, f"{position}_{name.rsplit('.')[-1]}") for position, name in extra]
     if any(name.endswith("Pooling") for name in spec.modules):
-        pooling = {"word_embedding_dimension": HIDDEN, "pooling_mode_mean_tokens": True}
+        pooling = {"word_embedding_dimension": _width(spec), "pooling_mode_mean_tokens": True}
         write_json(folder / f"{len(spec.heads) + 1}_Pooling" / "config.json", pooling)
     entries = [
         {"idx": position, "name": str(position), "path": path, "type": name}
@@ -206,7 +206,7 @@ def _native(spec: Spec, folder: Path) -> None:
     raw = folder / "raw"
     _raw(spec, raw)
     modules: list[nn.Module] = [Transformer(str(raw), **options)]
-    width = HIDDEN
+    width = _width(spec)
     for position, head in enumerate(spec.heads, start=1):
         dense = Dense(
             width,
@@ -249,16 +249,55 @@ def _raw(spec: Spec, folder: Path) -> None:
     _write_weights(single if spec.format == "native" else spec, folder, body)
 
 
+def _flagembedding(spec: Spec, folder: Path) -> None:
+    """BAAI/bge-m3: a dense model to sentence-transformers, with two heads in files of their own."""
+    _raw(spec, folder)
+    edit_json(folder / "tokenizer_config.json", **spec.settings)
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    entries = [
+        {
+            "idx": position,
+            "name": str(position),
+            "path": path,
+            "type": f"sentence_transformers.models.{name}",
+        }
+        for position, (name, path) in enumerate(modules)
+    ]
+    write_json(folder / "modules.json", entries)
+    pooling = {"word_embedding_dimension": _width(spec), "pooling_mode_cls_token": True}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    versions = {"sentence_transformers": "2.2.2", "transformers": "4.33.0", "pytorch": "2.1.2"}
+    write_json(folder / "config_sentence_transformers.json", {"__version__": versions})
+    sentence_bert = {"max_seq_length": 8192, "do_lower_case": False}
+    write_json(folder / "sentence_bert_config.json", sentence_bert)
+    (head,) = spec.heads
+    named = _head_tensors(spec, _width(spec), head, seed=1)
+    tensors = {name.removeprefix("linear."): tensor for name, tensor in named.items()}
+    if spec.pickled:
+        torch.save(tensors, folder / "colbert_linear.pt")
+    else:
+        save_file(tensors, folder / "colbert_linear.safetensors")
+    sparse = {"weight": torch.ones(1, _width(spec)), "bias": torch.zeros(1)}
+    torch.save(sparse, folder / "sparse_linear.pt")
+
+
 WRITERS = {
     "stanford": _stanford,
     "pylate": _pylate,
     "native": _native,
     "converted": _converted,
     "raw": _raw,
+    "flagembedding": _flagembedding,
 }
 
 
 # Parts
+
+
+def _width(spec: Spec) -> int:
+    """Of the backbone's hidden states; DistilBERT calls it dim."""
+    settings = FAMILIES[spec.backbone].settings
+    return int(settings.get("hidden_size") or settings["dim"])
 
 
 def _body(spec: Spec, tokenizer: TinyTokenizer) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -278,8 +317,9 @@ def _body(spec: Spec, tokenizer: TinyTokenizer) -> tuple[dict[str, Any], dict[st
     _randomise(model, spec.seed)
     tensors = {name: tensor.to(spec.dtype) for name, tensor in model.state_dict().items()}
     config["model_type"] = config_class.model_type
-    if spec.backbone == "jina":
-        config, tensors = _publish_as_jina(config, tensors)
+    if spec.backbone in PUBLISHED:
+        config, tensors = PUBLISHED[spec.backbone](config, tensors)
+        config = _changed(config, spec.config)  # also to what only the published file says
     if spec.old_names:
         tensors = {_old_name(name): tensor for name, tensor in tensors.items()}
         positions = torch.arange(config["max_position_embeddings"])[None]
@@ -288,42 +328,6 @@ def _body(spec: Spec, tokenizer: TinyTokenizer) -> tuple[dict[str, Any], dict[st
     prefix = default if spec.prefix is None else spec.prefix
     config["dtype"] = str(spec.dtype).removeprefix("torch.")
     return config, {prefix + name: tensor for name, tensor in tensors.items()}
-
-
-def _publish_as_jina(
-    config: dict[str, Any], tensors: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The names and the config file of jinaai/jina-colbert-v2 (byte count of revision a9dc5cd)."""
-    renames = {
-        r"^embeddings\.LayerNorm\.": "emb_ln.",
-        r"^layers\.": "encoder.layers.",
-        r"self_attn\.o_proj": "mixer.out_proj",
-        r"post_attention_layernorm": "norm1",
-        r"post_mlp_layernorm": "norm2",
-    }
-    published: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        fused = re.sub(r"self_attn\.q_proj", "mixer.Wqkv", name)
-        if fused != name:
-            parts = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-            name, tensor = fused, torch.cat(parts)
-        if re.search(r"self_attn\.[kv]_proj", name):
-            continue
-        for pattern, replacement in renames.items():
-            name = re.sub(pattern, replacement, name)
-        published[name] = tensor
-    remote = "jinaai/xlm-roberta-flash-implementation--"
-    config = {
-        **{key: value for key, value in config.items() if key != "rope_parameters"},
-        "model_type": "xlm-roberta",
-        "auto_map": {
-            "AutoConfig": f"{remote}configuration_xlm_roberta.XLMRobertaFlashConfig",
-            "AutoModel": f"{remote}modeling_xlm_roberta.XLMRobertaModel",
-        },
-        "position_embedding_type": "rotary",
-        "use_flash_attn": True,
-    }
-    return config, published
 
 
 def _randomise(model: nn.Module, seed: int) -> None:

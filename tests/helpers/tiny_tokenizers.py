@@ -100,7 +100,7 @@ def unigram() -> TinyTokenizer:
 
 
 def byte_bpe(
-    special: dict[str, str], *, first: str, last: str | None, reserved: tuple[str, ...] = ()
+    special: dict[str, str], *, first: str | None, last: str | None, reserved: tuple[str, ...] = ()
 ) -> TinyTokenizer:
     """GPT-2's byte-level BPE, cased, sensitive to a leading space."""
     rules = Tokenizer(models.BPE())
@@ -120,7 +120,8 @@ def byte_bpe(
     )
     corpus = [" ".join(WORDS)] * 3 + WORDS + [" ".join(WORDS).title()]
     rules.train_from_iterator(corpus, trainer)
-    rules.post_processor = _template(rules, first, last)
+    if first is not None:
+        rules.post_processor = _template(rules, first, last)
     return TinyTokenizer(rules, special)
 
 
@@ -177,6 +178,16 @@ def lfm2() -> TinyTokenizer:
     return byte_bpe(special, first="<|startoftext|>", last=None, reserved=order)
 
 
+def qwen3() -> TinyTokenizer:
+    """pplx-embed-v1-late's: no token in front, none behind, and a mask token."""
+    special = {
+        "pad_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "mask_token": "<|mask|>",
+    }
+    return byte_bpe(special, first=None, last=None)
+
+
 def _template(rules: Tokenizer, first: str, last: str | None) -> processors.TemplateProcessing:
     parts = [first, "$A"] + ([last] if last else [])
     names = [name for name in (first, last) if name]
@@ -194,4 +205,5 @@ TOKENIZERS: dict[str, Callable[[], TinyTokenizer]] = {
     "roberta": roberta,
     "eurobert": eurobert,
     "lfm2": lfm2,
+    "qwen3": qwen3,
 }

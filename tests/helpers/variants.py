@@ -258,4 +258,54 @@ VARIANTS: dict[str, Spec] = {
         dtype=torch.bfloat16,
         settings={"attend_to_mask_tokens": True},
     ),
+    # BAAI/bge-m3
+    "flagembedding": Spec("flagembedding", "xlm-roberta", heads=(Head(32, bias=True),)),
+    "flagembedding-published": Spec(
+        "flagembedding",
+        "xlm-roberta",
+        heads=(Head(32, bias=True),),
+        head_dtype=torch.float16,
+        pickled=True,
+    ),
+    "flagembedding-short": Spec(
+        "flagembedding",
+        "xlm-roberta",
+        heads=(Head(24, bias=True),),
+        settings={"model_max_length": 20},
+    ),
+    # jinaai/jina-colbert-v1-en
+    "stanford-jinabert": Spec(backbone="jinabert"),
+    "stanford-jinabert-attend": Spec(
+        backbone="jinabert", settings={"attend_to_mask_tokens": True, "doc_maxlen": 300}
+    ),
+    "stanford-jinabert-four-heads": Spec(backbone="jinabert", config={"num_attention_heads": 4}),
+    # LiquidAI/LFM2.5-ColBERT-350M
+    "pylate-lfm2-bidirectional": Spec("pylate", "lfm2-bidirectional", tokens=PYLATE),
+    "pylate-lfm2-bidirectional-attend": Spec(
+        "pylate",
+        "lfm2-bidirectional",
+        tokens=PYLATE,
+        settings={"attend_to_expansion_tokens": True},
+    ),
+    "pylate-lfm2-bidirectional-no-expansion": Spec(
+        "pylate", "lfm2-bidirectional", tokens=PYLATE, settings={"do_query_expansion": False}
+    ),
+    "pylate-lfm2-bidirectional-no-auto-map": Spec(
+        "pylate", "lfm2-bidirectional", tokens=PYLATE, config={"auto_map": DROP}
+    ),
+    # perplexity-ai/pplx-embed-v1-late-0.6b
+    "pylate-qwen3-bidirectional": Spec(
+        "pylate",
+        "qwen3-bidirectional",
+        tokens=PYLATE,
+        settings={"attend_to_expansion_tokens": True},
+    ),
+    "pylate-qwen3-bidirectional-unattended": Spec("pylate", "qwen3-bidirectional", tokens=PYLATE),
+    "pylate-qwen3-bidirectional-by-key": Spec(
+        "pylate",
+        "qwen3-bidirectional",
+        tokens=PYLATE,
+        config={"model_type": "qwen3", "architectures": ["Qwen3Model"], "auto_map": DROP},
+        settings={"do_query_expansion": False},
+    ),
 }
