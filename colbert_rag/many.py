@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.explanation import Explanation
 from colbert_rag.inputs import TextList
 from colbert_rag.maxsim import maxsim_many
+from colbert_rag.progress import progress_bar
 from colbert_rag.ranking import Ranking
 from colbert_rag.scoring import KnownVectors, Scorer, best_windows, check_scores
 from colbert_rag.tokenizer import Span
@@ -121,7 +121,8 @@ def rank_in_turn(
         )
         return found.explained_by(lambda place: explain(queries[query], place.text))
 
-    with tqdm(total=len(pieces), desc="Ranking documents", disable=not show_progress) as bar:
+    total = len(pieces)
+    with progress_bar("Ranking documents", total=total, unit="it", show=show_progress) as bar:
         for first, last in _waves(scorer, pieces):
             documents = scorer.documents(
                 pieces[first:last], known=known, progress=bar.update, evict=False

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from colbert_rag.batching import Progress
 from colbert_rag.checkpoint import Checkpoint
@@ -20,6 +19,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.encoder import Encoder
 from colbert_rag.forks import renewed_after_fork
 from colbert_rag.hosting import host
+from colbert_rag.progress import progress_bar
 from colbert_rag.settings import Settings
 from colbert_rag.tokenizer import Kind, TextTokenizer, TokenBatch
 
@@ -143,7 +143,9 @@ class TextEncoder:
         stretches = [texts[start : start + size] for start in range(0, len(texts), size)]
         noun = "queries" if kind == "query" else "documents"
         cut = 0
-        with tqdm(total=len(texts), desc=f"Encoding {noun}", disable=not show_progress) as bar:
+        with progress_bar(
+            f"Encoding {noun}", total=len(texts), unit="it", show=show_progress
+        ) as bar:
             told = progress or bar.update
             if len(stretches) <= 1:
                 batch = tokenize(texts)

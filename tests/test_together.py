@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from colbert_rag import ColBERT, batching, cache, scoring
 from colbert_rag.backbone.transformer import Transformer
@@ -338,6 +339,30 @@ def test_a_forked_child_computes_on_one_thread_and_does_not_hang(minilm: ColBERT
     minilm.score("rings", texts[:1])
 
     assert in_child(lambda: minilm.score("rings", texts) == pytest.approx(expected, abs=1e-4)) == 0
+
+
+@needs_fork
+@beside_threads
+def test_a_forked_child_waits_for_no_bar_that_nobody_sees(tiny_colbert: ColBERT) -> None:
+    expected = tiny_colbert.score("rings", TEXTS)
+    held, over = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with tqdm.get_lock():
+            held.set()
+            over.wait(LIMIT)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(LIMIT)
+    try:
+        again = pytest.approx(expected, abs=1e-4)
+        code = in_child(lambda: tiny_colbert.score("rings", TEXTS) == again, limit=20)
+    finally:
+        over.set()
+        thread.join()
+
+    assert code == 0
 
 
 @needs_fork

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import ScoringError
@@ -25,6 +24,7 @@ from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.pooling import pool_tokens
 from colbert_rag.inputs import has_words
 from colbert_rag.model import Model
+from colbert_rag.progress import progress_bar
 
 
 def checked(documents: Iterable[DocumentLike]) -> Iterator[Document]:
@@ -42,7 +42,7 @@ def in_batches(
     documents: Iterable[Document], size: int, *, total: int | None, show_progress: bool
 ) -> Iterator[list[Document]]:
     """Documents in groups of at most `size`, in none of which an id occurs twice."""
-    with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
+    with progress_bar(None, total=total, unit=" documents", show=show_progress) as bar:
         batch: dict[str, Document] = {}
         for document in documents:
             if document.id in batch:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from tqdm import tqdm
-
 from colbert_rag.index.base import Index
 from colbert_rag.index.documents import Changes
+from colbert_rag.progress import progress_bar
 
 
 def copy_index(
@@ -22,7 +21,7 @@ def copy_index(
     target.info.check(source.info, "the target of the copy")
     changes = Changes()
     total = source.count() if show_progress else None
-    with tqdm(total=total, unit=" documents", disable=not show_progress) as bar:
+    with progress_bar(None, total=total, unit=" documents", show=show_progress) as bar:
         for documents, vectors in source.encoded(batch_size):
             changes += target.add_encoded(documents, vectors)
             bar.update(len(documents))
