@@ -9,7 +9,13 @@ from tqdm import tqdm
 
 
 class Bar(AbstractContextManager["Bar"], Protocol):
-    """What is told how far the work is."""
+    """What is told how far the work is.
+
+    Attributes:
+        n: How many are done.
+    """
+
+    n: int
 
     def update(self, n: int, /) -> object:
         """So many more are done."""
@@ -17,6 +23,9 @@ class Bar(AbstractContextManager["Bar"], Protocol):
 
 
 class _Hidden:
+    def __init__(self) -> None:
+        self.n = 0
+
     def __enter__(self) -> Self:
         return self
 
@@ -24,7 +33,7 @@ class _Hidden:
         pass
 
     def update(self, n: int, /) -> None:
-        pass
+        self.n += n
 
 
 def progress_bar(what: str | None, *, total: int | None, unit: str, show: bool) -> Bar:
