@@ -66,17 +66,25 @@ def modernbert(fields: Fields) -> Shape:
         bias=mlp_biases,
         output_bias=mlp_biases,
     )
+    layers = tuple(
+        Layer(mixer=attention[kind], feed_forward=feed_forward, mixer_norm=number > 0)
+        for number, kind in enumerate(kinds)
+    )
+    norm = Norm("layer", fields.number("norm_eps", default=1e-5), fields.flag("norm_bias"))
+    return replace(_shape(fields, layers, norm), embedding_norm=True)
+
+
+def _shape(fields: Fields, layers: tuple[Layer, ...], norm: Norm) -> Shape:
+    """What all of them share: norms before each layer, and one at the end."""
+    width = fields.size("hidden_size")
     return Shape(
         vocabulary=fields.size("vocab_size"),
         width=width,
-        layers=tuple(
-            Layer(mixer=attention[kind], feed_forward=feed_forward, mixer_norm=number > 0)
-            for number, kind in enumerate(kinds)
-        ),
-        norm=Norm("layer", fields.number("norm_eps", default=1e-5), fields.flag("norm_bias")),
+        layers=layers,
+        norm=norm,
         norm_first=True,
         embedding_width=width,
-        embedding_norm=True,
+        embedding_norm=False,
         final_norm=True,
         longest=fields.limit("max_position_embeddings"),
     )
@@ -147,17 +155,7 @@ def _llama(fields: Fields, norm: Norm, *, head_width: int | None, mlp_biases: bo
             output_bias=mlp_biases,
         ),
     )
-    return Shape(
-        vocabulary=fields.size("vocab_size"),
-        width=width,
-        layers=(layer,) * fields.layers(),
-        norm=norm,
-        norm_first=True,
-        embedding_width=width,
-        embedding_norm=False,
-        final_norm=True,
-        longest=fields.limit("max_position_embeddings"),
-    )
+    return _shape(fields, (layer,) * fields.layers(), norm)
 
 
 def _grouped(
@@ -251,17 +249,8 @@ def _lfm2(fields: Fields, *, causal: bool) -> Shape:
     feed_forward = FeedForward(
         width=_adjusted(fields), activation="silu", gated=True, bias=False, output_bias=False
     )
-    return Shape(
-        vocabulary=fields.size("vocab_size"),
-        width=width,
-        layers=tuple(Layer(mixer=mixers[kind], feed_forward=feed_forward) for kind in kinds),
-        norm=norm,
-        norm_first=True,
-        embedding_width=width,
-        embedding_norm=False,
-        final_norm=True,
-        longest=fields.limit("max_position_embeddings"),
-    )
+    layers = tuple(Layer(mixer=mixers[kind], feed_forward=feed_forward) for kind in kinds)
+    return _shape(fields, layers, norm)
 
 
 def _adjusted(fields: Fields) -> int:
