@@ -6,6 +6,7 @@ import json
 import math
 import random
 import statistics
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -246,14 +247,15 @@ def test_a_query_without_an_answer_counts_as_nought() -> None:
     assert "a found nothing for 2 of 3 queries, which count as 0" in view.notes
 
 
-def test_the_first_stage_of_a_reranker_is_measured_too(tiny_colbert: ColBERT) -> None:
+def test_the_first_stage_of_a_reranker_is_measured_too(colbert: Callable[..., ColBERT]) -> None:
+    model = colbert("stanford-bert", document_cache=None)  # which other tests fill
     base = fixed("base", {query: dict.fromkeys(TEXTS, 1.0) for query in ASKED})
 
-    view = evaluate(tiny(), [reranked(base, tiny_colbert, "ours")])
+    view = evaluate(tiny(), [reranked(base, model, "ours")])
 
     assert [result.system for result in view.results] == ["base", "ours"]
     assert view.results[1].cost.documents == len(TEXTS)
-    lengths = tiny_colbert.tokenizer.documents(list(TEXTS.values())).lengths
+    lengths = model.tokenizer.documents(list(TEXTS.values())).lengths
     assert view.results[1].cost.tokens == lengths.sum()
 
 

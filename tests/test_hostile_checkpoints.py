@@ -168,7 +168,7 @@ OLDER = frozenset(
     "rope_theta rope_scaling rope_parameters partial_rotary_factor head_dim num_key_value_heads "
     "global_attn_every_n_layers global_rope_theta local_rope_theta block_ff_dim rotary_emb_base "
     "hidden_act type_vocab_size layer_norm_eps intermediate_size hidden_size num_hidden_layers "
-    "num_attention_heads".split()
+    "num_attention_heads sliding_window".split()
 )
 """Keys that a class of transformers reads without a field of that name, or that older ones had."""
 

@@ -120,7 +120,6 @@ _DISTILBERT_KEYS = {
     "hidden_size": "dim",
     "num_attention_heads": "n_heads",
     "num_hidden_layers": "n_layers",
-    "intermediate_size": "hidden_dim",
     "hidden_act": "activation",
 }
 
@@ -128,7 +127,8 @@ _DISTILBERT_KEYS = {
 def distilbert(fields: Fields) -> Shape:
     """BERT without types, under names of its own (huggingface/transformers)."""
     also = frozenset({"hidden_size", "num_attention_heads", "num_hidden_layers"})
-    return replace(bert(fields.under(_DISTILBERT_KEYS, also, layer_norm_eps=1e-12)), types=0)
+    own = {"intermediate_size": fields.values.get("hidden_dim", 3072), "layer_norm_eps": 1e-12}
+    return replace(bert(fields.under(_DISTILBERT_KEYS, also, **own)), types=0)
 
 
 XMOD = {

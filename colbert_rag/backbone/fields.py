@@ -68,7 +68,9 @@ class Fields:
             more: Further values.
         """
         found = {name: self.values.get(here) for name, here in keys.items()}
-        for name in also & self.values.keys():
+        for name in also:
+            if name not in self.values:
+                continue
             if found[name] not in (None, self.values[name]):
                 raise ValueError(
                     f"{name} is {_short(self.values[name])} and {keys[name]} is "
