@@ -50,7 +50,7 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
     if lock is None:
         with _door:
             lock = threading.RLock()
-            _locks.add(lock)
+            _locks[lock] = threading.current_thread()
         _own.lock = lock
     elif _waiting and not lock._is_owned():  # as threading.Condition asks it
         # Nobody comes in any more: threads that take turns would be all out only by chance.
@@ -71,6 +71,11 @@ def _hold_all() -> None:
     global _waiting
     deadline = time.monotonic() + _LONGEST
     _waiting = _door.acquire(timeout=_LONGEST) or _waiting
+    # A thread that has ended is in no library, whatever it left held: who keeps its traceback keeps
+    # its lock, which nobody could let go. In the child, no other thread seems alive.
+    for lock, thread in list(_locks.items()):
+        if not thread.is_alive():
+            del _locks[lock]
     for lock in _of_others():
         lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
@@ -92,9 +97,9 @@ def _renew_all() -> None:
     # What is free was free, or is held by the thread that forked. Not all forks run `_hold_all`:
     # those of a server in C, like uWSGI, are told afterwards alone.
     _torn = _torn or not all(lock.acquire(blocking=False) for lock in _of_others())
-    _door, _locks, _waiting = threading.RLock(), weakref.WeakSet(), False
+    _door, _locks, _waiting = threading.RLock(), weakref.WeakKeyDictionary(), False
     if hasattr(_own, "lock"):
-        _locks.add(_own.lock)
+        _locks[_own.lock] = threading.current_thread()
     for renewable in list(_RENEWABLES):
         renewable.renew()
 
@@ -106,7 +111,7 @@ def is_torn() -> bool:
 
 _RENEWABLES: weakref.WeakSet[Renewable] = weakref.WeakSet()
 _own = threading.local()
-_locks: weakref.WeakSet[Any] = weakref.WeakSet()
+_locks: weakref.WeakKeyDictionary[Any, threading.Thread] = weakref.WeakKeyDictionary()
 _door = threading.RLock()  # in front of `_locks`
 _waiting = _torn = False
 

@@ -216,6 +216,24 @@ def test_threads_that_take_turns_do_not_keep_a_fork_waiting(path: Path):
     assert max(seconds for _, seconds in found) < 2
 
 
+def test_a_thread_that_ended_inside_keeps_no_fork_waiting():
+    kept = []
+
+    def end_inside() -> None:
+        kept.append(forks.no_fork())
+        kept[0].__enter__()
+
+    thread = threading.Thread(target=end_inside)
+    thread.start()
+    thread.join()
+    started = time.monotonic()
+
+    code = in_child(lambda: not forks.is_torn())
+
+    assert code == 0
+    assert time.monotonic() - started < 5
+
+
 def test_readers_do_not_wait_for_each_other():
     both = threading.Barrier(2, timeout=10)
 
