@@ -150,7 +150,9 @@ def _model(
     candidates = texts[: sizes.candidates]
     agreements = peers.compare({x: peer.rerank(query, candidates) for x, peer in opened.items()})
     exact = "colbert_rag float32"
-    fast = f"colbert_rag {resolve_dtype('auto', device)}"
+    # Told by its switch to take a type that the device is slow in, "auto" is left out above.
+    auto = f"colbert_rag {resolve_dtype('auto', device)}"
+    fast = auto if auto in opened else exact
     encoders = {x: peer.encode for x, peer in opened.items() if peer.encode is not None}
     # Exact mode is for parity, and would only hold up the others in bulk.
     compared = {x: encode for x, encode in encoders.items() if x != exact or x == fast}
