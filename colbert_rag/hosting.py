@@ -42,8 +42,8 @@ class ProjectionLayer(nn.Module):
         self.register_parameter("bias", bias)
         self.activation = getattr(nn, layer.activation)()
         self.adds_input = layer.residual == "identity"
-        stored = layer.residual not in ("none", "identity")
-        residual = nn.Parameter(read(layer.residual), requires_grad=False) if stored else None
+        projects = layer.residual not in ("none", "identity")
+        residual = nn.Parameter(read(layer.residual), requires_grad=False) if projects else None
         self.register_parameter("residual", residual)
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ def _compared(shape: Shape, checkpoint: Checkpoint) -> dict[str, str]:
     the files say of their tensors alone, before any is read: sizes that do not fit cost nothing.
     """
     row = checkpoint.backbone
-    names = {stored: our_name(name) for name, stored in checkpoint.backbone_tensors.items()}
+    names = {name: our_name(bare) for bare, name in checkpoint.backbone_tensors.items()}
     found: dict[str, tuple[int, ...]] = {}
     for name, ours in names.items():
         info = checkpoint.tensors[name]

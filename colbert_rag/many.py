@@ -121,8 +121,7 @@ def rank_in_turn(
         )
         return found.explained_by(lambda place: explain(queries[query], place.text))
 
-    total = len(pieces)
-    with progress_bar("Ranking documents", total=total, unit="it", show=show_progress) as bar:
+    with progress_bar("Ranking documents", total=len(pieces), show=show_progress) as bar:
         for first, last in _waves(scorer, pieces):
             documents = scorer.documents(
                 pieces[first:last], known=known, progress=bar.update, evict=False

@@ -36,7 +36,7 @@ class _Hidden:
         self.n += n
 
 
-def progress_bar(what: str | None, *, total: int | None, unit: str, show: bool) -> Bar:
+def progress_bar(what: str | None, *, total: int | None, show: bool, unit: str = "it") -> Bar:
     """A bar of tqdm's on standard error; one that is not shown is none of tqdm's.
 
     tqdm takes a lock for each bar, shown or not, that a forked process shares with its parent: of a

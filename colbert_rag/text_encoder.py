@@ -143,9 +143,7 @@ class TextEncoder:
         stretches = [texts[start : start + size] for start in range(0, len(texts), size)]
         noun = "queries" if kind == "query" else "documents"
         cut = 0
-        with progress_bar(
-            f"Encoding {noun}", total=len(texts), unit="it", show=show_progress
-        ) as bar:
+        with progress_bar(f"Encoding {noun}", total=len(texts), show=show_progress) as bar:
             told = progress or bar.update
             if len(stretches) <= 1:
                 batch = tokenize(texts)

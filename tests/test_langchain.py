@@ -254,18 +254,24 @@ async def test_as_runnable_runs_in_batches(
     assert [contents(results) for results in batches] == [["dddd", "ccc"], ["bb"]]
 
 
-@pytest.mark.parametrize("explain", [False, True])
-async def test_a_batch_asks_a_model_once_and_answers_as_one_by_one(
-    explain: bool, tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[int] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many queries each call of `rank_many` was given."""
+    counts: list[int] = []
     rank = ColBERT.rank_many
 
     def watched(self: ColBERT, queries: list[str], *rest: Any, **options: Any) -> Any:
-        asked.append(len(queries))
+        counts.append(len(queries))
         return rank(self, queries, *rest, **options)
 
     monkeypatch.setattr(ColBERT, "rank_many", watched)
+    return counts
+
+
+@pytest.mark.parametrize("explain", [False, True])
+async def test_a_batch_asks_a_model_once_and_answers_as_one_by_one(
+    explain: bool, tiny_colbert: ColBERT, asked: list[int]
+) -> None:
     step = ColBERTRerank(colbert=tiny_colbert, top_n=2, explain=explain).as_runnable()
     texts = [Document(text) for text in ("mars is red", "", "saturn has rings", "venus")]
     given: list[Any] = [(texts, "red"), (texts[:2], "rings"), (texts[1:2], "ice"), ([], "wind")]
@@ -314,16 +320,8 @@ def test_an_error_of_one_input_is_not_that_of_the_batch(documents: list[Document
 
 
 def test_a_chain_hands_its_batch_on(
-    base: BaseRetriever, tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
+    base: BaseRetriever, tiny_colbert: ColBERT, asked: list[int]
 ) -> None:
-    asked: list[int] = []
-    rank = ColBERT.rank_many
-
-    def watched(self: ColBERT, queries: list[str], *rest: Any, **options: Any) -> Any:
-        asked.append(len(queries))
-        return rank(self, queries, *rest, **options)
-
-    monkeypatch.setattr(ColBERT, "rank_many", watched)
     step = ColBERTRerank(colbert=tiny_colbert, top_n=2).as_runnable()
     chain = {"documents": base, "query": RunnablePassthrough()} | step | RunnableLambda(contents)
 

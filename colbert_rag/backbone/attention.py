@@ -78,9 +78,11 @@ def attend(
     ):
         return _by_kernel(kernel, query, key, value, how, packing)
     out = query.new_zeros(query.shape)
+    # Whether keys may go on into the next text, which is masked: see KEY_STEP.
+    goes_on = query.device.type == "cpu" and packing.seen is None and not overflows
     for first, count, length in packing.groups:
         group = out[first : first + count * length].unflatten(0, (count, length))
-        room = 0 if overflows else len(query) - first - (count - 1) * length
+        room = len(query) - first - (count - 1) * length if goes_on else 0
         for block in _blocks(how, length, packing, room):
             texts = partial(_texts, first=first, count=count, length=length)
             keys = slice(block.low, block.high)
@@ -119,13 +121,7 @@ def _blocks(how: Attention, length: int, packing: Packing, room: int) -> Iterato
         low = max(start - reach + 1, 0)
         high = stop if how.causal else min(stop + reach - 1, length)
         more = -(high - low) % KEY_STEP
-        if (
-            packing.boundaries.device.type != "cpu"
-            or packing.seen is not None
-            or high + more > room
-        ):
-            more = 0
-        yield _Block(start, stop, low, high + more, length)
+        yield _Block(start, stop, low, high + more if high + more <= room else high, length)
 
 
 def _texts(states: Tensor, *, first: int, count: int, length: int, rows: slice) -> Tensor:

@@ -120,15 +120,17 @@ _DISTILBERT_KEYS = {
     "hidden_size": "dim",
     "num_attention_heads": "n_heads",
     "num_hidden_layers": "n_layers",
-    "hidden_act": "activation",
 }
 
 
 def distilbert(fields: Fields) -> Shape:
     """BERT without types, under names of its own (huggingface/transformers)."""
-    also = frozenset({"hidden_size", "num_attention_heads", "num_hidden_layers"})
-    own = {"intermediate_size": fields.values.get("hidden_dim", 3072), "layer_norm_eps": 1e-12}
-    return replace(bert(fields.under(_DISTILBERT_KEYS, also, **own)), types=0)
+    own = {
+        "intermediate_size": fields.values.get("hidden_dim", 3072),
+        "hidden_act": fields.values.get("activation"),
+        "layer_norm_eps": 1e-12,
+    }
+    return replace(bert(fields.under(_DISTILBERT_KEYS, **own)), types=0)
 
 
 XMOD = {

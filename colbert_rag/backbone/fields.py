@@ -59,24 +59,22 @@ class Fields:
         """A positive whole number, or None where there is none."""
         return None if self.values.get(name) is None else self.size(name)
 
-    def under(self, keys: Mapping[str, str], also: frozenset[str], **more: object) -> Fields:
-        """The same values under the names that another family has for them.
+    def under(self, keys: Mapping[str, str], **more: object) -> Fields:
+        """The same values under the names that another family has for them; both are understood.
 
         Args:
             keys: Name there -> name here.
-            also: Names there that are understood here as well.
             more: Further values.
         """
-        found = {name: self.values.get(here) for name, here in keys.items()}
-        for name in also:
-            if name not in self.values:
-                continue
-            if found[name] not in (None, self.values[name]):
+        found: dict[str, object] = {}
+        for name, here in keys.items():
+            own, other = self.values.get(here), self.values.get(name)
+            if None not in (own, other) and own != other:
                 raise ValueError(
-                    f"{name} is {_short(self.values[name])} and {keys[name]} is "
-                    f"{_short(found[name])}, which mean the same: expected one of them"
+                    f"{name} is {_short(other)} and {here} is {_short(own)}, which mean the same: "
+                    "expected one of them"
                 )
-            found[name] = self.values[name]
+            found[name] = own if other is None else other
         return self.with_values(**found, **more)
 
     def with_values(self, **more: object) -> Fields:

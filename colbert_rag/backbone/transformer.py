@@ -48,13 +48,11 @@ class Weights:
 
     def linear(self, *parts: str, layer: int | None = None) -> Linear:
         """One layer that computes all parts, one after another in its columns."""
-        weight, bias = (self._joined(parts, kind, layer) for kind in ("weight", "bias"))
-        assert weight is not None
-        return Linear(weight, bias)
+        return Linear(*self.pair(*parts, layer=layer))
 
-    def pair(self, part: str, layer: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias."""
-        weight, bias = (self._joined((part,), kind, layer) for kind in ("weight", "bias"))
+    def pair(self, *parts: str, layer: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of all parts, one below the other."""
+        weight, bias = (self._joined(parts, kind, layer) for kind in ("weight", "bias"))
         assert weight is not None
         return weight, bias
 
@@ -87,7 +85,7 @@ class _Context:
     Attributes:
         packing: How the row is cut into texts.
         turns: Cosines and sines of every token's position, `(tokens, 1, head_width / 2)` each,
-            float32, by the base of their frequencies.
+            float32, by the base of their frequencies and the width of a head.
         texts: Number of every token's text, `(tokens,)`; None where no layer asks.
     """
 
@@ -164,7 +162,7 @@ def _norm(weights: Weights, part: str, norm: Norm | None, layer: int | None = No
     """A norm with its weights, or nothing to do."""
     if norm is None:
         return lambda hidden: hidden
-    weight, bias = weights.pair(part, layer)
+    weight, bias = weights.pair(part, layer=layer)
     size, epsilon = tuple(weight.shape), norm.epsilon
     if norm.kind == "layer":
         return lambda hidden: functional.layer_norm(hidden, size, weight, bias, epsilon)
@@ -227,7 +225,7 @@ class _Convolution:
     def __init__(self, how: Convolution, weights: Weights, number: int) -> None:
         self._how = how
         self._project = weights.linear("convolution_in", layer=number)
-        weight, self._bias = weights.pair("convolution", number)
+        weight, self._bias = weights.pair("convolution", layer=number)
         self._taps = weight[:, 0].T.contiguous()  # (taps, width)
         self._output = weights.linear("convolution_out", layer=number)
 

@@ -18,9 +18,8 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from colbert_rag.errors import ColBERTRagError
+from colbert_rag.progress import progress_bar
 
 CANDIDATES = 100
 """How many passages the keyword search hands on."""
@@ -83,12 +82,14 @@ def standard_library(
     found = sorted(_modules(root), key=lambda pair: pair[1])
     if modules is not None:
         found = [(file, name) for file, name in found if name.partition(".")[0] in modules]
-    bar = tqdm(found, desc="Reading docstrings", unit="module", disable=not show_progress)
-    for file, module in bar:
-        for passage in read_passages(file, module):
-            passages.setdefault(passage.name, passage)
-        if limit is not None and len(passages) >= limit:
-            break
+    what, total = "Reading docstrings", len(found)
+    with progress_bar(what, total=total, unit="module", show=show_progress) as bar:
+        for file, module in found:
+            for passage in read_passages(file, module):
+                passages.setdefault(passage.name, passage)
+            bar.update(1)
+            if limit is not None and len(passages) >= limit:
+                break
     if not passages:
         raise ColBERTRagError(f"{root} holds no Python sources, whose docstrings are needed here")
     return list(passages.values())[:limit]
