@@ -106,6 +106,16 @@ def test_each_model_reranks_each_system(
     assert [list(found) for found in searched.values()] == [list(found) for found in again.values()]
 
 
+def test_the_name_of_a_collection_is_text_in_a_page(folder: Path, tmp_path: Path) -> None:
+    named, page = tmp_path / "<b>&", tmp_path / "page.html"
+    folder.rename(named)
+
+    main(["evaluate", str(named), "--run", str(named / "a.trec"), "--html", str(page)])
+
+    assert "<title>&lt;b&gt;&amp;</title>" in page.read_text()
+    assert "<b>&" not in page.read_text()
+
+
 @needs_bm25
 @pytest.mark.slow
 def test_the_demonstration_needs_no_files(

@@ -6,6 +6,7 @@ import argparse
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -232,7 +233,7 @@ def _write(view: Evaluation, arguments: argparse.Namespace) -> None:
     from colbert_rag.evaluation import write_run
 
     if arguments.html:
-        page = f"<!doctype html><meta charset=utf-8><title>{view.collection.name}</title>"
+        page = f"<!doctype html><meta charset=utf-8><title>{escape(view.collection.name)}</title>"
         Path(arguments.html).write_text(f"{page}{view.to_html()}\n", encoding="utf-8")
     if arguments.save_runs:
         folder = Path(arguments.save_runs)
