@@ -19,6 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 
+from colbert_rag.checkpoint.weights import SEPARATE_HEADS
 from colbert_rag.errors import (
     HubUnreachableError,
     NotACheckpointError,
@@ -30,7 +31,6 @@ from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings
 WEIGHTS = re.compile(r"(.*/)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
 PICKLES = re.compile(r"(.*/)?pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?")
 TEXTS = re.compile(r"(.*/)?([^/]+\.json|artifact\.metadata|vocab\.txt)")
-SEPARATE_HEAD = re.compile(r"(.*/)?colbert_linear\.(safetensors|pt)")
 OTHER_RUNTIMES = re.compile(r"(.*/)?(onnx|openvino|coreml|tf|flax|gguf|training)[^/]*/.*")
 
 
@@ -119,7 +119,7 @@ def needed_files(names: Iterable[str], *, allow_pickle: bool, name: str) -> list
 
 def _separate_heads(names: list[str], *, allow_pickle: bool, name: str) -> list[str]:
     """FlagEmbedding's projection; a safetensors file of it makes the pickle superfluous."""
-    heads = [file for file in names if SEPARATE_HEAD.fullmatch(file)]
+    heads = [file for file in names if file.rpartition("/")[2] in SEPARATE_HEADS]
     converted = [file for file in heads if file.endswith(".safetensors")]
     # Known before gigabytes of a backbone are downloaded in vain; what says otherwise how its
     # tokens become vectors does not need the file.
