@@ -204,7 +204,9 @@ def test_threads_that_take_turns_do_not_keep_a_fork_waiting(path: Path):
     for thread in threads:
         thread.start()
     time.sleep(0.2)
-    found = [waited() for _ in range(6)]
+    with ThreadPoolExecutor(2) as pool:  # two forks at once wait for each other as well
+        forked = [pool.submit(waited) for _ in range(6)]
+        found = [one.result() for one in forked]
     over.set()
     for thread in threads:
         thread.join()

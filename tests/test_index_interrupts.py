@@ -12,6 +12,7 @@ from types import FrameType
 
 import pytest
 
+from colbert_rag import forks
 from colbert_rag.errors import IndexBusyError
 from colbert_rag.index import Document, LocalIndex, local
 from tests.helpers.index_fakes import WordEncoder, sentences
@@ -58,6 +59,9 @@ def test_an_interrupt_at_any_line_leaves_the_index_usable(tmp_path: Path, name: 
 
     assert {hit.id for hit in index.search("venus", 100)} == {document.id for document in index}
     assert len(kept) > 10
+    # A fork in any other thread would wait for this one's lock, had an interrupt left it held.
+    lock = forks.no_fork()
+    assert elsewhere(lambda: lock.acquire(blocking=False) and lock.release() is None)
     index.verify()
 
 

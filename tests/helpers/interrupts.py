@@ -40,11 +40,14 @@ def leaves_a_block(frame: FrameType) -> bool:
 def exits(code: CodeType) -> set[int]:
     """Where blocks of `with` are left without an error."""
     steps = [step for step in dis.get_instructions(code) if step.opname != "NOP"]
-    return {
-        first.offset
-        for first, *more in zip(steps, steps[1:], steps[2:], strict=False)
-        if all(step.opname == "LOAD_CONST" and step.argval is None for step in (first, *more))
-    }
+    found: set[int] = set()
+    for place, three in enumerate(zip(steps, steps[1:], steps[2:], strict=False)):
+        if all(step.opname == "LOAD_CONST" and step.argval is None for step in three):
+            found.add(three[0].offset)
+            # With `return`, the value is first put out of the way.
+            if place and steps[place - 1].opname == "SWAP":
+                found.add(steps[place - 1].offset)
+    return found
 
 
 def at_every_line(call: Callable[[], object], files: Container[str]) -> Iterator[KeyboardInterrupt]:
