@@ -65,6 +65,11 @@ NOTES = (
     "standard error.",
 )
 
+TYPES = (
+    "float32 and the other type computed by the same model on the same machine; similarities are "
+    "summed in float32 in both."
+)
+
 UNKNOWN_QUERIES = (
     "published: in the README of the collections. Which queries those were is not known: BM25's "
     "own figure, which no model enters, differs on the first of the file."
@@ -112,17 +117,28 @@ def judge(run: Run, judgements: Mapping[str, Mapping[str, int]]) -> Quality:
 
 
 def run(plan: Plan) -> Iterator[Table]:
-    """One table per collection."""
+    """One table per collection, and one that compares float types, if there are two."""
     few = COLLECTIONS[:1] if plan.quick else COLLECTIONS
+    types = Table("quality", "nDCG@10 by float type", notes=[TYPES])
     for name in plan.collections or few:
         if (corpora.DATA / name).is_dir():
-            yield measure(name, 3 if plan.quick else plan.queries, plan.dtype)
+            yield measure(name, 3 if plan.quick else plan.queries, plan.dtype, types)
         else:
             yield Table("quality", name, notes=[f"not found under {corpora.DATA}"])
+    if types.rows:
+        yield types
 
 
-def measure(name: str, count: int | None, dtype: str) -> Table:
-    """Rerank and retrieve for the first queries of a collection, or for all of them."""
+def measure(name: str, count: int | None, dtype: str, types: Table) -> Table:
+    """Rerank and retrieve for the first queries of a collection, or for all of them.
+
+    Args:
+        name: The collection.
+        count: How many of its queries; None for all.
+        dtype: What is compared with float32. Named, it is all that is asked, and the mean-pooled
+            rankings are left out.
+        types: Gets a row for each ranking that was computed in two types.
+    """
     found = corpora.collection(name)
     judged = [query for query in found.queries if query in found.judgements]
     queries = judged[:count]
@@ -133,24 +149,26 @@ def measure(name: str, count: int | None, dtype: str) -> Table:
     )
     other = resolve_dtype(dtype, resolve_device(None))
     results = {
-        key: judge(ranked, found.judgements) for key, ranked in _runs(found, queries, other).items()
+        key: judge(ranked, found.judgements)
+        for key, ranked in _runs(found, queries, other, pooled=dtype == "auto").items()
     }
     figures = PUBLISHED.get((name, len(queries)), (None,) * len(KEYS))
     published = dict(zip(KEYS, figures, strict=True))
     table.rows += [_row(key, results, published.get(key)) for key in results]
     table.notes += [_dtype_note(results, other), *NOTES]
+    types.rows += _type_rows(name, results, other)
     if len(queries) < len(judged) and any(figures):
         table.notes.append(UNKNOWN_QUERIES)
     return table
 
 
-def _runs(found: Collection, queries: list[str], other: str) -> dict[Key, Run]:
+def _runs(found: Collection, queries: list[str], other: str, *, pooled: bool) -> dict[Key, Run]:
     """Every ranking of the collection; each model encodes it once."""
     # BM25 finds nothing at all for some queries; they count as misses.
     runs: dict[Key, Run] = {
         (BM25, WHOLE): {query: found.candidates.get(query, []) for query in queries}
     }
-    if installed(ST):
+    if pooled and installed(ST):
         ranked = mean_pooled(found, queries)
         runs |= {(MEAN, TOP): ranked.reranked, (MEAN, WHOLE): ranked.retrieved}
     for dtype in dict.fromkeys(("float32", other)):
@@ -174,6 +192,29 @@ def _row(key: Key, results: Mapping[Key, Quality], published: float | None) -> d
         "published nDCG@10": published,
         "difference": None if published is None else f"{quality.ndcg - published:+.4f}",
     }
+
+
+def _type_rows(name: str, results: Mapping[Key, Quality], dtype: str) -> list[dict[str, object]]:
+    """nDCG@10 in both types; no row where they are the same."""
+    rows: list[dict[str, object]] = []
+    for of in () if dtype == "float32" else (TOP, WHOLE):
+        exact, rounded = results[LATE, of], results[f"offline-minilm {dtype}", of]
+        change = rounded.ndcg - exact.ndcg
+        rows.append(
+            {
+                "collection": name,
+                "queries": len(exact.ndcgs),
+                "of": of,
+                "float32": f"{exact.ndcg:.4f}",
+                dtype: f"{rounded.ndcg:.4f}",
+                "difference": f"{change:+.4f}",
+                "queries that changed": sum(
+                    one != other for one, other in zip(exact.ndcgs, rounded.ndcgs, strict=True)
+                ),
+                f"within {DTYPE_TOLERANCE}": "yes" if abs(change) <= DTYPE_TOLERANCE else "NO",
+            }
+        )
+    return rows
 
 
 def _dtype_note(results: Mapping[Key, Quality], dtype: str) -> str:
