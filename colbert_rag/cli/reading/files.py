@@ -127,21 +127,6 @@ def _read(
         given.held = 0
 
 
-def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not blank, with their numbers.
-
-    Raises:
-        ReadingError: a line is no text.
-        OSError: the file cannot be read.
-    """
-    with Path(path).open("rb") as stream:
-        given = _Lines(path, stream)
-        for number, line in enumerate(given, start=1):
-            given.held = 0
-            if line.strip():
-                yield number, line.rstrip("\r\n")
-
-
 class _Lines:
     """The lines of a file, decoded one by one so that an error can name its line.
 
