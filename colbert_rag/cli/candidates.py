@@ -17,11 +17,11 @@ from colbert_rag.cli.options import (
     counted_truncation,
     open_model,
     parse_count,
-    read,
     settings_of,
 )
 from colbert_rag.cli.output import note
 from colbert_rag.cli.reading import SourceDocument
+from colbert_rag.cli.sources import read
 from colbert_rag.errors import ReadingError
 
 DEPTH = 100

@@ -199,7 +199,8 @@ def known_info(place: Where) -> IndexInfo:
     """
     info = place.info()
     if info is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no index here", place.name)
+        made = f"there is no index here; make one with: colbert-rag index FILE --to {place.name}"
+        raise FileNotFoundError(errno.ENOENT, made, place.name)
     return info
 
 

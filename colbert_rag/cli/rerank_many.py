@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 from colbert_rag.cli.candidates import Job, add_candidates, read_job
 from colbert_rag.cli.indexes import add_server
 from colbert_rag.cli.options import (
-    FORMS,
     WHOLE,
     add_long_documents,
     add_model,
-    add_reading,
     add_recipe,
     counted_truncation,
     open_model,
@@ -26,6 +24,7 @@ from colbert_rag.cli.options import (
 )
 from colbert_rag.cli.output import note, say, shows_progress
 from colbert_rag.cli.runs import Found, RunFile
+from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.inputs import has_words
 
 if TYPE_CHECKING:
