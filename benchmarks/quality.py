@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytrec_eval
 
@@ -122,14 +122,18 @@ def run(plan: Plan) -> Iterator[Table]:
     types = Table("quality", "nDCG@10 by float type", notes=[TYPES])
     for name in plan.collections or few:
         if (corpora.DATA / name).is_dir():
-            yield measure(name, 3 if plan.quick else plan.queries, plan.dtype, types)
+            yield measure(
+                name, 3 if plan.quick else plan.queries, plan.dtype, types, depth=plan.depth
+            )
         else:
             yield Table("quality", name, notes=[f"not found under {corpora.DATA}"])
     if types.rows:
         yield types
 
 
-def measure(name: str, count: int | None, dtype: str, types: Table) -> Table:
+def measure(
+    name: str, count: int | None, dtype: str, types: Table, *, depth: int | None = None
+) -> Table:
     """Rerank and retrieve for the first queries of a collection, or for all of them.
 
     Args:
@@ -138,10 +142,13 @@ def measure(name: str, count: int | None, dtype: str, types: Table) -> Table:
         dtype: What is compared with float32. Named, it is all that is asked, and the mean-pooled
             rankings are left out.
         types: Gets a row for each ranking that was computed in two types.
+        depth: How many of BM25's best are reranked, with no other document; None for all.
     """
     found = corpora.collection(name)
     judged = [query for query in found.queries if query in found.judgements]
     queries = judged[:count]
+    if depth is not None:
+        found = _narrowed(found, queries, depth)
     table = Table(
         "quality",
         f"First {len(queries)} of {len(judged)} queries, {len(found.documents):,} documents: "
@@ -151,15 +158,38 @@ def measure(name: str, count: int | None, dtype: str, types: Table) -> Table:
     results = {
         key: judge(ranked, found.judgements)
         for key, ranked in _runs(found, queries, other, pooled=dtype == "auto").items()
+        if depth is None or key[1] == TOP or key[0] == BM25
     }
     figures = PUBLISHED.get((name, len(queries)), (None,) * len(KEYS))
     published = dict(zip(KEYS, figures, strict=True))
-    table.rows += [_row(key, results, published.get(key)) for key in results]
+    table.rows += [
+        _row(key, results, None if depth else published.get(key)) | _of(key, depth)
+        for key in results
+    ]
     table.notes += [_dtype_note(results, other), *NOTES]
-    types.rows += _type_rows(name, results, other)
+    types.rows += [
+        {"collection": name, **row, **_of((name, str(row["of"])), depth)}
+        for row in _type_rows(results, other)
+    ]
     if len(queries) < len(judged) and any(figures):
         table.notes.append(UNKNOWN_QUERIES)
     return table
+
+
+def _narrowed(found: Collection, queries: list[str], depth: int) -> Collection:
+    """The collection with nothing in it but some of BM25's best documents."""
+    candidates = {query: found.candidates.get(query, [])[:depth] for query in queries}
+    kept = dict.fromkeys(name for names in candidates.values() for name in names)
+    return replace(
+        found,
+        documents={name: found.documents[name] for name in kept},
+        candidates=candidates,
+    )
+
+
+def _of(key: Key, depth: int | None) -> dict[str, object]:
+    """The column that says what was ranked."""
+    return {"of": key[1] if depth is None else f"BM25's top {depth}"}
 
 
 def _runs(found: Collection, queries: list[str], other: str, *, pooled: bool) -> dict[Key, Run]:
@@ -194,15 +224,14 @@ def _row(key: Key, results: Mapping[Key, Quality], published: float | None) -> d
     }
 
 
-def _type_rows(name: str, results: Mapping[Key, Quality], dtype: str) -> list[dict[str, object]]:
+def _type_rows(results: Mapping[Key, Quality], dtype: str) -> list[dict[str, object]]:
     """nDCG@10 in both types; no row where they are the same."""
     rows: list[dict[str, object]] = []
-    for of in () if dtype == "float32" else (TOP, WHOLE):
+    for of in (of for ranking, of in results if ranking == LATE and dtype != "float32"):
         exact, rounded = results[LATE, of], results[f"offline-minilm {dtype}", of]
         change = rounded.ndcg - exact.ndcg
         rows.append(
             {
-                "collection": name,
                 "queries": len(exact.ndcgs),
                 "of": of,
                 "float32": f"{exact.ndcg:.4f}",
@@ -221,10 +250,14 @@ def _dtype_note(results: Mapping[Key, Quality], dtype: str) -> str:
     if dtype == "float32":
         return "The default dtype here is float32, so that there is none to compare with it."
     changes = [
-        results[f"offline-minilm {dtype}", of].ndcg - results[LATE, of].ndcg for of in (TOP, WHOLE)
+        results[f"offline-minilm {dtype}", of].ndcg - results[LATE, of].ndcg
+        for ranking, of in results
+        if ranking == LATE
     ]
+    words = zip(changes, ("reranked", "retrieved"), strict=False)
     verdict = "within" if max(map(abs, changes)) <= DTYPE_TOLERANCE else "NOT within"
     return (
-        f"{dtype} changes nDCG@10 by {changes[0]:+.4f} reranked and {changes[1]:+.4f} "
-        f"retrieved, {verdict} {DTYPE_TOLERANCE}."
+        f"{dtype} changes nDCG@10 by "
+        f"{' and '.join(f'{change:+.4f} {word}' for change, word in words)}, {verdict} "
+        f"{DTYPE_TOLERANCE}."
     )

@@ -253,6 +253,26 @@ def test_quality_of_a_named_dtype_asks_for_nothing_else(
     assert len(types.rows) == 2
 
 
+def test_quality_at_a_depth_encodes_no_other_document(monkeypatch: pytest.MonkeyPatch, small: None):
+    encoded: list[str] = []
+    documents = TextEncoder.documents
+
+    def watched(self: TextEncoder, texts: list[str], **options: bool):
+        encoded.extend(texts)
+        return documents(self, texts, **options)
+
+    monkeypatch.setattr(TextEncoder, "documents", watched)
+
+    table, types = quality.run(
+        Plan(1, quick=True, collections=("small",), dtype="bfloat16", depth=1)
+    )
+
+    # BM25's first for q1 is wrong, and it has none for q2.
+    assert encoded == [SMALL.documents["rain"]] * 2
+    assert [row["of"] for row in table.rows] == ["BM25's top 1"] * 3
+    assert [(row["of"], row["float32"]) for row in types.rows] == [("BM25's top 1", "0.0000")]
+
+
 def test_a_part_of_the_collections_does_not_take_the_place_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, small: None, tmp_path: Path
 ):
