@@ -147,6 +147,18 @@ def test_bm25_finds_candidates_among_the_documents(
     assert same(read_trec(folder / "out.trec"), expected(tiny_colbert, sharing))
 
 
+def test_without_bm25s_the_extra_is_named(
+    rerank: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+
+    status, _, err = rerank("--bm25", "--to", "out.trec")
+
+    assert status == 1
+    assert "error: bm25s is not installed" in err
+    assert "[evaluate]" in err
+
+
 def test_depth_counts_what_bm25_finds(rerank: Run, folder: Path, tiny_colbert: ColBERT) -> None:
     assert rerank("--bm25", "--depth", "1", "--to", "out.trec")[0] == 0
 

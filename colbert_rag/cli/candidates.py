@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from colbert_rag.cli.indexes import known_info, where
+from colbert_rag.cli.indexes import known_info, open_own_model, where
 from colbert_rag.cli.options import (
     UsageError,
     counted_truncation,
-    open_model,
     parse_count,
-    settings_of,
 )
 from colbert_rag.cli.output import note
 from colbert_rag.cli.reading import SourceDocument
@@ -27,9 +25,6 @@ from colbert_rag.errors import ReadingError
 DEPTH = 100
 
 FIRST_STAGES = ("--run", "--bm25", "--index")
-
-RUNNING = ("device", "dtype", "batch_tokens", "cache_folder", "local_files_only", "allow_pickle")
-"""Options that the model of an index follows, too; all others are those of the model that ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,9 +135,7 @@ def _from_index(
     arguments: argparse.Namespace, queries: Mapping[str, str], depth: int | None
 ) -> Job:
     place = where(arguments, arguments.index)
-    info = known_info(place)
-    running = {name: getattr(arguments, name) for name in RUNNING}
-    model = open_model(settings_of(argparse.Namespace(checkpoint=None, **running), info))
+    model = open_own_model(arguments, known_info(place))
     with place.open(model, read_only=True) as index, counted_truncation(model):
         found = index.search_many(list(queries.values()), depth or index.count())
     hits = dict(zip(queries, found, strict=True))
