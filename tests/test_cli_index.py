@@ -302,7 +302,7 @@ def test_what_is_no_index_is_left_as_it_is(make: Run, facts: Path) -> None:
     status, _, err = make(facts, "--to", facts)
 
     assert (status, facts.read_bytes()) == (1, before)
-    assert err.startswith("error: facts.jsonl is not an index: it does not begin as one.")
+    assert err.startswith("error: facts.jsonl is not an index, or its beginning is damaged")
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action)
         return busy(path, timeout)
     if kind == sqlite3.SQLITE_NOTADB:
         return IndexCorruptError(
-            f"{path} is not an index: it does not begin as one. If it was one before, restore it "
-            "from a copy; else name another path"
+            f"{path} is not an index, or its beginning is damaged ({error}). If it was one before, "
+            "restore it from a copy; else name another path"
         )
     if tells_damage(error):
         return corrupt(path, str(error))
