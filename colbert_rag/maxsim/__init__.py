@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import FLOAT16, CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim import torch_kernel
 
@@ -40,7 +41,7 @@ def maxsim(query: Tensor, documents: TokenEmbeddings) -> Tensor:
     return maxsim_many(TokenEmbeddings.from_list([query]), documents)[0]
 
 
-def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
+def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbeddings) -> Tensor:
     """Score every query against every document, as `maxsim` does one query.
 
     The memory used beyond the result does not grow with the number of documents or queries: the
@@ -49,7 +50,8 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
 
     Args:
         queries: Unit-length vectors, ragged, `(query_rows, dim)`.
-        documents: Unit-length vectors of the tokens that count, ragged, `(rows, dim)`.
+        documents: Unit-length vectors of the tokens that count, ragged, `(rows, dim)`; as an index
+            stores them, they are decoded block by block.
 
     Returns:
         `(queries, documents)`, float32, on the documents' device.
@@ -58,8 +60,10 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
         ValueError: `queries` and `documents` differ in `dim`.
         TypeError: either holds something other than floats.
     """
+    if isinstance(documents, CodedEmbeddings) and documents.coding is FLOAT16:
+        documents = documents.decoded()
     for role, vectors in (("query", queries), ("document", documents)):
-        if not vectors.dtype.is_floating_point:
+        if isinstance(vectors, TokenEmbeddings) and not vectors.dtype.is_floating_point:
             raise TypeError(f"the {role} vectors are {vectors.dtype}, expected a float type")
     if queries.dim != documents.dim:
         raise ValueError(
@@ -68,6 +72,8 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
         )
     # Inside a caller's autocast, float32 vectors would be multiplied in half precision.
     with torch.autocast(documents.device.type, enabled=False):
+        if isinstance(documents, CodedEmbeddings):
+            return torch_kernel.maxsim_many(queries, documents)
         # The kernel multiplies in one type, and in bfloat16 a float32 query would lose digits.
         keeps_query = documents.dtype in (queries.dtype, torch.float16)
         if keeps_query and _has_fused_kernel(documents.device, documents.dtype):
