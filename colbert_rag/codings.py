@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -31,6 +31,9 @@ _GROUP = 32
 coarse all others are, and the error is twice as large."""
 
 _TOP_8, _TOP_4 = 127, 15
+_PIECE = 2**12
+"""Rows that are decoded together, in the processor's cache."""
+
 _SMALLER = 4
 """Scales below the one that reaches the largest number, tried for int4: cutting one number off may
 serve the other 31."""
@@ -73,7 +76,7 @@ class Coding:
         """Rows as a file holds them, little-endian whatever the machine."""
         return _reordered(rows.contiguous().numpy(), self.item).tobytes()
 
-    def from_disk(self, content: bytes | bytearray, dim: int) -> Tensor:
+    def from_disk(self, content: bytearray, dim: int) -> Tensor:
         """Rows that `to_disk` wrote, `(rows, row_bytes)`."""
         stored = np.frombuffer(content, np.uint8).reshape(-1, self.row_bytes(dim))
         return torch.from_numpy(_reordered(stored, self.item))
@@ -92,6 +95,7 @@ class CodedEmbeddings:
     coding: Coding
     dim: int
     rows: TokenEmbeddings
+    _longest: list[float] = field(default_factory=list, repr=False)
 
     @classmethod
     def cat(cls, parts: Sequence[CodedEmbeddings]) -> CodedEmbeddings:
@@ -125,11 +129,23 @@ class CodedEmbeddings:
 
     def __getitem__(self, key: slice | Sequence[int] | Tensor) -> CodedEmbeddings:
         """Several texts; a contiguous slice shares memory."""
-        return CodedEmbeddings(self.coding, self.dim, self.rows[key])
+        # No part holds a longer vector than the whole.
+        return CodedEmbeddings(self.coding, self.dim, self.rows[key], self._longest.copy())
 
     def to(self, device: torch.device | str) -> CodedEmbeddings:
         """The same bytes on another device."""
         return CodedEmbeddings(self.coding, self.dim, self.rows.to(device))
+
+    def longest(self) -> float:
+        """No decoded vector is longer than this; computed once, which reads all of them."""
+        if not self._longest:
+            norms = [0.0]
+            for some in self.values.split(_PIECE):
+                out = torch.empty(len(some), self.dim, dtype=torch.float32, device=self.device)
+                self.coding.decode(some, out)
+                norms.append(float(out.norm(dim=1).max()))
+            self._longest.append(max(norms) * (1 + self.dim * 2.0**-23))
+        return self._longest[0]
 
     def decoded(self) -> TokenEmbeddings:
         """The vectors, in float16, which holds every decoded number exactly."""

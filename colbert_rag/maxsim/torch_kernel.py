@@ -62,11 +62,11 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbe
     # The type is said, because the caller may have set another default.
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=values.device)
     query_starts = queries.offsets.tolist()
-    chunks = list(_groups(queries.offsets, _QUERY_ROWS))
+    chunks = list(runs_of_documents(queries.offsets, _QUERY_ROWS))
     width = max((query_starts[j] - query_starts[i] for i, j in chunks), default=1)
     convert = documents.coding.decode if isinstance(documents, CodedEmbeddings) else _converted
     block = _Block(vectors, width, convert if coded or values.dtype != dtype else None)
-    for first, last in _groups(starts, block.rows):
+    for first, last in runs_of_documents(starts, block.rows):
         block.load(values[starts[first] : starts[last]], starts[first : last + 1] - starts[first])
         for begin, end in chunks:
             base = query_starts[begin]
@@ -93,7 +93,7 @@ def _converted(rows: Tensor, out: Tensor) -> None:
     out.copy_(rows)
 
 
-def _groups(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
+def runs_of_documents(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
     """Cut texts into runs `(first, last)` of at most `rows` rows and texts, but one at least."""
     bounds = offsets.numpy()
     first, count = 0, len(bounds) - 1
