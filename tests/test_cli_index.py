@@ -551,23 +551,26 @@ def test_a_copy_stores_vectors_as_its_source_or_as_asked(made: str, run: Run) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--convert", "int8", "--to", "none.sqlite"), "no index here"),
-        (("x.jsonl", "--convert", "int8", "--to", "x.sqlite"), "takes no FILE"),
-        (("--convert", "int8", "--vectors", "int8", "--to", "x.sqlite"), "no --vectors"),
-        (("--convert", "int8", "--to", "http://localhost:6333/x"), "a server stores float16"),
-        (("--convert", "int2", "--to", "x.sqlite"), "invalid choice: 'int2'"),
+        (["x.jsonl", "--convert", "int8", "--to", "x.sqlite"], "takes no FILE"),
+        (["--convert", "int8", "--vectors", "int8", "--to", "x.sqlite"], "no --vectors"),
+        (["--convert", "int8", "--to", "http://localhost:6333/x"], "a server stores float16"),
+        (["--convert", "int2", "--to", "x.sqlite"], "invalid choice: 'int2'"),
     ],
 )
-def test_a_conversion_that_cannot_be_is_refused(
-    facts: Path, run: Run, arguments: tuple[str, ...], message: str
+def test_a_conversion_that_cannot_be_is_wrong_usage(
+    facts: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    try:
-        status, out, err = run("index", *arguments)
-    except SystemExit as stopped:
-        status, out, err = stopped.code, "", ""
-    assert status != 0
-    assert out == ""
-    assert message in err or "int2" in arguments
+    status, said = refused(["index", *arguments], capsys)
+
+    assert status == 2
+    assert message in said
+
+
+def test_a_conversion_makes_no_index(facts: Path, run: Run) -> None:
+    status, _, err = run("index", "--convert", "int8", "--to", "none.sqlite")
+
+    assert status == 1
+    assert "no index here" in err
     assert not Path("none.sqlite").exists()
 
 
