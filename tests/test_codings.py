@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from colbert_rag.codings import CODINGS, FLOAT16, INT4, INT8, CodedEmbeddings, coding_named
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.maxsim import bounds, maxsim_many
 from colbert_rag.maxsim import int8_kernel as kernel
+from colbert_rag.maxsim import maxsim_many
+from colbert_rag.maxsim.int8_kernel import bounds
 from tests.helpers.index_fakes import naive_maxsim
 
 SMALLER = ["int8", "int4"]

@@ -16,9 +16,8 @@ from torch import Tensor
 from colbert_rag.codings import FLOAT16, CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim import torch_kernel
-from colbert_rag.maxsim.int8_kernel import bounds
 
-__all__ = ["bounds", "maxsim", "maxsim_many"]
+__all__ = ["maxsim", "maxsim_many"]
 
 
 def maxsim(query: Tensor, documents: TokenEmbeddings) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.local.snapshot import Block
-from colbert_rag.maxsim import bounds, maxsim_many
+from colbert_rag.maxsim import maxsim_many
+from colbert_rag.maxsim.int8_kernel import bounds
 
 # Scores held at once, in float32: bounds memory where documents are short and queries many.
 _SCORES = 16 * 2**20
