@@ -98,8 +98,10 @@ def test_a_scan_scores_few_documents_exactly(path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(int8_kernel, "multiplies_quickly", lambda: True)
     index = filled(path, "int8")
     scored: list[int] = []
-    exact = selection.maxsim_many
-    monkeypatch.setattr(selection, "maxsim_many", lambda q, d: scored.append(len(d)) or exact(q, d))
+    exact = selection.maxsim_stored
+    monkeypatch.setattr(
+        selection, "maxsim_stored", lambda q, d: scored.append(len(d)) or exact(q, d)
+    )
 
     assert len(found(index, 5)) == 5
 

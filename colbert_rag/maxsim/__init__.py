@@ -41,7 +41,7 @@ def maxsim(query: Tensor, documents: TokenEmbeddings) -> Tensor:
     return maxsim_many(TokenEmbeddings.from_list([query]), documents)[0]
 
 
-def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbeddings) -> Tensor:
+def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
     """Score every query against every document, as `maxsim` does one query.
 
     The memory used beyond the result does not grow with the number of documents or queries: the
@@ -50,8 +50,7 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbe
 
     Args:
         queries: Unit-length vectors, ragged, `(query_rows, dim)`.
-        documents: Unit-length vectors of the tokens that count, ragged, `(rows, dim)`; as an index
-            stores them, they are decoded block by block.
+        documents: Unit-length vectors of the tokens that count, ragged, `(rows, dim)`.
 
     Returns:
         `(queries, documents)`, float32, on the documents' device.
@@ -60,20 +59,12 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbe
         ValueError: `queries` and `documents` differ in `dim`.
         TypeError: either holds something other than floats.
     """
-    if isinstance(documents, CodedEmbeddings) and documents.coding is FLOAT16:
-        documents = documents.decoded()
     for role, vectors in (("query", queries), ("document", documents)):
-        if isinstance(vectors, TokenEmbeddings) and not vectors.dtype.is_floating_point:
+        if not vectors.dtype.is_floating_point:
             raise TypeError(f"the {role} vectors are {vectors.dtype}, expected a float type")
-    if queries.dim != documents.dim:
-        raise ValueError(
-            f"the query vectors have {queries.dim} dimensions and the document vectors "
-            f"{documents.dim}: encode both with the same model"
-        )
+    _check_widths(queries.dim, documents.dim)
     # Inside a caller's autocast, float32 vectors would be multiplied in half precision.
     with torch.autocast(documents.device.type, enabled=False):
-        if isinstance(documents, CodedEmbeddings):
-            return torch_kernel.maxsim_many(queries, documents)
         # The kernel multiplies in one type, and in bfloat16 a float32 query would lose digits.
         keeps_query = documents.dtype in (queries.dtype, torch.float16)
         if keeps_query and _has_fused_kernel(documents.device, documents.dtype):
@@ -81,6 +72,23 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbe
 
             return fused_maxsim_many(queries, documents)
         return torch_kernel.maxsim_many(queries, documents)
+
+
+def maxsim_stored(queries: TokenEmbeddings, documents: CodedEmbeddings) -> Tensor:
+    """`maxsim_many` of vectors as an index stores them, which are decoded block by block."""
+    if documents.coding is FLOAT16:
+        return maxsim_many(queries, documents.decoded())
+    _check_widths(queries.dim, documents.dim)
+    with torch.autocast(documents.device.type, enabled=False):
+        return torch_kernel.maxsim_many(queries, documents)
+
+
+def _check_widths(queries: int, documents: int) -> None:
+    if queries != documents:
+        raise ValueError(
+            f"the query vectors have {queries} dimensions and the document vectors {documents}: "
+            "encode both with the same model"
+        )
 
 
 @cache

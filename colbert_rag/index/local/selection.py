@@ -9,7 +9,7 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.local.snapshot import Block
-from colbert_rag.maxsim import maxsim_many
+from colbert_rag.maxsim import maxsim_stored
 from colbert_rag.maxsim.int8_kernel import bounds
 
 # Scores held at once, in float32: bounds memory where documents are short and queries many.
@@ -44,7 +44,7 @@ def _best_in(
         passing &= block.passing
     rough = bounds(queries, block.embeddings) if k * _WORTH < len(passing) else None
     if rough is None:
-        scores = maxsim_many(queries, block.embeddings)
+        scores = maxsim_stored(queries, block.embeddings)
         positions = block.positions
         if not bool(passing.all()):
             scores = scores[:, passing.to(scores.device)]
@@ -54,7 +54,7 @@ def _best_in(
     for query, (row, off) in enumerate(zip(*rough, strict=True)):
         least = best[query][-1][1] if len(best[query]) == k else -torch.inf
         places = _possible(row, off, passing, k, least)
-        exact = maxsim_many(queries[query : query + 1], block.embeddings[places])[0]
+        exact = maxsim_stored(queries[query : query + 1], block.embeddings[places])[0]
         yield _best_of(exact, block.positions[places], k)
 
 
