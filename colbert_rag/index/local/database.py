@@ -52,6 +52,7 @@ class Database:
         self._claim = Claim(self.place, timeout=self.busy_timeout)
         # What `begin` read, and the commit that was seen last.
         self._record: Record | None = None
+        self._written: Record | None = None  # by this connection, in a publication
         self._seen = (0, 0)
         if path != MEMORY and self.place.file is None and (read_only or not create):
             raise FileNotFoundError(
@@ -144,6 +145,7 @@ class Database:
 
     def record(self, record: Record) -> None:
         """Write which model made the index, and how its vectors are stored; in a write."""
+        self._written = record
         if record.coding is not FLOAT16:
             upgrade(self.connection)
         self.connection.executemany("REPLACE INTO settings VALUES (?, ?)", record.settings)
@@ -237,7 +239,7 @@ class Database:
         if seen == self._seen or self._record is None:
             return
         found = self._recorded()
-        if found.info != self._record.info:
+        if found.info != self._record.info and found != self._written:
             raise IndexMismatchError(
                 f"{self.path} was opened as made by {self._record.text}, and now says "
                 f"{found.text}: an index of another model was published there. Open it again, with "
