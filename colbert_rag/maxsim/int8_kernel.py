@@ -53,20 +53,20 @@ def bounds(queries: TokenEmbeddings, documents: CodedEmbeddings) -> tuple[Tensor
     longest = int(queries.lengths.max())
     if int(documents.lengths.max()) > rows or longest > _WIDEST:
         return None
-    with torch.autocast("cpu", enabled=False), torch.no_grad(), torch.device("cpu"):
+    with torch.autocast("cpu", enabled=False), torch.no_grad():
         vectors = queries.values.to("cpu", torch.float32)
         levels, scales, errors = _rounded(vectors, documents)
         off = torch.stack([rows.sum() for rows in errors.split(queries.lengths.tolist())])
         if not bool((off < _LARGEST).all()):
             return None
-        scores = torch.empty(len(queries), len(documents), dtype=torch.float32)
+        scores = vectors.new_empty(len(queries), len(documents))
         block = _Block(rows, documents, -(-longest // _WIDTHS) * _WIDTHS)
         parts = list(pairwise(queries.offsets.tolist()))
         for first, last in runs_of_documents(documents.offsets, rows):
             block.load(documents, first, last)
             for query, (begin, end) in enumerate(parts):
                 maxima = block.maxima(levels[begin:end])
-                torch.mv(maxima, scales[begin:end], out=scores[query, first:last])
+                torch.sum(maxima.mul_(scales[begin:end]), 1, out=scores[query, first:last])
     return scores, off
 
 
@@ -92,23 +92,33 @@ class _Block:
     """Some whole documents and their similarities, in memory that every block reuses."""
 
     def __init__(self, rows: int, documents: CodedEmbeddings, width: int) -> None:
-        self._levels = torch.zeros(rows, documents.dim, dtype=torch.int8)
-        self._query = torch.zeros(documents.dim, width, dtype=torch.int8)
-        self._products = torch.empty(rows, width, dtype=torch.int32)
-        self._similarities = torch.empty(rows, width, dtype=torch.float32)
+        # The device is said at each, because the caller may have set another default; as a context
+        # it would cost more than the products of a block.
+        row_bytes = documents.values.shape[1]
+        self._last = torch.zeros(rows, row_bytes, dtype=torch.uint8, device="cpu")
+        self._query = torch.zeros(row_bytes, width, dtype=torch.int8, device="cpu")
+        self._products = torch.empty(rows, width, dtype=torch.int32, device="cpu")
+        self._similarities = torch.empty(rows, width, dtype=torch.float32, device="cpu")
 
     def load(self, documents: CodedEmbeddings, first: int, last: int) -> None:
         """Take the documents from `first` to `last`."""
         offsets = documents.offsets[first : last + 1]
         self._bounds = offsets - offsets[0]
-        levels, self._scales = int8_parts(documents.values[offsets[0] : offsets[-1]])
-        self._levels[: len(levels)].copy_(levels)
+        stored = documents.values[offsets[0] : offsets[-1]]
+        # Stored rows are multiplied where they are, their scales by 0, and those behind the last
+        # document in vain, so that all blocks have one shape.
+        block = documents.values[offsets[0] : offsets[0] + len(self._last)]
+        if len(block) < len(self._last):
+            self._last[: len(stored)].copy_(stored)
+            block = self._last
+        self._rows = block.view(torch.int8)
+        self._scales = int8_parts(stored)[1]
 
     def maxima(self, query: Tensor) -> Tensor:
         """Each document's best similarity with each row: `(documents, query_rows)`, unscaled."""
         rows, width = len(self._scales), len(query)
-        self._query[:, :width].copy_(query.t())
-        torch._int_mm(self._levels, self._query, out=self._products)
+        self._query[:-1, :width].copy_(query.t())
+        torch._int_mm(self._rows, self._query, out=self._products)
         similarities = self._similarities[:rows].copy_(self._products[:rows])
         similarities.mul_(self._scales[:, None])
         return maxima_by_product(similarities, self._bounds)[:, :width]
