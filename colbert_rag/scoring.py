@@ -14,6 +14,7 @@ from torch import Tensor
 from colbert_rag.batching import Progress
 from colbert_rag.cache import Claim, DocumentCache
 from colbert_rag.checkpoint import Checkpoint
+from colbert_rag.codings import FLOAT16
 from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexMismatchError, ScoringError
@@ -326,8 +327,14 @@ class Scorer:
         found = {text: rows.to(device, dtype, copy=True) for text, rows in stored.items()}
         # The cache also serves callers without this memory, who were promised `dtype`.
         exact = {text: rows for text, rows in found.items() if _holds(stored[text].dtype, dtype)}
-        self.cache.put(exact, evict=evict)
+        if not _is_rounded(known):
+            self.cache.put(exact, evict=evict)
         return found
+
+
+def _is_rounded(known: KnownVectors) -> bool:
+    """Whether it is the method of an index that stores less than the float type it gives."""
+    return getattr(getattr(known, "__self__", None), "vectors", FLOAT16.name) != FLOAT16.name
 
 
 def _holds(stored: torch.dtype, dtype: torch.dtype) -> bool:

@@ -16,6 +16,7 @@ from transformers import BertConfig, ModernBertConfig
 
 from benchmarks import (
     checkpoints,
+    codings,
     cold_start,
     corpora,
     encode,
@@ -220,6 +221,31 @@ def test_quality_compares_both_models_on_the_candidates_and_on_the_corpus(
     assert table.rows[4]["against mean-pooled"] == "+0.0000 ± 0.0000"
     assert not missing.rows
     assert "not found" in missing.notes[0]
+
+
+def test_codings_compares_them_on_the_corpus_and_keeps_what_was_encoded(
+    monkeypatch: pytest.MonkeyPatch, small: None, tmp_path: Path
+):
+    monkeypatch.setattr(codings, "KEPT", str(tmp_path))
+
+    table, missing = codings.run(Plan(1, repeats=1, quick=True, collections=("small", "other")))
+
+    columns = ("vectors", "bytes a token", "nDCG@10", "R@10")
+    assert [tuple(row[column] for column in columns) for row in table.rows] == [
+        ("float16", 768, "1.0000", "1.0000"),
+        ("int8", 385, "1.0000", "1.0000"),
+        ("int4", 204, "1.0000", "1.0000"),
+    ]
+    assert "not found" in missing.notes[0]
+    monkeypatch.setattr(TextEncoder, "documents", lambda *_: pytest.fail("encoded again"))
+    (again,) = codings.run(Plan(1, repeats=1, quick=True, collections=("small",)))
+    assert [row["nDCG@10"] for row in again.rows] == ["1.0000"] * 3
+
+
+def test_places_that_a_coding_keeps_are_counted():
+    base = {"q": ["a", "b", "c", "d"], "r": ["a", "b"]}
+
+    assert codings._kept({"q": ["b", "a", "x", "c"], "r": ["a", "x"]}, base, 2) == 0.75
 
 
 def test_quality_says_what_the_default_dtype_changes(monkeypatch: pytest.MonkeyPatch, small: None):

@@ -494,6 +494,90 @@ def test_search_changes_nothing(made: str, run: Run) -> None:
     assert Path(made).read_bytes() == before
 
 
+# Vectors
+
+
+@pytest.mark.parametrize(("name", "row"), [("float16", 32), ("int8", 17), ("int4", 9)])
+def test_a_new_file_stores_vectors_as_asked(
+    make: Run, run: Run, facts: Path, name: str, row: int
+) -> None:
+    assert make(facts, "--to", "x.sqlite", "--vectors", name)[0] == 0
+
+    (found,) = records(run("info", "x.sqlite", "--json")[1])
+    assert (found["vectors"], found["vector_bytes"]) == (name, row)
+    _, out, _ = run("info", "x.sqlite")
+    assert f"({row} of them its vector)" in out
+    assert f"16 wide, {name}" in out
+
+
+def test_an_existing_file_keeps_its_coding(make: Run, run: Run, facts: Path) -> None:
+    make(facts, "--to", "x.sqlite", "--vectors", "int8")
+
+    assert make(facts, "--to", "x.sqlite")[0] == 0
+    status, _, err = make(facts, "--to", "x.sqlite", "--vectors", "int4")
+
+    assert status == 1
+    assert "vectors='int8', found vectors='int4'" in err
+    assert "colbert-rag index --convert int4 --to x.sqlite" in err
+
+
+def test_convert_changes_the_vectors_and_keeps_the_documents(made: str, run: Run) -> None:
+    with LocalIndex(made) as index:
+        before = list(index)
+
+    status, out, err = run("index", "--convert", "int8", "--to", made)
+
+    assert (status, err) == (0, "")
+    assert re.fullmatch(
+        r"facts\.sqlite stores vectors as int8: \S+ KiB before, \S+ KiB now, in [\d.]+ s\n", out
+    )
+    with LocalIndex(made) as index:
+        assert (index.vectors, list(index)) == ("int8", before)
+    assert run("info", made, "--verify")[0] == 0
+
+
+def test_a_copy_stores_vectors_as_its_source_or_as_asked(made: str, run: Run) -> None:
+    run("index", "--convert", "int4", "--to", made)
+
+    run("index", made, "--to", "same.sqlite")
+    run("index", made, "--to", "other.sqlite", "--vectors", "float16")
+
+    with LocalIndex(made) as one, LocalIndex("same.sqlite") as same:
+        assert same.vectors == "int4"
+        with LocalIndex("other.sqlite") as other:
+            assert other.vectors == "float16"
+            for page, vectors in one.encoded():
+                names = [document.id for document in page]
+                assert same.embeddings(names).values.equal(vectors.values)
+                assert other.embeddings(names).values.equal(vectors.values)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["x.jsonl", "--convert", "int8", "--to", "x.sqlite"], "takes no FILE"),
+        (["--convert", "int8", "--vectors", "int8", "--to", "x.sqlite"], "no --vectors"),
+        (["--convert", "int8", "--to", "http://localhost:6333/x"], "a server stores float16"),
+        (["--convert", "int2", "--to", "x.sqlite"], "invalid choice: 'int2'"),
+    ],
+)
+def test_a_conversion_that_cannot_be_is_wrong_usage(
+    facts: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    status, said = refused(["index", *arguments], capsys)
+
+    assert status == 2
+    assert message in said
+
+
+def test_a_conversion_makes_no_index(facts: Path, run: Run) -> None:
+    status, _, err = run("index", "--convert", "int8", "--to", "none.sqlite")
+
+    assert status == 1
+    assert "no index here" in err
+    assert not Path("none.sqlite").exists()
+
+
 # info
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import (
     IndexBusyError,
@@ -299,14 +300,14 @@ def test_a_gpu_finds_what_the_cpu_finds(path: Path, memory_budget: int):
 def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many vectors each read of the file gives from now on."""
     reads: list[int] = []
-    original = Rows.vectors
+    original = Rows.coded
 
-    def recording(self: Rows, positions: torch.Tensor) -> TokenEmbeddings:
+    def recording(self: Rows, positions: torch.Tensor) -> CodedEmbeddings:
         vectors = original(self, positions)
         reads.append(len(vectors.values))
         return vectors
 
-    monkeypatch.setattr(Rows, "vectors", recording)
+    monkeypatch.setattr(Rows, "coded", recording)
     return reads
 
 

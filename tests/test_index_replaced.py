@@ -10,7 +10,9 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+import torch
 
+from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.errors import IndexMismatchError, IndexStorageError
 from colbert_rag.index import Document, LocalIndex
 from tests.helpers.index_fakes import WordEncoder, sentences
@@ -220,13 +222,15 @@ def test_a_publish_that_fails_leaves_what_was_there(
     live = made(tmp_path / "live", "old")
     reader = LocalIndex(live, WordEncoder())
     new = LocalIndex(made(tmp_path / "new", "new", 600), WordEncoder())
-    pages = new.encoded
+    read, pages = new._rows.coded, []
 
-    def interrupted():
-        yield from list(pages())[:1]
-        raise KeyboardInterrupt
+    def interrupted(positions: torch.Tensor) -> CodedEmbeddings:
+        if pages:
+            raise KeyboardInterrupt
+        pages.append(len(positions))
+        return read(positions)
 
-    monkeypatch.setattr(new, "encoded", interrupted)
+    monkeypatch.setattr(new._rows, "coded", interrupted)
     with pytest.raises(KeyboardInterrupt):
         new.publish(live)
 

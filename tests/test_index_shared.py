@@ -145,9 +145,9 @@ def test_only_what_was_committed_since_is_read_from_sqlite(
     with LocalIndex(path) as index:
         index.add_encoded([Document("new", "new")], vectors(1, 7, seed=9))
         read: list[int] = []
-        original = index._rows.vectors
+        original = index._rows.coded
         monkeypatch.setattr(
-            index._rows, "vectors", lambda some: read.append(len(some)) or original(some)
+            index._rows, "coded", lambda some: read.append(len(some)) or original(some)
         )
 
         index.delete(["d3"])

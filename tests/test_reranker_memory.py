@@ -211,6 +211,25 @@ def test_the_cache_of_a_half_precision_model_is_filled_from_the_index(
     assert encoded == []
 
 
+@pytest.mark.parametrize("vectors", ["int8", "int4"])
+def test_vectors_of_fewer_bits_stay_out_of_the_cache(
+    tiny_checkpoint: Path, tmp_path: Path, vectors: Any, encoded: list[str]
+) -> None:
+    half = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="bfloat16")
+    with LocalIndex(tmp_path / "few.sqlite", half, vectors=vectors) as index:
+        index.add(STORED)
+        encoded.clear()
+
+        scores = half.score(QUERY, STORED, known=index.embeddings_for)
+
+        assert encoded == []
+        assert half.cache_info().texts == 0
+        found = {hit.text: hit.score for hit in index.search(QUERY, len(STORED))}
+    # bfloat16 rounds the stored vectors once more.
+    assert scores == pytest.approx([found[text] for text in STORED], abs=0.1)
+    assert half.score(QUERY, STORED) != scores
+
+
 def test_the_index_of_another_model_is_refused_and_nothing_of_it_is_cached(
     tiny_checkpoint: Path, path: Path, encoded: list[str]
 ) -> None:

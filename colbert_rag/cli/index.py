@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from colbert_rag.cli.indexes import File, Where, add_server, is_index, where
+from colbert_rag.cli.indexes import File, Where, add_server, is_index, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_model,
@@ -21,13 +21,14 @@ from colbert_rag.cli.options import (
     parse_number,
     settings_of,
 )
-from colbert_rag.cli.output import note, say, shows_progress
+from colbert_rag.cli.output import note, say, shows_progress, size
 from colbert_rag.cli.reading import STDIN, SourceDocument
 from colbert_rag.cli.sources import FORMS, add_reading, hint_at_lines, places, read
 from colbert_rag.errors import ColBERTRagError, IndexStorageError, ReadingError
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:
+    from colbert_rag.codings import VectorCoding
     from colbert_rag.index import Changes, Document, Index
     from colbert_rag.index.documents import Json
 
@@ -51,7 +52,11 @@ examples:
   colbert-rag index handbook/ faq.md --to handbook.sqlite
   colbert-rag index facts.jsonl --to facts.sqlite -m offline-minilm
   colbert-rag index facts.jsonl --to http://localhost:6333/facts
-  colbert-rag index facts.sqlite --to http://localhost:6333 --collection facts"""
+  colbert-rag index facts.sqlite --to http://localhost:6333 --collection facts
+  colbert-rag index --convert int8 --to facts.sqlite"""
+
+VECTORS = ("float16", "int8", "int4")
+"""The names of `colbert_rag.codings`, which would import torch."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +74,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=parse_number,
         metavar="N",
         help="merge token vectors to 1/N of their number, such as 2; of a new index",
+    )
+    parser.add_argument(
+        "--vectors",
+        choices=VECTORS,
+        help=f"how a new file stores vectors (default: {VECTORS[0]})",
+    )
+    parser.add_argument(
+        "--convert",
+        choices=VECTORS,
+        metavar="VECTORS",
+        help="encode nothing, and store the vectors of INDEX in another of these ways",
     )
     parser.add_argument(
         "--prune",
@@ -94,6 +110,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.prune and STDIN in (arguments.files or [STDIN]):
         raise UsageError("--prune is for files and folders that are named")
     target = where(arguments, arguments.to)
+    if arguments.convert is not None:
+        _convert(arguments, target)
+        return 0
     stored = [path for path in arguments.files if is_index(path)]
     if stored:
         _copy(arguments, stored, target)
@@ -120,7 +139,9 @@ def _encode(
     settings = settings_of(arguments, target.info())
     colbert = open_model(replace(settings, document_cache=None))
     given = _Given(documents, prune=arguments.prune)
-    with target.open(colbert, token_pooling=arguments.token_pooling) as index:
+    with target.open(
+        colbert, token_pooling=arguments.token_pooling, vectors=arguments.vectors
+    ) as index:
         start = time.perf_counter()
         with _resumable(index, target), counted_truncation(colbert):
             if arguments.prune:
@@ -162,13 +183,44 @@ def _copy(arguments: argparse.Namespace, paths: list[str], target: Where) -> Non
             raise UsageError(f"{path} would be copied to itself")
         with (
             File(path).open(read_only=True) as source,
-            target.open(like=source.info) as index,
+            target.open(like=source.info, vectors=_copied(arguments, source, target)) as index,
             _resumable(index, target),
         ):
             start = time.perf_counter()
             changes = copy_index(source, index, show_progress=shows_progress())
             _say_changes(changes, time.perf_counter() - start)
             _say_holdings(index, target)
+
+
+def _copied(arguments: argparse.Namespace, source: Index, target: Where) -> VectorCoding | None:
+    """How a copy stores vectors: as was asked for, or a new file as its source does."""
+    from colbert_rag.index import LocalIndex
+
+    chosen: VectorCoding | None = arguments.vectors
+    new = isinstance(target, File) and target.info() is None
+    return source.vectors if chosen is None and new and isinstance(source, LocalIndex) else chosen
+
+
+def _convert(arguments: argparse.Namespace, target: Where) -> None:
+    """Store the vectors of an index in another way, and give back the space that is saved."""
+    from colbert_rag.index import LocalIndex
+
+    if arguments.files or arguments.vectors is not None:
+        raise UsageError(
+            "--convert changes the index of --to as it is, and takes no FILE and no --vectors"
+        )
+    if not isinstance(target, File):
+        raise UsageError("--convert is for files: a server stores float16")
+    known_info(target)
+    with LocalIndex(target.name) as index:
+        before, start = index.stats().bytes or 0, time.perf_counter()
+        index.convert(arguments.convert, show_progress=shows_progress())
+        index.compact()
+        seconds, after = time.perf_counter() - start, index.stats().bytes or 0
+        say(
+            f"{target.name} stores vectors as {index.vectors}: {size(before)} before, "
+            f"{size(after)} now, in {seconds:.1f} s"
+        )
 
 
 def _same(path: str, other: str) -> bool:

@@ -19,6 +19,7 @@ from colbert_rag.cli.output import note
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
 
+    from colbert_rag.codings import VectorCoding
     from colbert_rag.colbert import ColBERT
     from colbert_rag.index import Index, IndexInfo
 
@@ -55,6 +56,7 @@ class Where(Protocol):
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
+        vectors: VectorCoding | None = None,
         read_only: bool = False,
     ) -> AbstractContextManager[Index]:
         """Open it, or make it, as the classes of `colbert_rag.index` do."""
@@ -84,13 +86,19 @@ class File:
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
+        vectors: VectorCoding | None = None,
         read_only: bool = False,
     ) -> Iterator[Index]:
         """Open the file, or make it."""
         from colbert_rag.index import LocalIndex
 
         with LocalIndex(
-            self.name, colbert, like=like, token_pooling=token_pooling, read_only=read_only
+            self.name,
+            colbert,
+            like=like,
+            token_pooling=token_pooling,
+            vectors=vectors,
+            read_only=read_only,
         ) as index:
             yield index
 
@@ -124,9 +132,16 @@ class Server:
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
+        vectors: VectorCoding | None = None,
         read_only: bool = False,
     ) -> Iterator[Index]:
-        """Open the collection, or make it; whether it may be written to is for the key to say."""
+        """Open the collection, or make it; whether it may be written to is for the key to say.
+
+        Raises:
+            UsageError: `vectors` is given, and a server has no choice of them.
+        """
+        if vectors is not None:
+            raise UsageError("--vectors is for files: a server stores float16")
         from colbert_rag.index import QdrantIndex
 
         with self._client() as client:

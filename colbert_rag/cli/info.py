@@ -23,9 +23,6 @@ examples:
   colbert-rag info handbook.sqlite --verify
   colbert-rag info http://localhost:6333/facts --json | jq .documents"""
 
-BYTES_PER_VALUE = 2
-"""Vectors are stored as float16."""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -71,6 +68,8 @@ def _record(
         "tokens": held.tokens,
         "bytes": held.bytes,
         "shared_bytes": held.shared_bytes,
+        "vectors": held.vectors,
+        "vector_bytes": held.vector_bytes,
         "bytes_per_token": None if per_token is None else round(per_token, 1),
         **info.to_json(),
         "verified": True if verified else None,
@@ -86,15 +85,15 @@ def _facts(
         each = f", {held.tokens / held.documents:,.1f} a document" if held.documents else ""
         yield "Tokens", f"{held.tokens:,}{each}"
         per_token = _per_token(held)
-        vectors = BYTES_PER_VALUE * info.dim
-        share = "" if per_token is None else f", {per_token:,.0f} bytes a token ({vectors} of them"
+        each = f"({held.vector_bytes} of them"
+        share = "" if per_token is None else f", {per_token:,.0f} bytes a token {each}"
         yield "Size", f"{size(held.bytes)}{share and share + ' its vector)'}"
     if held.shared_bytes is not None:
         yield "Shared", f"{size(held.shared_bytes)} beside it, which processes that search map"
     yield "Model", info.checkpoint
     recipe = ", ".join(f"{name} {value!r}" for name, value in info.recipe.items())
     yield "Recipe", recipe or "that of the checkpoint"
-    yield "Token vector", f"{info.dim} wide, float16"
+    yield "Token vector", f"{info.dim} wide, {held.vectors}"
     pooling = info.token_pooling
     yield "Pooling", "none" if pooling is None else f"to 1/{pooling:g} of the vectors"
     yield "Fingerprint", info.fingerprint

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import FLOAT16, CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim import torch_kernel
 
@@ -61,11 +62,7 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
     for role, vectors in (("query", queries), ("document", documents)):
         if not vectors.dtype.is_floating_point:
             raise TypeError(f"the {role} vectors are {vectors.dtype}, expected a float type")
-    if queries.dim != documents.dim:
-        raise ValueError(
-            f"the query vectors have {queries.dim} dimensions and the document vectors "
-            f"{documents.dim}: encode both with the same model"
-        )
+    _check_widths(queries.dim, documents.dim)
     # Inside a caller's autocast, float32 vectors would be multiplied in half precision.
     with torch.autocast(documents.device.type, enabled=False):
         # The kernel multiplies in one type, and in bfloat16 a float32 query would lose digits.
@@ -75,6 +72,23 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
 
             return fused_maxsim_many(queries, documents)
         return torch_kernel.maxsim_many(queries, documents)
+
+
+def maxsim_stored(queries: TokenEmbeddings, documents: CodedEmbeddings) -> Tensor:
+    """`maxsim_many` of vectors as an index stores them, which are decoded block by block."""
+    if documents.coding is FLOAT16:
+        return maxsim_many(queries, documents.decoded())
+    _check_widths(queries.dim, documents.dim)
+    with torch.autocast(documents.device.type, enabled=False):
+        return torch_kernel.maxsim_many(queries, documents)
+
+
+def _check_widths(queries: int, documents: int) -> None:
+    if queries != documents:
+        raise ValueError(
+            f"the query vectors have {queries} dimensions and the document vectors {documents}: "
+            "encode both with the same model"
+        )
 
 
 @cache

@@ -10,12 +10,13 @@ itself (benchmarks/NOTES.md).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 
 # A block holds this many similarities: on the CPU 1 MiB of float32 for each core, which stays in
@@ -38,7 +39,7 @@ with warnings.catch_warnings():
 
 
 @torch.no_grad()
-def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
+def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbeddings) -> Tensor:
     """Score every query against every document, on the documents' device.
 
     Extra memory: the similarities of one block (1 MiB in float32 for each of at most 16 threads; 64
@@ -46,21 +47,26 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
     block's rows (4 MiB per thread at 128 dimensions). A longer document is scored in pieces.
 
     Args:
-        queries: `(query_rows, dim)`, ragged; cast to `product_dtype(documents.values)`.
-        documents: `(rows, dim)`, ragged.
+        queries: `(query_rows, dim)`, ragged; cast to the type of the products.
+        documents: `(rows, dim)`, ragged. Stored ones are multiplied in float32, others in
+            `product_dtype(documents.values)`.
 
     Returns:
         `(queries, documents)`, float32.
     """
     values, starts = documents.values, documents.offsets
     # Not by way of the documents' type: that would round a query which the products need not round.
-    vectors = queries.values.to(values.device, product_dtype(values))
+    coded = isinstance(documents, CodedEmbeddings)
+    dtype = torch.float32 if coded else product_dtype(values)
+    vectors = queries.values.to(values.device, dtype)
     # The type is said, because the caller may have set another default.
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=values.device)
     query_starts = queries.offsets.tolist()
-    chunks = list(_groups(queries.offsets, _QUERY_ROWS))
-    block = _Block(vectors, max((query_starts[j] - query_starts[i] for i, j in chunks), default=1))
-    for first, last in _groups(starts, block.rows):
+    chunks = list(runs_of_documents(queries.offsets, _QUERY_ROWS))
+    width = max((query_starts[j] - query_starts[i] for i, j in chunks), default=1)
+    convert = documents.coding.decode if isinstance(documents, CodedEmbeddings) else _converted
+    block = _Block(vectors, width, convert if coded or values.dtype != dtype else None)
+    for first, last in runs_of_documents(starts, block.rows):
         block.load(values[starts[first] : starts[last]], starts[first : last + 1] - starts[first])
         for begin, end in chunks:
             base = query_starts[begin]
@@ -83,7 +89,11 @@ def product_dtype(values: Tensor) -> torch.dtype:
     return torch.promote_types(values.dtype, torch.float32)
 
 
-def _groups(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
+def _converted(rows: Tensor, out: Tensor) -> None:
+    out.copy_(rows)
+
+
+def runs_of_documents(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
     """Cut texts into runs `(first, last)` of at most `rows` rows and texts, but one at least."""
     bounds = offsets.numpy()
     first, count = 0, len(bounds) - 1
@@ -97,8 +107,14 @@ def _groups(offsets: Tensor, rows: int) -> Iterator[tuple[int, int]]:
 class _Block:
     """Some whole documents and their similarities, in memory that every block reuses."""
 
-    def __init__(self, vectors: Tensor, width: int) -> None:
-        """Reserve room for similarities of `width` query rows, in the type of `vectors`."""
+    def __init__(
+        self, vectors: Tensor, width: int, convert: Callable[[Tensor, Tensor], None] | None
+    ) -> None:
+        """Reserve room for similarities of `width` query rows, in the type of `vectors`.
+
+        `convert` brings rows into that type; None where they have it.
+        """
+        self._convert = convert
         cells = _CELLS_ON_ACCELERATORS
         if vectors.device.type == "cpu":
             cells = _CELLS_PER_THREAD * min(torch.get_num_threads(), _MAX_THREADS)
@@ -109,15 +125,22 @@ class _Block:
     def load(self, rows: Tensor, bounds: Tensor) -> None:
         """Take the rows of documents that begin and end at `bounds`."""
         self._bounds, self._rows = bounds, rows
-        if rows.dtype != self._copy.dtype and len(rows) <= self.rows:
-            if len(self._copy) < len(rows):
-                self._copy = self._copy.new_empty(self.rows, rows.shape[1])
-            self._rows = self._copy[: len(rows)].copy_(rows)
+        if len(rows) <= self.rows:
+            self._rows = self._products_rows(rows)
+
+    def _products_rows(self, rows: Tensor) -> Tensor:
+        """At most as many rows as fit a block, in the type of the products."""
+        if self._convert is None:
+            return rows
+        if len(self._copy) < len(rows):
+            self._copy = self._copy.new_empty(self.rows, self._copy.shape[1])
+        self._convert(rows, out := self._copy[: len(rows)])
+        return out
 
     def maxima(self, vectors: Tensor) -> Tensor:
         """Each document's best similarity with each of `vectors`: `(documents, width)`, float32."""
         if len(self._rows) > self.rows:  # one document longer than a block
-            pieces = (piece.to(self._copy.dtype) for piece in self._rows.split(self.rows))
+            pieces = map(self._products_rows, self._rows.split(self.rows))
             maxima = [self._multiply(piece, vectors).amax(0) for piece in pieces]
             return torch.stack(maxima).amax(0, keepdim=True).float()
         similarities = self._multiply(self._rows, vectors)

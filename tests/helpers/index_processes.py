@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 
+from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.errors import IndexStorageError
 from colbert_rag.index import Document, LocalIndex
+from colbert_rag.index.local.rows import Rows
 from tests.helpers.index_fakes import WordEncoder, sentences
 
 BATCH = 8
@@ -62,6 +64,23 @@ def add_everything(path: Path, pipe: Connection) -> None:
     pipe.send("begun")
     index.add(DOCUMENTS, batch_size=BATCH)
     pipe.send(len(model.encoded))
+
+
+def stop_while_converting(path: Path, pages: int, pipe: Connection) -> None:
+    """Convert to int8, and wait for ever once some pages of documents are written."""
+    written = 0
+    original = Rows.set_vectors
+
+    def write(self: Rows, positions: torch.Tensor, vectors: CodedEmbeddings) -> None:
+        nonlocal written
+        original(self, positions, vectors)
+        written += 1
+        if written == pages:
+            pipe.send("written")
+            time.sleep(600)
+
+    Rows.set_vectors = write
+    LocalIndex(path).convert("int8")
 
 
 def write_and_delete(path: Path, seconds: float, pipe: Connection) -> None:

@@ -8,27 +8,22 @@ machine: SQLite's shared memory does not reach over a network file system.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sqlite3
 import threading
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from colbert_rag.errors import (
-    ColBERTRagError,
-    IndexCorruptError,
-    IndexMismatchError,
-    IndexStorageError,
-)
+from colbert_rag.codings import FLOAT16, Coding
+from colbert_rag.errors import IndexCorruptError, IndexMismatchError, IndexStorageError
 from colbert_rag.forks import no_fork, renewed_after_fork
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.claim import Claim, seconds
 from colbert_rag.index.local.inherited import let_go
-from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
+from colbert_rag.index.local.log import FORMAT_VERSION, READS, check_log, stamp, upgrade
 from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.record import Record
 from colbert_rag.index.local.schema import APPLICATION_ID, SCHEMA
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
@@ -55,9 +50,10 @@ class Database:
         self.read_only = read_only
         self.busy_timeout = seconds(busy_timeout)
         self._claim = Claim(self.place, timeout=self.busy_timeout)
-        # What `begin` read, and the commit of others that was seen last.
-        self._record: str | None = None
-        self._seen = 0
+        # What `begin` read, and the commit that was seen last.
+        self._record: Record | None = None
+        self._written: Record | None = None  # by this connection, in a publication
+        self._seen = (0, 0)
         if path != MEMORY and self.place.file is None and (read_only or not create):
             raise FileNotFoundError(
                 f"there is no index at {path}; pass a model to create one there"
@@ -102,6 +98,11 @@ class Database:
         return connection
 
     @property
+    def coding(self) -> Coding:
+        """How vectors are stored, as of the transaction that reads or writes them."""
+        return FLOAT16 if self._record is None else self._record.coding
+
+    @property
     def connection(self) -> sqlite3.Connection:
         """The open connection.
 
@@ -121,8 +122,8 @@ class Database:
                 "here"
             )
 
-    def begin(self, info: IndexInfo | None) -> IndexInfo:
-        """Read who made the index; a new one is made for `info`.
+    def begin(self, info: IndexInfo | None, coding: Coding = FLOAT16) -> IndexInfo:
+        """Read who made the index; a new one is made for `info`, with vectors in `coding`.
 
         Raises:
             FileNotFoundError: the file is empty and `info` is None.
@@ -134,30 +135,20 @@ class Database:
                     raise FileNotFoundError(
                         f"{self.path} is empty; pass a model to create an index there"
                     )
-                self._create(info)
-            return self.read(self._info)
+                self._create(Record(info, coding))
+            self._record = self.read(self._recorded)
+            return self._record.info
 
-    def _info(self) -> IndexInfo:
-        settings = dict(self.connection.execute("SELECT name, value FROM settings").fetchall())
-        try:
-            self._record = settings["model"]
-            if _checksum(self._record) != settings["checksum"]:
-                raise corrupt(
-                    self.path, "its record of which model made it is not what was written"
-                )
-            return IndexInfo.from_json(json.loads(self._record), self.path)
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            if isinstance(error, ColBERTRagError):
-                raise
-            raise corrupt(self.path, f"its settings are unreadable: {error!r}") from error
+    def _recorded(self) -> Record:
+        found = self.connection.execute("SELECT name, value FROM settings").fetchall()
+        return Record.of(dict(found), self.path)
 
-    def record(self, info: IndexInfo) -> None:
-        """Write which model made the index; in a write."""
-        record = json.dumps(info.to_json())
-        self.connection.executemany(
-            "REPLACE INTO settings VALUES (?, ?)",
-            [("model", record), ("checksum", _checksum(record))],
-        )
+    def record(self, record: Record) -> None:
+        """Write which model made the index, and how its vectors are stored; in a write."""
+        self._written = record
+        if record.coding is not FLOAT16:
+            upgrade(self.connection)
+        self.connection.executemany("REPLACE INTO settings VALUES (?, ?)", record.settings)
 
     def _is_new(self) -> bool:
         with self._translated("read"):
@@ -172,7 +163,7 @@ class Database:
                 f"{self.path} is an SQLite database of another program, with {tables} tables or "
                 "indexes. It was left untouched; choose another path"
             )
-        if version != FORMAT_VERSION:
+        if version not in READS:
             advice = (
                 "upgrade colbert-rag-components" if version > FORMAT_VERSION else "make it anew"
             )
@@ -182,20 +173,20 @@ class Database:
             )
         return False
 
-    def _create(self, info: IndexInfo) -> None:
+    def _create(self, record: Record) -> None:
         with self._translated("written"):
             self.connection.execute("PRAGMA journal_mode = WAL")
-        self.write(self._create_tables, info)
+        self.write(self._create_tables, record)
         with self._translated("written"):
             # The tag must be in the file before there is a second commit to tell from.
             self.connection.execute("PRAGMA wal_checkpoint").fetchone()
 
-    def _create_tables(self, info: IndexInfo) -> None:
+    def _create_tables(self, record: Record) -> None:
         if not self._is_new():  # another process was faster
             return
         for statement in SCHEMA.split(";"):
             self.connection.execute(statement)
-        self.record(info)
+        self.record(record)
         self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
     def read(
@@ -244,15 +235,17 @@ class Database:
     def _check_same(self, connection: sqlite3.Connection) -> None:
         """Refuse what is no longer the index that was opened here."""
         self.place.check()
-        seen = connection.execute("PRAGMA data_version").fetchone()[0]
+        seen = self.version()
         if seen == self._seen or self._record is None:
             return
-        found = connection.execute("SELECT value FROM settings WHERE name = 'model'").fetchone()
-        if found != (self._record,):
+        found = self._recorded()
+        if found.info != self._record.info and found != self._written:
             raise IndexMismatchError(
-                f"{self.path} was opened as made by {self._record}, and now says {found}: an index "
-                "of another model was published there. Open it again, with that model"
+                f"{self.path} was opened as made by {self._record.text}, and now says "
+                f"{found.text}: an index of another model was published there. Open it again, with "
+                "that model"
             )
+        self._record = found  # vectors may have been converted
         self._seen = seen
 
     def claimed(self, work: Callable[[], Result]) -> Result:
@@ -292,6 +285,13 @@ class Database:
         # An empty log says nothing about its file, see `check_log`.
         self.write(lambda: None)
 
+    def size(self) -> int | None:
+        """Bytes on disk; None in memory."""
+        # What was committed last may still be in the log beside the file.
+        files = (Path(self.place.absolute), Path(f"{self.place.absolute}-wal"))
+        found = sum(file.stat().st_size for file in files if file.exists())
+        return None if self.path == MEMORY else found
+
     def check_pages(self) -> None:
         """Let SQLite check its own structures.
 
@@ -327,7 +327,3 @@ class Database:
 
     def _translated(self, action: Action) -> contextlib.AbstractContextManager[None]:
         return translated(self.path, self.busy_timeout, action)
-
-
-def _checksum(record: str) -> str:
-    return f"{zlib.crc32(record.encode()):08x}"

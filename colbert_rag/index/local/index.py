@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import VectorCoding, coding_named
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index, Result
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
-from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
+from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.opening import resolved
 from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.rewriting import Rewriting
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
 from colbert_rag.index.local.shared import SharedVectors
@@ -30,7 +33,7 @@ _PAGE = 1024
 
 
 class LocalIndex(Index):
-    """Documents, metadata and float16 token vectors in one file, searched exactly.
+    """Documents, metadata and token vectors in one file, searched exactly.
 
     One process writes at a time, any number read; readers see a commit at their next search. A
     killed process loses at most the batch it was working on. Ties keep the order of insertion; a
@@ -49,6 +52,7 @@ class LocalIndex(Index):
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
+        vectors: VectorCoding | None = None,
         memory_budget: int = MEMORY_BUDGET,
         busy_timeout: float = 5.0,
         read_only: bool = False,
@@ -62,6 +66,8 @@ class LocalIndex(Index):
             like: Instead of a model, for a new index: the `info` of another one.
             token_pooling: Merge the vectors of each document to about `1 / token_pooling` of their
                 number, such as 2 or 3. Recorded in the file; None follows it.
+            vectors: How they are stored: "float16", the default of a new index; "int8", in half of
+                the bytes; "int4", in little over a quarter. Recorded in the file; None follows it.
             memory_budget: Bytes of vectors to hold on the device, not counting the copy that
                 processes share. What needs more is read from the file in blocks, at every search.
             busy_timeout: Seconds to wait for another writer.
@@ -70,10 +76,12 @@ class LocalIndex(Index):
         Raises:
             FileNotFoundError: there is no index, and nothing says which model to make one for.
             IndexCorruptError: the file is damaged, or something else.
-            IndexMismatchError: the index was made by another model or recipe.
+            IndexMismatchError: the index was made by another model, recipe or way of storing.
             IndexStorageError: the file cannot be opened.
+            ValueError: `vectors` is no such way.
         """
         memory_budget = whole_number("memory_budget", memory_budget, least=0)
+        coding = None if vectors is None else coding_named(vectors)
         self._reopening = (memory_budget, busy_timeout, read_only)
         self._database = Database(
             os.fspath(path),
@@ -82,7 +90,7 @@ class LocalIndex(Index):
             busy_timeout=busy_timeout,
         )
         try:
-            info = _resolved(self._database, colbert, like, token_pooling)
+            info = resolved(self._database, colbert, like, token_pooling, coding)
         except BaseException:
             self._database.close()
             raise
@@ -97,7 +105,13 @@ class LocalIndex(Index):
             device="cpu" if colbert is None else colbert.device,
             memory_budget=memory_budget,
         )
+        self._rewriting = Rewriting(self._database, self._rows, info)
         super().__init__(self._database.path, info, colbert)
+
+    @property
+    def vectors(self) -> VectorCoding:
+        """How vectors are stored, as of the last look at the file."""
+        return self._database.coding.name
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked for.
@@ -156,15 +170,15 @@ class LocalIndex(Index):
     def stats(self) -> IndexStats:
         """How much the index holds, without reading any vector."""
         documents, tokens = self._database.read(self._rows.totals)
-        # What was committed last may still be in the log beside the file.
-        files = (Path(self._database.place.absolute), Path(f"{self._database.place.absolute}-wal"))
-        size = sum(file.stat().st_size for file in files if file.exists())
-        on_disk = None if self.name == MEMORY else size
         return IndexStats(
             documents=documents,
             tokens=tokens,
-            bytes=on_disk,
+            bytes=self._database.size(),
             shared_bytes=None if self._shared is None else self._shared.size(),
+            vectors=self.vectors,
+            vector_bytes=self._database.coding.row_bytes(self.info.dim),
+            mapped_bytes=self._snapshot.mapped_bytes,
+            held_bytes=self._snapshot.held_bytes,
         )
 
     def verify(self) -> None:
@@ -177,7 +191,7 @@ class LocalIndex(Index):
         self._database.read(self._rows.counters)
         super().verify()
         if self._shared is not None:
-            self._shared.verify()
+            self._shared.verify(self._database.coding)
 
     def compact(self) -> None:
         """Give the space of what was removed back; needs as much free space as the index.
@@ -194,6 +208,20 @@ class LocalIndex(Index):
         self._database.compact()
         if self._shared is not None:
             self._shared.remove()
+
+    def convert(self, vectors: VectorCoding, *, show_progress: bool = False) -> None:
+        """Store all vectors in another way: one commit, which a failure or a kill leaves out.
+
+        Documents and order stay. More bits change no vector, and bring back none. Others that have
+        the file open follow at their next call. `compact` gives back the space.
+
+        Raises:
+            IndexBusyError: another process or thread is writing.
+            IndexStorageError: there is too little space; the index is as it was.
+            ValueError: `vectors` is none of those that the constructor takes.
+        """
+        coding = coding_named(vectors)
+        self._writing(lambda: self._rewriting.convert(coding, show_progress=show_progress))
 
     def publish(self, path: str | os.PathLike[str]) -> None:
         """Put all that this index holds in place of all that the index at `path` holds, at once.
@@ -216,18 +244,7 @@ class LocalIndex(Index):
         # What is there may be by another model; only where nothing is does ours make the file.
         like = None if place.file and Path(place.path).stat().st_size else self.info
         with LocalIndex(place.path, like=like, busy_timeout=timeout) as other:
-            other._writing(lambda: self._publish(other))
-
-    def _publish(self, other: LocalIndex) -> None:
-        self._database.read(other._database.write, self._replace, other)
-        other._database.fold()
-
-    def _replace(self, other: LocalIndex) -> None:
-        rows = Rows(other._database, self.info.dim)
-        rows.clear()
-        for documents, vectors in self.encoded():
-            rows.insert(documents, vectors)
-        other._database.record(self.info)
+            other._writing(lambda: self._rewriting.publish(other._database))
 
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""
@@ -282,7 +299,7 @@ class LocalIndex(Index):
     ) -> None:
         def replace() -> None:
             self._rows.remove([document.id for document in documents])
-            self._rows.insert(documents, vectors)
+            self._rows.insert(documents, self._database.coding.encoded(vectors))
             self._rows.set_metadata(edited)
 
         self._database.write(replace)
@@ -327,17 +344,3 @@ def _reopened(
         busy_timeout=busy_timeout,
         read_only=read_only,
     )
-
-
-def _resolved(
-    database: Database,
-    colbert: Model | None,
-    like: IndexInfo | None,
-    token_pooling: float | None,
-) -> IndexInfo:
-    """What the file records; a new one is made for the model that is given."""
-    new = None
-    if colbert is not None or like is not None:
-        new = resolve_info(None, colbert, like, token_pooling, database.path)
-    stored = database.begin(new)
-    return resolve_info(stored, colbert, like, token_pooling, database.path)

@@ -9,10 +9,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
@@ -26,9 +26,6 @@ _HEAD = "position, id, rows, text_digest, metadata, checksum"
 _PARAMETERS = 500
 
 _COUNTER = re.compile(r"[0-9]{1,18}")
-
-# Little-endian whatever the machine, so that a file can be carried anywhere.
-_FLOAT16 = np.dtype("<f2")
 
 
 class Rows:
@@ -136,6 +133,12 @@ class Rows:
         Raises:
             IndexCorruptError: some are missing, or not what was written.
         """
+        return self.coded(positions).decoded()
+
+    def coded(self, positions: Tensor) -> CodedEmbeddings:
+        """Vectors of some positions as they are stored, as `vectors`."""
+        coding = self._database.coding
+        row_bytes = coding.row_bytes(self._dim)
         query = (
             "SELECT vectors.position, vectors.checksum, embeddings, rows FROM vectors "
             "LEFT JOIN documents USING (position) "
@@ -145,7 +148,7 @@ class Rows:
         listed = json.dumps(positions.tolist())
         for position, checksum, blob, rows in self._found(query, (listed,)):
             typed = isinstance(blob, bytes) and isinstance(rows, int)
-            whole = typed and len(blob) == rows * self._dim * _FLOAT16.itemsize
+            whole = typed and len(blob) == rows * row_bytes
             if not whole or vectors_checksum(position, blob) != checksum:
                 raise self._corrupt("the vectors", position)
             blobs.append(blob)
@@ -154,9 +157,8 @@ class Rows:
             missing = len(positions) - len(lengths)
             raise corrupt(self._database.path, f"the vectors of {missing} documents are missing")
         # Joined at once: a bytearray that grows keeps an eighth in reserve as long as it lives.
-        values = np.frombuffer(bytearray().join(blobs), _FLOAT16).reshape(-1, self._dim)
-        values = values.astype(np.float16, copy=False)
-        return TokenEmbeddings.from_lengths(torch.from_numpy(values), lengths)
+        stored = coding.from_disk(bytearray().join(blobs), self._dim)
+        return CodedEmbeddings(coding, self._dim, TokenEmbeddings.from_lengths(stored, lengths))
 
     def documents(self, positions: Iterable[int]) -> dict[int, Document]:
         """Documents by position.
@@ -214,10 +216,10 @@ class Rows:
         if found is not None:
             raise corrupt(self._database.path, f"the id {found[0]!r} is not where it belongs")
 
-    def insert(self, documents: Sequence[Document], vectors: TokenEmbeddings) -> None:
-        """Append documents with their float16 vectors."""
+    def insert(self, documents: Sequence[Document], vectors: CodedEmbeddings) -> None:
+        """Append documents with their vectors as they are stored."""
         position = self._last_position()
-        for document, rows in zip(documents, vectors, strict=True):
+        for document, rows in zip(documents, vectors.rows, strict=True):
             position += 1
             head = (
                 position,
@@ -230,13 +232,22 @@ class Rows:
                 f"INSERT INTO documents ({_HEAD}, text) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*head, _checksum(*head), document.text),
             )
-            blob = rows.numpy().astype(_FLOAT16, copy=False).tobytes()
+            blob = vectors.coding.to_disk(rows)
             self._connection.execute(
                 "INSERT INTO vectors VALUES (?, ?, ?)",
                 (position, vectors_checksum(position, blob), blob),
             )
         self._count("documents", len(documents))
         self._count("tokens", len(vectors.values))
+
+    def set_vectors(self, positions: Tensor, vectors: CodedEmbeddings) -> None:
+        """Store other bytes for the vectors of some positions."""
+        for position, rows in zip(positions.tolist(), vectors.rows, strict=True):
+            blob = vectors.coding.to_disk(rows)
+            self._connection.execute(
+                "UPDATE vectors SET checksum = ?, embeddings = ? WHERE position = ?",
+                (vectors_checksum(position, blob), blob, position),
+            )
 
     def _last_position(self) -> int:
         """The highest position that was ever used."""

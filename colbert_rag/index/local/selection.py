@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.local.snapshot import Block
-from colbert_rag.maxsim import maxsim_many
+from colbert_rag.maxsim import maxsim_stored
+from colbert_rag.maxsim.int8_kernel import bounds
 
 # Scores held at once, in float32: bounds memory where documents are short and queries many.
 _SCORES = 16 * 2**20
+
+
+# Rough scores are computed first where a block has this many documents for each one that is wanted.
+_WORTH = 4
 
 
 def best_positions(
@@ -24,19 +29,43 @@ def best_positions(
         some = max(1, _SCORES // len(block.positions))
         for start in range(0, len(queries), some):
             part = queries[start : start + some].to(block.embeddings.device)
-            scores = maxsim_many(part, block.embeddings)
-            positions = block.positions
-            # A text without words has no vectors, and is not found.
-            passing = block.embeddings.lengths > 0
-            if block.passing is not None:
-                passing &= block.passing
-            if not bool(passing.all()):
-                scores = scores[:, passing.to(scores.device)]
-                positions = positions[passing]
-            for offset, row in enumerate(scores):
-                candidates = _best_of(row, positions, k)
-                best[start + offset] = _merged(best[start + offset], candidates, k)
+            for offset, found in enumerate(_best_in(block, part, k, best[start:])):
+                best[start + offset] = _merged(best[start + offset], found, k)
     return best
+
+
+def _best_in(
+    block: Block, queries: TokenEmbeddings, k: int, best: Sequence[Sequence[tuple[int, float]]]
+) -> Iterator[list[tuple[int, float]]]:
+    """For each query what one block adds to the best ones that were found elsewhere."""
+    # A text without words has no vectors, and is not found.
+    passing = block.embeddings.lengths > 0
+    if block.passing is not None:
+        passing &= block.passing
+    rough = bounds(queries, block.embeddings) if k * _WORTH < len(passing) else None
+    if rough is None:
+        scores = maxsim_stored(queries, block.embeddings)
+        positions = block.positions
+        if not bool(passing.all()):
+            scores = scores[:, passing.to(scores.device)]
+            positions = positions[passing]
+        yield from (_best_of(row, positions, k) for row in scores)
+        return
+    for query, (row, off) in enumerate(zip(*rough, strict=True)):
+        least = best[query][-1][1] if len(best[query]) == k else -torch.inf
+        places = _possible(row, off, passing, k, least)
+        exact = maxsim_stored(queries[query : query + 1], block.embeddings[places])[0]
+        yield _best_of(exact, block.positions[places], k)
+
+
+def _possible(scores: Tensor, off: Tensor, passing: Tensor, k: int, least: float) -> Tensor:
+    """Places of all documents that can be among the `k` best, given how far scores are off.
+
+    Those that cannot reach `least`, the last of the `k` best elsewhere, are left out too.
+    """
+    scores = scores.masked_fill(~passing, -torch.inf)
+    certain = max(float(scores.topk(k).values[-1] - off), least)
+    return (passing & (scores + off >= certain)).nonzero()[:, 0]
 
 
 def _best_of(scores: Tensor, positions: Tensor, k: int) -> list[tuple[int, float]]:

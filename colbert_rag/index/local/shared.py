@@ -6,9 +6,9 @@ place, since a page that vanishes under a mapping kills the process (SIGBUS): so
 not written, by those who may read the index, and is looked at anew before each search.
 
 Layout, in the byte order of the machine: a header; three tables of int64 (positions, rows,
-checksums of the documents, as in SQLite); the vectors, float16, in order of insertion. One is used
-only where its checksum is the one that SQLite holds, so a file of another index, of a copy's other
-history or of a restored backup can do no harm.
+checksums of the documents, as in SQLite); the vectors, coded as in SQLite, in order of insertion.
+One is used only where its checksum is the one that SQLite holds, so a file of another index, of a
+copy's other history or of a restored backup can do no harm.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import FLOAT16, CodedEmbeddings, Coding
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexBusyError, IndexCorruptError
 from colbert_rag.index.info import IndexInfo
@@ -61,12 +62,12 @@ class Copy:
     Attributes:
         positions: `(documents,)`, int64, rising.
         checksums: `(documents,)`, int64, of their vectors.
-        embeddings: float16, on the CPU; writing to them would kill the process.
+        embeddings: As they are stored, on the CPU; writing to them would kill the process.
     """
 
     positions: Tensor
     checksums: Tensor
-    embeddings: TokenEmbeddings
+    embeddings: CodedEmbeddings
 
 
 class SharedVectors:
@@ -78,8 +79,13 @@ class SharedVectors:
         self._index = Path(path).resolve()
         self.path = Path(f"{self._index}-vectors")
         self._dim = info.dim
-        record = json.dumps(info.to_json(), sort_keys=True)
-        self._model = hashlib.sha256(record.encode()).digest()
+        self._info = info.to_json()
+
+    def _digest(self, coding: Coding) -> bytes:
+        """Of the model and the coding: what was made by others is no copy of this index."""
+        vectors = {} if coding is FLOAT16 else {"vectors": coding.name}
+        record = json.dumps(self._info | vectors, sort_keys=True)
+        return hashlib.sha256(record.encode()).digest()
 
     def stamp(self) -> Stamp | None:
         """Changes whenever the file is replaced or tampered with; None if it is not there."""
@@ -118,8 +124,8 @@ class SharedVectors:
         )
         return True
 
-    def open(self) -> Copy | None:
-        """Map the file; None if there is none, or none that was made whole for this model."""
+    def open(self, coding: Coding) -> Copy | None:
+        """Map the file; None if there is none that was made whole for this model and coding."""
         if self.stamp() is None:
             return None
         try:
@@ -127,35 +133,33 @@ class SharedVectors:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # not ours to read, just removed, or empty
             return None
-        return self._parsed(_readable(mapped))
+        return self._parsed(_readable(mapped), coding)
 
-    def _parsed(self, data: Tensor) -> Copy | None:
+    def _parsed(self, data: Tensor, coding: Coding) -> Copy | None:
         if len(data) < _HEADER.size:
             return None
         header = bytes(data[: _HEADER.size].numpy())
         *kind, documents, rows, model, checksum = _HEADER.unpack(header)
         begin = _vectors_begin(documents)
-        if kind != [_MAGIC, _VERSION, self._dim] or model != self._model:
+        if kind != [_MAGIC, _VERSION, self._dim] or model != self._digest(coding):
             return None
-        if len(data) != begin + rows * self._row_bytes:
+        row_bytes = coding.row_bytes(self._dim)
+        if len(data) != begin + rows * row_bytes:
             return None
         tables = data[_HEADER.size : _HEADER.size + _table_bytes(documents)]
         if _checksum(header, tables.numpy()) != checksum:
             return None
         positions, lengths, checksums = tables.view(torch.int64).reshape(3, -1)
-        values = data[begin:].view(torch.float16).reshape(-1, self._dim)
-        return Copy(positions, checksums, TokenEmbeddings.from_lengths(values, lengths))
-
-    @property
-    def _row_bytes(self) -> int:
-        return self._dim * torch.float16.itemsize
+        stored = TokenEmbeddings.from_lengths(data[begin:].reshape(-1, row_bytes), lengths)
+        return Copy(positions, checksums, CodedEmbeddings(coding, self._dim, stored))
 
     def make(
         self,
         positions: Tensor,
         lengths: Tensor,
         checksums: Tensor,
-        vectors: Iterable[TokenEmbeddings],
+        coding: Coding,
+        vectors: Iterable[CodedEmbeddings],
     ) -> bool | None:
         """Write the file anew, and put it in the place of the one that is there.
 
@@ -163,7 +167,8 @@ class SharedVectors:
             positions: `(documents,)`, int64, rising.
             lengths: Rows of each.
             checksums: Of the vectors of each.
-            vectors: Those of all, in order, in parts of any size; float16, on the CPU.
+            coding: That of the index.
+            vectors: Those of all, in order, in parts of any size; on the CPU.
 
         Returns:
             True when it is there. False when another process is making it now. None when it cannot
@@ -173,7 +178,7 @@ class SharedVectors:
             return None
         tables = torch.stack([positions, lengths, checksums]).numpy()
         rows = int(lengths.sum())
-        size = _vectors_begin(len(positions)) + rows * self._row_bytes
+        size = _vectors_begin(len(positions)) + rows * coding.row_bytes(self._dim)
         claim = Claim(Place(str(self._index)), "vectors-claim", timeout=0)
         try:
             # As much again stays free: a copy must not take the space that the index grows into.
@@ -181,7 +186,7 @@ class SharedVectors:
                 return None
             with claim.held():
                 self._remove_leftovers()
-                head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._model)
+                head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._digest(coding))
                 header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
                 self._write(header, tables, vectors)
         except IndexBusyError:
@@ -193,7 +198,7 @@ class SharedVectors:
             claim.close()
         return True
 
-    def _write(self, header: bytes, tables: np.ndarray, vectors: Iterable[TokenEmbeddings]) -> None:
+    def _write(self, header: bytes, tables: np.ndarray, vectors: Iterable[CodedEmbeddings]) -> None:
         # A name of its own, so that even two makers at once do not write to one file.
         aside = Path(f"{self.path}-{secrets.token_hex(8)}")
         try:
@@ -230,17 +235,17 @@ class SharedVectors:
         with contextlib.suppress(OSError):  # Windows keeps what is mapped
             self.path.unlink(missing_ok=True)
 
-    def verify(self) -> None:
+    def verify(self, coding: Coding) -> None:
         """Compare every vector in the file with its checksum.
 
         Raises:
             IndexCorruptError: one is not what was written.
         """
-        copy = self.open()
+        copy = self.open(coding)
         if copy is None:
             return
         for position, checksum, rows in zip(
-            copy.positions.tolist(), copy.checksums.tolist(), copy.embeddings, strict=True
+            copy.positions.tolist(), copy.checksums.tolist(), copy.embeddings.rows, strict=True
         ):
             if vectors_checksum(position, rows.contiguous().numpy().data) != checksum:
                 raise IndexCorruptError(

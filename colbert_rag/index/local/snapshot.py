@@ -10,8 +10,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
+from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.device import trim_heap
-from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Json
 from colbert_rag.index.local.database import Database
@@ -40,12 +40,12 @@ class Block:
 
     Attributes:
         positions: `(documents,)`, int64, rising, on the CPU.
-        embeddings: On the device that searches.
+        embeddings: As they are stored, on the device that searches.
         passing: `(documents,)`, bool: which of them may be found; None is all.
     """
 
     positions: Tensor
-    embeddings: TokenEmbeddings
+    embeddings: CodedEmbeddings
     passing: Tensor | None = None
 
     def only(self, kept: Tensor) -> Block:
@@ -104,11 +104,9 @@ class Snapshot:
         self._rows = rows
         self._shared = shared if torch.device(device).type == "cpu" else None
         self._device = device
-        # Held as stored. A CPU multiplies in float32: MaxSim converts block by block in its cache,
-        # which takes half the memory and about the time of reading float32 from it.
-        self._row_bytes = dim * torch.float16.itemsize
+        self._dim = dim
         self._budget = memory_budget
-        self._block_rows = max(1, min(BLOCK_BYTES, memory_budget) // self._row_bytes)
+        self._coding = database.coding
         self._makes = True  # until it fails
         self._stamp: Stamp | None = None
         self._mapped: list[Block] = []
@@ -125,6 +123,26 @@ class Snapshot:
         self.positions = torch.zeros(0, dtype=torch.int64)
         self._adopt(None)
 
+    # Held as stored. A CPU multiplies in float32: MaxSim converts block by block in its cache,
+    # which takes half the memory and about the time of reading float32 from it.
+    @property
+    def _row_bytes(self) -> int:
+        return self._coding.row_bytes(self._dim)
+
+    @property
+    def _block_rows(self) -> int:
+        return max(1, min(BLOCK_BYTES, self._budget) // self._row_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of vectors in memory of this process, or on its device."""
+        return sum(block.embeddings.values.nbytes for block in self._blocks or ())
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of vectors of the shared file that this process reads."""
+        return self._mapped_rows * self._row_bytes
+
     @property
     def is_resident(self) -> bool:
         """Whether the vectors are held or mapped, and not read from SQLite for each search."""
@@ -137,9 +155,10 @@ class Snapshot:
         if (version, stamp) == (self._version, self._stamp):
             return
         try:
-            if stamp != self._stamp:  # another process made it anew, or somebody spoiled it
+            # Another process made the file anew, or somebody spoiled it, or vectors were converted.
+            if stamp != self._stamp or self._coding is not self._database.coding:
                 self.forget()
-                self._stamp = stamp
+                self._stamp, self._coding = stamp, self._database.coding
             self._catch_up()
         except BaseException:
             self.forget()  # never search a mixture of two commits
@@ -180,10 +199,10 @@ class Snapshot:
     def _share(self, shared: SharedVectors) -> None:
         """Map the shared file, and make it before where that pays."""
         if self._version is None and self._is_stale():
-            self._adopt(shared.open())
+            self._adopt(shared.open(self._coding))
         if self._is_stale() and self._makes:
             self._make(shared)
-            self._adopt(shared.open())
+            self._adopt(shared.open(self._coding))
         if self._unused() > self._mapped_rows // 2:  # it costs more time than it saves memory
             self._adopt(None)
 
@@ -203,8 +222,8 @@ class Snapshot:
             shared.remove()
         elif (checksums := self._checksums()) is not None:
             runs = self._runs(self._lengths, MADE_BYTES // self._row_bytes)
-            read = (self._rows.vectors(self.positions[first:last]) for first, last in runs)
-            made = shared.make(self.positions, self._lengths, checksums, read)
+            read = (self._rows.coded(self.positions[first:last]) for first, last in runs)
+            made = shared.make(self.positions, self._lengths, checksums, self._coding, read)
             self._makes = made is not None
         self._stamp = shared.stamp()
 
@@ -251,6 +270,8 @@ class Snapshot:
         missing = self._own & (self.positions > self._held)
         self._load(self.positions[missing], self._lengths[missing])
         self._held = self._last
+        if int(self._lengths[missing].sum()) * self._row_bytes >= SHARED_FROM:
+            trim_heap()  # of the pieces that were read
 
     def _load(self, positions: Tensor, lengths: Tensor) -> None:
         assert self._blocks is not None
@@ -266,7 +287,7 @@ class Snapshot:
         """Read documents from the file, as many at a time as fit a block."""
         for first, last in self._runs(lengths, self._block_rows):
             some = positions[first:last]
-            yield Block(some, self._rows.vectors(some).to(self._device))
+            yield Block(some, self._rows.coded(some).to(self._device))
 
     @staticmethod
     def _runs(lengths: Tensor, rows: int) -> Iterator[tuple[int, int]]:
@@ -302,5 +323,5 @@ class Snapshot:
 def _joined(first: Block, second: Block) -> Block:
     return Block(
         torch.cat([first.positions, second.positions]),
-        TokenEmbeddings.cat([first.embeddings, second.embeddings]),
+        CodedEmbeddings.cat([first.embeddings, second.embeddings]),
     )

@@ -157,7 +157,7 @@ class QdrantIndex(Index):
 
     def stats(self) -> IndexStats:
         """How many documents there are; a server does not count tokens and bytes."""
-        return IndexStats(documents=self.count())
+        return IndexStats(documents=self.count(), vectors="float16", vector_bytes=2 * self.info.dim)
 
     def compact(self) -> None:
         """Do nothing: the server gives space back on its own."""
