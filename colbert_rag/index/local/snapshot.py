@@ -15,8 +15,9 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Json
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.derived import Stamp
 from colbert_rag.index.local.rows import Rows
-from colbert_rag.index.local.shared import Copy, SharedVectors, Stamp
+from colbert_rag.index.local.shared import Copy, SharedVectors
 
 logger = logging.getLogger(__name__)
 
