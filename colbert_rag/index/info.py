@@ -137,12 +137,15 @@ class IndexStats:
         bytes: Bytes on disk, deleted documents that are not compacted yet included.
         shared_bytes: Bytes beside it of the copy of its vectors that processes share, if there is
             one (`LocalIndex`).
+        level_bytes: Bytes beside it of the level that large searches go by, if there is one
+            (`LocalIndex`).
     """
 
     documents: int
     tokens: int | None = None
     bytes: int | None = None
     shared_bytes: int | None = None
+    level_bytes: int | None = None
 
 
 def resolve_info(

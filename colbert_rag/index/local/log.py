@@ -20,7 +20,7 @@ from pathlib import Path
 
 from colbert_rag.errors import IndexStorageError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # A tag takes the upper three bytes of `user_version`, and the lowest is the format. The tag before
 # is the schema cookie, which SQLite compares with what it was and nothing else.
