@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.effort import Effort
 from colbert_rag.index.local.level.file import Opened, Part
 from colbert_rag.index.local.level.pages import Pages
-from colbert_rag.index.local.level.postings import BLOCK, spread
+from colbert_rag.index.local.level.postings import spread
 from colbert_rag.maxsim.torch_kernel import maxima_by_product
 
 # So many documents are scored by their codes without a look at the centroids' lists.
@@ -101,7 +102,7 @@ class Candidates:
         for number, part in enumerate(self._level.parts):
             total = self._gains_in(part, probes)
             found = np.flatnonzero(total)
-            documents.append(found + number * BLOCK)
+            documents.append(found + number * postings.BLOCK)
             gains.append(total[found])
         return np.concatenate(documents), np.concatenate(gains)
 
@@ -109,9 +110,9 @@ class Candidates:
         block = part.block
         starts, lengths = _lists(part, self._level.pages, probes.centroids)
         documents = block.listed[spread(starts, lengths)].astype(np.int64)
-        key = np.repeat(probes.rows, lengths) * BLOCK + documents
+        key = np.repeat(probes.rows, lengths) * postings.BLOCK + documents
         if len(self._owner) <= (top := int(key.max(initial=0))):
-            self._owner = np.zeros(top + BLOCK, np.int32)
+            self._owner = np.zeros(top + postings.BLOCK, np.int32)
         # Of what a row gives a document twice the larger counts. Gains rise, and of several values
         # that are assigned to one place numpy keeps the last: no sorting, and no clearing before.
         entry = np.arange(len(key), dtype=np.int32)
@@ -128,11 +129,11 @@ class Candidates:
         lengths = self._level.lengths[documents]
         bounds = np.concatenate([[0], np.cumsum(lengths)])
         codes = np.empty(bounds[-1], np.int32)
-        cuts = np.searchsorted(documents, BLOCK * np.arange(len(self._level.parts) + 1))
+        cuts = np.searchsorted(documents, postings.BLOCK * np.arange(len(self._level.parts) + 1))
         for number, part in enumerate(self._level.parts):
             first, last = cuts[number], cuts[number + 1]
             some = documents[first:last]
-            begins = self._starts[some] - self._starts[number * BLOCK]
+            begins = self._starts[some] - self._starts[number * postings.BLOCK]
             _check_codes(part, self._level.pages, begins, begins + lengths[first:last])
             rows = spread(begins, lengths[first:last])
             codes[bounds[first] : bounds[last]] = part.block.codes(rows)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.derived import DerivedFile, private, sync
+from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.kmeans import Centroids
 from colbert_rag.index.local.level.layout import (
     BLOCK_HEADER,
@@ -30,7 +31,6 @@ from colbert_rag.index.local.level.layout import (
     read_block,
 )
 from colbert_rag.index.local.level.pages import DamagedPageError, Pages, page_sums
-from colbert_rag.index.local.level.postings import BLOCK
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class Writer:
             self._file.seek(begin)
             data = np.frombuffer(self._file.read(shape.size), np.uint8)
             read = read_block(data, self.head.centroids, whole=True)
-            if read is None or len(read[0].positions) < BLOCK:
+            if read is None or len(read[0].positions) < postings.BLOCK:
                 break
             self._note(data, int(read[0].positions[-1]))
         self._file.seek(self.head.begin + self._places[-1])

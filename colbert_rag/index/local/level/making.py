@@ -21,11 +21,12 @@ from torch import Tensor
 from colbert_rag.errors import IndexBusyError, IndexStorageError
 from colbert_rag.index.local.claim import Claim
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.file import LevelFile, Opened, Writer
 from colbert_rag.index.local.level.kmeans import Centroids, train
 from colbert_rag.index.local.level.layout import NARROW, Block, Head
 from colbert_rag.index.local.level.pages import DamagedPageError
-from colbert_rag.index.local.level.postings import BLOCK, inverted
+from colbert_rag.index.local.level.postings import inverted
 from colbert_rag.index.local.level.record import LevelRecord, Mark
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.rows import Rows
@@ -248,8 +249,8 @@ class _Work:
         after = int(rest.positions[-1]) if len(rest.positions) else writer.after
         for piece in self._pieces(centroids, after):
             rest = rest.joined(piece)
-            while len(rest.positions) >= BLOCK:
-                full, rest = rest.cut(BLOCK)
+            while len(rest.positions) >= postings.BLOCK:
+                full, rest = rest.cut(postings.BLOCK)
                 writer.append(full.packed(len(centroids)), int(full.positions[-1]))
             self._tell(len(piece.codes))
         if len(rest.positions):
@@ -284,11 +285,11 @@ def _copied(writer: Writer, old: Opened, alive: NDArray[np.bool_]) -> _Piece:
         except DamagedPageError as error:
             raise OSError("the level that is to be extended is damaged") from error
         block = part.block
-        if len(block.positions) == BLOCK:
+        if len(block.positions) == postings.BLOCK:
             data = old.data[part.begin : part.begin + part.bytes]
             writer.append(data, int(block.positions[-1]))
             continue
-        kept = alive[number * BLOCK :]
+        kept = alive[number * postings.BLOCK :]
         lengths = block.lengths.astype(np.int64)
         codes = block.codes(slice(None)).astype(np.int64)[np.repeat(kept, lengths)]
         share = part.distance * len(codes) / max(1, len(block.low))
