@@ -26,7 +26,7 @@ from colbert_rag.index.local.level.pages import PAGE, DamagedPageError, Pages, p
 from colbert_rag.index.searching import MOST_EFFORT
 from tests.helpers.index_sharers import INFO
 
-TOKEN = bytes(range(16))
+TOKEN = bytes(range(8))
 LENGTHS = (3, 0, 5, 1, 7, 2, 4)
 
 

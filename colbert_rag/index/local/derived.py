@@ -80,7 +80,7 @@ class DerivedFile:
         except OSError:  # not ours to read, or just removed
             return self.path.exists()
 
-    def _leaves(self) -> bool:
+    def leaves_alone(self) -> bool:
         """Say what is in the way, and that it was left."""
         if not self._is_in_the_way():
             return False
@@ -144,7 +144,7 @@ class DerivedFile:
 
     def remove(self) -> None:
         """Give its space back; those who have it mapped let go at their next search."""
-        if self._leaves():
+        if self.leaves_alone():
             return
         with contextlib.suppress(OSError):  # Windows keeps what is mapped
             self.path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ NARROW = 2**16
 # Magic, version, dim, centroids, groups; the token, the digest of the model; the last position;
 # tokens and summed distance where the centroids were trained (0 in a file made with new ones); a
 # checksum of all that, and of the centroids.
-HEADER = struct.Struct("=8sQQQQ16s32sQQdQ")
+HEADER = struct.Struct("=8sQQQQ8s32sQQdQ")
 # Documents, tokens, entries of the inverted list, summed distance, and a checksum of what follows.
 BLOCK_HEADER = struct.Struct("=8sQQQdQ")
 BLOCK_MAGIC = b"ColBblck"

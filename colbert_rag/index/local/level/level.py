@@ -35,7 +35,7 @@ _DEAD_SHARE = 0.25
 
 # Centroids are trained anew when the index has so many times the vectors that they were trained
 # for, or when the distance of what was added is so many times that of what was there.
-_GROWN, _DRIFTED = 2.0, 1.15
+_GROWN, _DRIFTED = 2.0, 1.25
 
 # Metadata is read so many documents at a time, and so many filters are remembered.
 _PAGE, _FILTERS = 10_000, 16

@@ -124,8 +124,10 @@ class Maker:
 
         Returns:
             Whether it was made. If not, somebody else makes it now, or it cannot be made here: the
-            folder is read-only, there is too little space.
+            folder is read-only, there is too little space, something has the name of the file.
         """
+        if self._file.leaves_alone():
+            return False
         claim = Claim(Place(str(self._database.place.absolute)), "level-claim", timeout=0)
         try:
             with claim.held():

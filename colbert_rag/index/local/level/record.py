@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.log import FORMAT_VERSION
 
-_TOKEN = 16
+_TOKEN = 8
 
 
 @dataclass(frozen=True, slots=True)
