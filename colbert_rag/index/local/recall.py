@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -65,6 +65,10 @@ class Recall:
     exact: Measured
     efforts: tuple[Measured, ...]
     chosen: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         """A table, and what follows from it."""
