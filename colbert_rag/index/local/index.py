@@ -37,8 +37,8 @@ class LocalIndex(Index):
     document whose text was replaced counts as inserted anew.
 
     Processes that search a large index on a CPU share one copy of its vectors: a file beside it,
-    named as it is with `-vectors` behind, which can be deleted at any time and is made again. A very
-    large one is not read whole, but searched by its level, a file with `-level` behind: see `search`.
+    named as it is with `-vectors` behind, which can be deleted at any time and is made again. A
+    very large one is not read whole, but searched by a file with `-level` behind: see `search`.
 
     All methods may be called from any thread; searches of one index object take turns.
     """
