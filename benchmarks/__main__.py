@@ -24,7 +24,7 @@ CPU_JOBS = (
     "growth",
     "index",
 )
-OTHER_JOBS = ("many", "quality", "codings", "gpu", "soak")
+OTHER_JOBS = ("many", "quality", "codings", "scale", "gpu", "soak")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
 
@@ -47,7 +47,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--queries", type=int, help="many, quality, codings: of each collection; default all"
     )
     parser.add_argument(
-        "--collections", default="", help="quality, codings: comma-separated; default all"
+        "--collections", default="", help="quality, codings, scale: comma-separated; default all"
     )
     parser.add_argument(
         "--dtype",

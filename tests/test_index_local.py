@@ -142,7 +142,7 @@ def test_a_pickle_holds_the_path_and_not_the_documents(
 
     assert len(pickled) < 2000
     assert found(opened) == found(index)
-    assert not opened._snapshot.is_resident
+    assert not opened._searcher._snapshot.is_resident
     with pytest.raises(IndexStorageError, match="for reading only"):
         opened.delete(["d0"])
 
@@ -203,8 +203,8 @@ def test_an_index_beyond_its_memory_budget_streams_and_finds_the_same(
     expected = [found(held, query, 20) for query in queries]
 
     assert [found(streamed, query, 20) for query in queries] == expected
-    assert held._snapshot.is_resident
-    assert not streamed._snapshot.is_resident
+    assert held._searcher._snapshot.is_resident
+    assert not streamed._searcher._snapshot.is_resident
     assert "Raise memory_budget" in caplog.text
 
 
@@ -213,7 +213,7 @@ def test_vectors_are_held_in_two_bytes_a_number(path: Path):
     fill(path, 200)
     index.search("mars")
 
-    held = [block.embeddings.values for block in index._snapshot.blocks()]
+    held = [block.embeddings.values for block in index._searcher._snapshot.blocks()]
 
     assert sum(values.nbytes for values in held) == sum(len(values) for values in held) * 16 * 2
 
@@ -245,12 +245,12 @@ def test_an_index_that_shrinks_below_its_budget_is_held_again(path: Path):
     index = LocalIndex(path, WordEncoder(), memory_budget=16_384)
     index.add([Document(f"d{at}", text) for at, text in enumerate(sentences(100))])
     assert index.search("mars")
-    assert not index._snapshot.is_resident
+    assert not index._searcher._snapshot.is_resident
 
     index.delete([f"d{at}" for at in range(80)])
 
     assert len(index.search("mars", 50)) == 20
-    assert index._snapshot.is_resident
+    assert index._searcher._snapshot.is_resident
 
 
 def test_blocks_do_not_change_what_is_found(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -261,7 +261,7 @@ def test_blocks_do_not_change_what_is_found(path: Path, monkeypatch: pytest.Monk
     index = LocalIndex(path, WordEncoder())
 
     assert found(index, k=30) == expected
-    assert len(index._snapshot._blocks) > 10
+    assert len(index._searcher._snapshot._blocks) > 10
 
 
 def test_scores_are_exact_for_the_stored_vectors(path: Path):

@@ -201,7 +201,7 @@ def test_an_index_beyond_its_memory_budget_is_searched_where_it_is_mapped(
 
     with LocalIndex(path, memory_budget=2000) as index:
         assert [name for name, _ in search(index)] == [name for name, _ in expected]
-        assert index._snapshot.is_resident
+        assert index._searcher._snapshot.is_resident
     assert caplog.text == ""
 
 
@@ -252,7 +252,9 @@ def test_what_was_removed_is_not_scored_for_ever_where_no_file_can_be_made(
         index.delete([f"d{at}" for at in range(40)])
 
         assert agrees(search(index), path)
-        assert sum(len(block.embeddings.values) for block in index._snapshot.blocks()) == 200
+        assert (
+            sum(len(block.embeddings.values) for block in index._searcher._snapshot.blocks()) == 200
+        )
 
 
 def flip(file: Path, place: int) -> None:

@@ -17,23 +17,22 @@ from colbert_rag.index.documents import (
     Changes,
     Document,
     DocumentLike,
-    Hit,
     Stored,
     check_found,
     check_ids,
     is_unicode,
 )
 from colbert_rag.index.filters import parse_filter
-from colbert_rag.index.handle import Handle
-from colbert_rag.index.info import IndexInfo, IndexStats
-from colbert_rag.inputs import check_query, has_words
+from colbert_rag.index.info import IndexStats
+from colbert_rag.index.searching import Searchable
+from colbert_rag.inputs import has_words
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
 Result = TypeVar("Result")
 
 
-class Index(Handle):
+class Index(Searchable):
     """Searchable documents: `LocalIndex` keeps them in one file, `QdrantIndex` on a server.
 
     An engine, in a folder of its own, implements the abstract methods and `close` of `Handle`; its
@@ -44,12 +43,6 @@ class Index(Handle):
         info: Which model made the index.
         colbert: The model that encodes, where the index was opened with one.
     """
-
-    def __init__(self, name: str, info: IndexInfo, colbert: Model | None) -> None:
-        """Name what is open."""
-        self.name = name
-        self.info = info
-        self.colbert = colbert
 
     def add(
         self,
@@ -131,63 +124,6 @@ class Index(Handle):
         ids = [document.id for document in given]
         check_found(ids, self._known(ids), self.name)
         return self._add(given, 256, len(given), show_progress)
-
-    def search(
-        self, query: str, top_k: int = 10, filter: Mapping[str, object] | None = None
-    ) -> list[Hit]:
-        """The documents with the highest MaxSim, best first.
-
-        Args:
-            query: What to look for.
-            top_k: How many documents, at most.
-            filter: Which metadata a document must have; see `colbert_rag.index.filters`.
-
-        Raises:
-            InvalidFilterError: the filter is not in the language.
-            InvalidQueryError: the query is blank or no string.
-            ValueError: `top_k` is negative, or the index has no model.
-        """
-        return self.search_many([query], top_k, filter)[0]
-
-    def search_many(
-        self, queries: Sequence[str], top_k: int = 10, filter: Mapping[str, object] | None = None
-    ) -> list[list[Hit]]:
-        """`search` for several queries, which are encoded and scored together."""
-        if isinstance(queries, str):
-            raise TypeError(f"queries is one string, expected several: [{queries!r}]")
-        for query in queries:
-            check_query(query)
-        condition = parse_filter(filter)  # before the model is loaded for nothing
-        top_k = whole_number("top_k", top_k, least=0)
-        colbert = self._model()
-        if not queries or top_k == 0 or self.count() == 0:
-            return [[] for _ in queries]
-        vectors = ingest.encode_queries(queries, colbert, self.info)
-        return self._search_vectors(vectors, top_k, condition)
-
-    def search_embeddings(
-        self,
-        queries: TokenEmbeddings,
-        top_k: int = 10,
-        filter: Mapping[str, object] | None = None,
-    ) -> list[list[Hit]]:
-        """`search_many` for queries that are encoded already; needs no model.
-
-        Raises:
-            InvalidFilterError: the filter is not in the language.
-            ScoringError: the vectors of a query are not finite.
-            ValueError: `top_k` is negative, or the vectors have the wrong width.
-        """
-        condition = parse_filter(filter)
-        return self._search_vectors(queries, whole_number("top_k", top_k, least=0), condition)
-
-    def _search_vectors(
-        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
-    ) -> list[list[Hit]]:
-        ingest.check_queries(queries, self.info.dim)
-        if top_k == 0:
-            return [[] for _ in range(len(queries))]
-        return self._search(queries, top_k, condition)
 
     def delete(
         self, ids: Iterable[str] | None = None, *, filter: Mapping[str, object] | None = None
@@ -285,10 +221,6 @@ class Index(Handle):
         """Every document, in order of insertion."""
 
     @abstractmethod
-    def count(self) -> int:
-        """How many documents the index holds."""
-
-    @abstractmethod
     def stats(self) -> IndexStats:
         """How much the index holds."""
 
@@ -305,11 +237,12 @@ class Index(Handle):
     def compact(self) -> None:
         """Give back the space of what was removed."""
 
-    @abstractmethod
-    def _search(
-        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
-    ) -> list[list[Hit]]:
-        """The best documents for each query, with `top_k` at least 1."""
+    def optimize(self, *, show_progress: bool = False) -> None:
+        """Make, or bring up to date, what searches go faster by; nothing, if there is none.
+
+        Args:
+            show_progress: Draw a bar.
+        """
 
     @abstractmethod
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
@@ -336,14 +269,6 @@ class Index(Handle):
     def _writing(self, work: Callable[[], Result]) -> Result:
         """`work()`, without other writers where an engine has one at a time."""
         return work()
-
-    def _model(self) -> Model:
-        if self.colbert is None:
-            raise ValueError(
-                f"{self.name} was opened without a model, and encoding needs one: pass colbert "
-                "when opening it"
-            )
-        return self.colbert
 
     def __repr__(self) -> str:
         """Say where, and which model made it."""

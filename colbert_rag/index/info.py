@@ -137,6 +137,8 @@ class IndexStats:
         bytes: Bytes on disk, deleted documents that are not compacted yet included.
         shared_bytes: Bytes beside it of the copy of its vectors that processes share, if there is
             one (`LocalIndex`).
+        level_bytes: Bytes beside it of the level that large searches go by, if there is one
+            (`LocalIndex`).
         vectors: How vectors are stored.
         vector_bytes: Bytes of one stored vector.
         mapped_bytes: Of vectors that this process maps, and shares with others (`LocalIndex`).
@@ -147,6 +149,7 @@ class IndexStats:
     tokens: int | None = None
     bytes: int | None = None
     shared_bytes: int | None = None
+    level_bytes: int | None = None
     vectors: str | None = None
     vector_bytes: int | None = None
     mapped_bytes: int | None = None

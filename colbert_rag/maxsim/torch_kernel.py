@@ -156,29 +156,43 @@ class _Block:
         )
 
 
-def maxima_by_product(similarities: Tensor, bounds: Tensor) -> Tensor:
+def maxima_by_product(similarities: Tensor, bounds: Tensor, rows: Tensor | None = None) -> Tensor:
     """Each document's maxima, as a sparse matrix of ones times the similarities; CPU only.
 
     Args:
         similarities: `(rows, width)`.
-        bounds: Where documents begin and end, `(documents + 1,)`, rising from 0 to `rows`.
+        bounds: Where documents begin and end, `(documents + 1,)`, rising from 0.
+        rows: Which row of the similarities each row of the documents has, `(bounds[-1],)`; by
+            default they have theirs in order.
 
     Returns:
         `(documents, width)` in the type of `similarities`; 0 for a document without rows.
     """
-    rows = len(similarities)
-    # A compressed sparse row matrix needs for each document exactly its bounds; int32 halves what
-    # is read beside the similarities.
-    ones = torch.sparse_csr_tensor(
-        bounds.int(),
-        torch.arange(rows, dtype=torch.int32, device="cpu"),
-        torch.ones(rows, dtype=similarities.dtype, device="cpu"),
-        (len(bounds) - 1, rows),
-        device="cpu",
-        check_invariants=False,
-    )
+    if rows is None:
+        # int32 halves what is read beside the similarities.
+        rows = torch.arange(len(similarities), dtype=torch.int32, device="cpu")
+    ones = ones_at(bounds.int(), rows, similarities)
     maxima: Tensor = torch.sparse.mm(ones, similarities, "amax")
     return maxima
+
+
+def ones_at(bounds: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """A sparse matrix that has a one for each of the `rows` of `values` between two bounds.
+
+    Args:
+        bounds: `(documents + 1,)`, rising from 0; of the type of `rows`.
+        rows: `(bounds[-1],)`.
+        values: What it is to be multiplied by.
+    """
+    # Compressed by rows, it needs for each document exactly its bounds.
+    return torch.sparse_csr_tensor(
+        bounds,
+        rows,
+        torch.ones(len(rows), dtype=values.dtype, device=values.device),
+        (len(bounds) - 1, len(values)),
+        device=values.device,
+        check_invariants=False,
+    )
 
 
 def maxima_by_scatter(similarities: Tensor, bounds: Tensor) -> Tensor:

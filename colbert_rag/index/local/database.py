@@ -21,10 +21,10 @@ from colbert_rag.forks import no_fork, renewed_after_fork
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.claim import Claim, seconds
 from colbert_rag.index.local.inherited import let_go
-from colbert_rag.index.local.log import FORMAT_VERSION, READS, check_log, stamp, upgrade
+from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
 from colbert_rag.index.local.place import MEMORY, Place
 from colbert_rag.index.local.record import Record
-from colbert_rag.index.local.schema import APPLICATION_ID, SCHEMA
+from colbert_rag.index.local.schema import APPLICATION_ID, OLDER_FORMATS, SCHEMA, UPGRADE
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
 Arguments = ParamSpec("Arguments")
@@ -146,15 +146,13 @@ class Database:
     def record(self, record: Record) -> None:
         """Write which model made the index, and how its vectors are stored; in a write."""
         self._written = record
-        if record.coding is not FLOAT16:
-            upgrade(self.connection)
         self.connection.executemany("REPLACE INTO settings VALUES (?, ?)", record.settings)
 
     def _is_new(self) -> bool:
         with self._translated("read"):
             connection = self.connection
             application = connection.execute("PRAGMA application_id").fetchone()[0]
-            version = connection.execute("PRAGMA user_version").fetchone()[0] & 0xFF
+            version = self.format()
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application == 0 and tables == 0:
             return True
@@ -163,7 +161,7 @@ class Database:
                 f"{self.path} is an SQLite database of another program, with {tables} tables or "
                 "indexes. It was left untouched; choose another path"
             )
-        if version not in READS:
+        if version not in (FORMAT_VERSION, *OLDER_FORMATS):
             advice = (
                 "upgrade colbert-rag-components" if version > FORMAT_VERSION else "make it anew"
             )
@@ -184,10 +182,18 @@ class Database:
     def _create_tables(self, record: Record) -> None:
         if not self._is_new():  # another process was faster
             return
-        for statement in SCHEMA.split(";"):
-            self.connection.execute(statement)
+        self._run(SCHEMA)
+        self._run(UPGRADE)
         self.record(record)
         self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+    def _run(self, statements: str) -> None:
+        for statement in statements.split(";"):
+            self.connection.execute(statement)
+
+    def format(self) -> int:
+        """The version of the layout of the tables."""
+        return int(self.connection.execute("PRAGMA user_version").fetchone()[0]) & 0xFF
 
     def read(
         self,
@@ -226,6 +232,8 @@ class Database:
             with self.connection as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 self._check_same(connection)
+                if self.format() in OLDER_FORMATS:
+                    self._run(UPGRADE)
                 result = work(*args, **kwargs)
                 stamp(connection)
                 self.place.check()

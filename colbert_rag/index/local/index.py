@@ -1,4 +1,4 @@
-"""`LocalIndex`: documents and token vectors in one SQLite file, searched exactly."""
+"""`LocalIndex`: documents and token vectors in one SQLite file."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from colbert_rag.codings import VectorCoding, coding_named
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index, Result
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
+from colbert_rag.index.documents import Document, Hit, Stored, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.lookup import positions_of, vectors_at
 from colbert_rag.index.local.opening import resolved
 from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.recall import WANTED, Recall, measure
 from colbert_rag.index.local.rewriting import Rewriting
 from colbert_rag.index.local.rows import Rows
-from colbert_rag.index.local.selection import best_positions
-from colbert_rag.index.local.shared import SharedVectors
-from colbert_rag.index.local.snapshot import Snapshot
+from colbert_rag.index.local.searcher import Searcher
+from colbert_rag.index.searching import How
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -33,14 +33,15 @@ _PAGE = 1024
 
 
 class LocalIndex(Index):
-    """Documents, metadata and token vectors in one file, searched exactly.
+    """Documents, metadata and token vectors in one file, with exact scores.
 
     One process writes at a time, any number read; readers see a commit at their next search. A
     killed process loses at most the batch it was working on. Ties keep the order of insertion; a
     document whose text was replaced counts as inserted anew.
 
     Processes that search a large index on a CPU share one copy of its vectors: a file beside it,
-    named as it is with `-vectors` behind, which can be deleted at any time and is made again.
+    named as it is with `-vectors` behind, which can be deleted at any time and is made again. A
+    very large one is not read whole, but searched by a file with `-level` behind: see `search`.
 
     All methods may be called from any thread; searches of one index object take turns.
     """
@@ -95,13 +96,10 @@ class LocalIndex(Index):
             self._database.close()
             raise
         self._rows = Rows(self._database, info.dim)
-        in_memory = self._database.path == MEMORY
-        self._shared = None if in_memory else SharedVectors(self._database.path, info)
-        self._snapshot = Snapshot(
+        self._searcher = Searcher(
             self._database,
             self._rows,
-            self._shared,
-            info.dim,
+            info,
             device="cpu" if colbert is None else colbert.device,
             memory_budget=memory_budget,
         )
@@ -122,7 +120,7 @@ class LocalIndex(Index):
         return self._database.read(self._documents, check_ids(ids))
 
     def _documents(self, ids: list[str]) -> list[Document]:
-        positions = self._positions(ids)
+        positions = positions_of(self._rows, ids, self.name)
         found = self._rows.documents(positions)
         return [found[position] for position in positions]
 
@@ -133,7 +131,9 @@ class LocalIndex(Index):
             KeyError: names the ids that the index does not hold.
         """
         listed = check_ids(ids)
-        return self._database.read(lambda: self._vectors(self._positions(listed)))
+        return self._database.read(
+            lambda: vectors_at(self._rows, positions_of(self._rows, listed, self.name))
+        )
 
     def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
         """Everything the index holds, in order of insertion, batch by batch.
@@ -151,7 +151,7 @@ class LocalIndex(Index):
 
     def _page(self, after: int, size: int) -> tuple[dict[int, Document], TokenEmbeddings]:
         page = self._rows.page(after, size)
-        return page, self._vectors(list(page))
+        return page, vectors_at(self._rows, list(page))
 
     def __iter__(self) -> Iterator[Document]:
         """Every document, in order of insertion."""
@@ -170,19 +170,21 @@ class LocalIndex(Index):
     def stats(self) -> IndexStats:
         """How much the index holds, without reading any vector."""
         documents, tokens = self._database.read(self._rows.totals)
+        held = self._searcher.held()
         return IndexStats(
             documents=documents,
             tokens=tokens,
             bytes=self._database.size(),
-            shared_bytes=None if self._shared is None else self._shared.size(),
             vectors=self.vectors,
             vector_bytes=self._database.coding.row_bytes(self.info.dim),
-            mapped_bytes=self._snapshot.mapped_bytes,
-            held_bytes=self._snapshot.held_bytes,
+            shared_bytes=held.shared_bytes,
+            level_bytes=held.level_bytes,
+            mapped_bytes=held.mapped_bytes,
+            held_bytes=held.held_bytes,
         )
 
     def verify(self) -> None:
-        """Read everything and compare it with its checksums, the shared copy of vectors too.
+        """Read everything and compare it with its checksums, and what lies beside the index too.
 
         Raises:
             IndexCorruptError: something is damaged; says what.
@@ -190,8 +192,7 @@ class LocalIndex(Index):
         self._database.check_pages()
         self._database.read(self._rows.counters)
         super().verify()
-        if self._shared is not None:
-            self._shared.verify(self._database.coding)
+        self._searcher.verify()
 
     def compact(self) -> None:
         """Give the space of what was removed back; needs as much free space as the index.
@@ -206,8 +207,46 @@ class LocalIndex(Index):
 
     def _compact(self) -> None:
         self._database.compact()
-        if self._shared is not None:
-            self._shared.remove()
+        self._searcher.give_back()
+
+    def optimize(self, *, show_progress: bool = False) -> None:
+        """Make the level of the index, or bring it up to date; see `search`.
+
+        A large index does so by itself at the end of `add`. Others search and write meanwhile; what
+        they add is found exactly, and is in the level with the next call. One that is interrupted
+        goes on where it stopped.
+
+        Args:
+            show_progress: Draw a bar.
+        """
+        self._searcher.optimize(show_progress=show_progress)
+
+    def recall(
+        self,
+        queries: Sequence[str] | TokenEmbeddings | None = None,
+        k: int = 10,
+        *,
+        sample: int = 100,
+        wanted: float = WANTED,
+    ) -> Recall:
+        """Measure what searches that are not exact find, and choose the effort for this index.
+
+        Every effort is compared with the exact search. The smallest one that finds the part
+        `wanted` of the best `k` is recorded in the file, unless that is open for reading only.
+
+        Args:
+            queries: Such as your users ask; vectors need no model. None takes pieces of stored
+                passages, which are a little easier.
+            k: How many of the best documents count.
+            sample: How many of the queries are asked, at most.
+            wanted: From 0 to 1.
+
+        Raises:
+            ValueError: there is no level (see `optimize`), or an argument is out of range.
+        """
+        return measure(
+            self, self._searcher, self._database, queries, k=k, sample=sample, wanted=wanted
+        )
 
     def convert(self, vectors: VectorCoding, *, show_progress: bool = False) -> None:
         """Store all vectors in another way: one commit, which a failure or a kill leaves out.
@@ -249,7 +288,7 @@ class LocalIndex(Index):
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""
         self._database.close()
-        self._snapshot.forget()
+        self._searcher.forget()
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by path: another process opens the file again, with the same model.
@@ -265,22 +304,13 @@ class LocalIndex(Index):
         return (_reopened, (self._database.place.absolute, self.colbert, *self._reopening))
 
     def _search(
-        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
     ) -> list[list[Hit]]:
         # One transaction from vectors to texts: no hit can vanish in between.
-        return self._database.read(self._hits, queries, top_k, condition)
+        return self._database.read(self._searcher.hits, queries, top_k, condition, how)
 
-    def _hits(
-        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
-    ) -> list[list[Hit]]:
-        self._snapshot.refresh()
-        kept = None if condition is None else self._snapshot.matching(condition)
-        found = best_positions(queries, self._snapshot.blocks(kept), top_k)
-        documents = self._rows.documents({position for best in found for position, _ in best})
-        return [
-            [Hit(documents[position], score, rows) for position, score in best]
-            for best, rows in zip(found, queries.lengths.tolist(), strict=True)
-        ]
+    def _is_empty(self) -> bool:
+        return self._database.read(self._searcher.is_empty)
 
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
         return self._database.read(self._rows.known, ids)
@@ -291,7 +321,7 @@ class LocalIndex(Index):
     def _vectors_of(self, digests: Mapping[str, bytes]) -> dict[str, Tensor]:
         positions = self._rows.positions_of_texts(set(digests.values()))
         held = [text for text, digest in digests.items() if digest in positions]
-        vectors = self._vectors([positions[digests[text]] for text in held])
+        vectors = vectors_at(self._rows, [positions[digests[text]] for text in held])
         return dict(zip(held, vectors, strict=True))
 
     def _write(
@@ -311,24 +341,10 @@ class LocalIndex(Index):
         found = self._database.read(self._rows.ids_and_metadata)
         return [name for name, metadata in found if condition.matches(metadata)]
 
-    def _vectors(self, positions: Sequence[int]) -> TokenEmbeddings:
-        """Vectors in the order of `positions`, which may repeat."""
-        rising = sorted(set(positions))
-        vectors = self._rows.vectors(torch.tensor(rising, dtype=torch.int64))
-        if rising == list(positions):
-            return vectors
-        places = {position: place for place, position in enumerate(rising)}
-        return vectors[[places[position] for position in positions]]
-
     def _writing(self, work: Callable[[], Result]) -> Result:
-        return self._database.claimed(work)
-
-    def _positions(self, ids: Sequence[str]) -> list[int]:
-        positions = self._rows.positions_of(ids)
-        if missing := [name for name in ids if name not in positions]:
-            self._rows.check_missing(missing)
-        check_found(ids, positions, self.name)
-        return [positions[name] for name in ids]
+        result = self._database.claimed(work)
+        self._searcher.optimize(show_progress=False, by_itself=True)
+        return result
 
 
 def _reopened(

@@ -21,10 +21,6 @@ from pathlib import Path
 from colbert_rag.errors import IndexStorageError
 
 FORMAT_VERSION = 3
-"""Of new files."""
-
-READS = (2, FORMAT_VERSION)
-"""2 is 3 with vectors in float16; such a file stays one until it needs more, see `upgrade`."""
 
 # A tag takes the upper three bytes of `user_version`, and the lowest is the format. The tag before
 # is the schema cookie, which SQLite compares with what it was and nothing else.
@@ -44,22 +40,12 @@ _LOOKS, _PAUSE = 6, 0.05
 
 def stamp(connection: sqlite3.Connection) -> None:
     """Give the commit that is being written a tag of its own."""
-    current = _pragma(connection, "user_version")
-    before = _tag_of(current) or _NONE_BEFORE
+    before = _tag_of(_pragma(connection, "user_version")) or _NONE_BEFORE
     connection.execute(f"PRAGMA schema_version = {before}")
     # A library in its defensive mode ignores that, and then nothing can be proven: no tag.
     linked = _pragma(connection, "schema_version") == before
     tag = _NONE_BEFORE + 1 + secrets.randbelow(_TAGS - _NONE_BEFORE - 1)
-    _set_user_version(connection, (tag if linked else 0) << 8 | (current & 0xFF or FORMAT_VERSION))
-
-
-def upgrade(connection: sqlite3.Connection) -> None:
-    """In a write: make the file one that versions of ours which cannot read it refuse."""
-    _set_user_version(connection, _pragma(connection, "user_version") & ~0xFF | FORMAT_VERSION)
-
-
-def _set_user_version(connection: sqlite3.Connection, value: int) -> None:
-    value &= (1 << 32) - 1
+    value = (tag if linked else 0) << 8 | FORMAT_VERSION
     connection.execute(f"PRAGMA user_version = {value - (1 << 32) if value >> 31 else value}")
 
 

@@ -17,6 +17,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.schema import NOTE_REMOVED
 from colbert_rag.index.local.translation import corrupt
 
 # What is stored of a document beside its text, in the order that `_checksum` takes.
@@ -87,9 +88,9 @@ class Rows:
             return [int(row[0]) for row in found]
         raise corrupt(self._database.path, "its counters are unreadable")
 
-    def positions(self) -> Tensor:
-        """Every position, rising."""
-        found = self._found("SELECT position FROM documents")
+    def positions(self, after: int = 0) -> Tensor:
+        """Every position above `after`, rising."""
+        found = self._found("SELECT position FROM documents WHERE position > ?", (after,))
         return torch.tensor([row[0] for row in found], dtype=torch.int64).sort().values
 
     def catalog(self, after: int) -> tuple[Tensor, Tensor]:
@@ -116,10 +117,10 @@ class Rows:
             raise self._corrupt(what, int(broken[0, 0]))
         return pairs[:, 0].contiguous(), pairs[:, 1].contiguous()
 
-    def metadata(self, after: int) -> dict[int, Mapping[str, Json]]:
-        """Metadata of every position above `after`."""
-        query = f"SELECT {_HEAD} FROM documents WHERE position > ?"
-        found = self._found(query, (after,))
+    def metadata(self, after: int, size: int = -1) -> dict[int, Mapping[str, Json]]:
+        """Metadata of positions above `after`, in order: of `size` of them, or of all."""
+        query = f"SELECT {_HEAD} FROM documents WHERE position > ? ORDER BY position LIMIT ?"
+        found = self._found(query, (after, size))
         return {row[0]: self._parsed(row) for row in found}
 
     def ids_and_metadata(self) -> list[tuple[str, Mapping[str, Json]]]:
@@ -263,6 +264,7 @@ class Rows:
     def remove(self, ids: Iterable[str]) -> int:
         """Remove the documents that exist under some ids, and count them."""
         found = list(self._heads("id", ids))
+        self._connection.execute(NOTE_REMOVED, (json.dumps([row[0] for row in found]),))
         for marks, some in _chunked(row[0] for row in found):
             for table in ("vectors", "documents"):
                 self._connection.execute(f"DELETE FROM {table} WHERE position IN ({marks})", some)
@@ -274,7 +276,7 @@ class Rows:
 
     def clear(self) -> None:
         """Remove every document."""
-        for table in ("vectors", "documents"):
+        for table in ("vectors", "documents", "levels", "removed"):
             self._connection.execute(f"DELETE FROM {table}")
         self._connection.execute(
             "UPDATE settings SET value = '0' WHERE name IN ('documents', 'tokens')"

@@ -24,3 +24,28 @@ CREATE TABLE vectors (
 );
 INSERT INTO settings VALUES ('removals', '0'), ('edits', '0'), ('documents', '0'), ('tokens', '0');
 """
+
+OLDER_FORMATS = (2,)
+"""Formats that are read as they are, and become the present one with the first write."""
+
+# Format 3. A write by an older version of ours, which notes nothing, makes the file one of format 2
+# again: what was noted is worth nothing then.
+UPGRADE = """
+DROP TABLE IF EXISTS levels;
+DROP TABLE IF EXISTS removed;
+CREATE TABLE levels (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    token BLOB NOT NULL,
+    last INTEGER NOT NULL
+);
+CREATE TABLE removed (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    position INTEGER NOT NULL
+);
+"""
+
+# For the levels that were made from the index, if there are any; see `level.record`.
+NOTE_REMOVED = """
+INSERT INTO removed (position) SELECT value FROM json_each(?)
+WHERE EXISTS (SELECT 1 FROM levels)
+"""

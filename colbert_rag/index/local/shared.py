@@ -1,9 +1,6 @@
 """A copy of an index's vectors that every process maps, beside the SQLite file it was made from.
 
-SQLite stays the truth. This file can be lost, torn or replaced at any time: it is made again, or
-the vectors are read from SQLite. It is written aside, synced and renamed, and never changed in
-place, since a page that vanishes under a mapping kills the process (SIGBUS): so it can be read, but
-not written, by those who may read the index, and is looked at anew before each search.
+It is a `DerivedFile`: where it is missing, the vectors are read from SQLite.
 
 Layout, in the byte order of the machine: a header; three tables of int64 (positions, rows,
 checksums of the documents, as in SQLite); the vectors, coded as in SQLite, in order of insertion.
@@ -13,22 +10,15 @@ copy's other history or of a restored backup can do no harm.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import logging
-import mmap
-import os
-import re
-import secrets
 import shutil
 import sqlite3
-import stat
 import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from io import BufferedRandom
 
 import numpy as np
 import torch
@@ -39,6 +29,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexBusyError, IndexCorruptError
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.claim import Claim
+from colbert_rag.index.local.derived import DerivedFile
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.rows import vectors_checksum
 
@@ -51,8 +42,6 @@ _MAGIC, _VERSION = b"ColBvecs", 1
 
 # Vectors begin at a multiple of this, which is a cache line.
 _ALIGNED = 64
-
-Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -70,70 +59,27 @@ class Copy:
     embeddings: CodedEmbeddings
 
 
-class SharedVectors:
+class SharedVectors(DerivedFile):
     """The file of vectors beside the index at `path`; it may be there or not."""
 
     def __init__(self, path: str, info: IndexInfo) -> None:
         """Name the file for an index that `info` describes; nothing is opened."""
-        # A process may change its folder later; a link's target is where all links meet.
-        self._index = Path(path).resolve()
-        self.path = Path(f"{self._index}-vectors")
-        self._dim = info.dim
-        self._info = info.to_json()
+        purpose = (
+            "the copy of vectors that processes share has that name, and without it each process "
+            "holds the vectors itself"
+        )
+        super().__init__(path, info, ending="vectors", magic=_MAGIC, purpose=purpose)
 
     def _digest(self, coding: Coding) -> bytes:
         """Of the model and the coding: what was made by others is no copy of this index."""
-        vectors = {} if coding is FLOAT16 else {"vectors": coding.name}
-        record = json.dumps(self._info | vectors, sort_keys=True)
-        return hashlib.sha256(record.encode()).digest()
-
-    def stamp(self) -> Stamp | None:
-        """Changes whenever the file is replaced or tampered with; None if it is not there."""
-        try:
-            found = self.path.stat()
-        except OSError:
-            return None
-        if not stat.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
-            return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-    def size(self) -> int | None:
-        """Its bytes; None if it is not there."""
-        stamp = self.stamp()
-        return None if stamp is None or self._is_in_the_way() else stamp[2]
-
-    def _is_in_the_way(self) -> bool:
-        """Whether something else has the name; an empty file is nobody's loss."""
-        if self.stamp() is None:
-            return os.path.lexists(self.path) and not self.path.is_symlink()
-        try:
-            with self.path.open("rb") as file:
-                return file.read(len(_MAGIC)) not in (_MAGIC, b"")
-        except OSError:  # not ours to read, or just removed
-            return self.path.exists()
-
-    def _leaves(self) -> bool:
-        """Say what is in the way, and that it was left."""
-        if not self._is_in_the_way():
-            return False
-        logger.warning(
-            "%s is in the way: the copy of vectors that processes share has that name, and this is "
-            "something else. It was left untouched, and each process holds the vectors itself. "
-            "Move or delete it, and open the index again",
-            self.path,
-        )
-        return True
+        if coding is FLOAT16:
+            return self._model
+        return hashlib.sha256(self._model + coding.name.encode()).digest()
 
     def open(self, coding: Coding) -> Copy | None:
         """Map the file; None if there is none that was made whole for this model and coding."""
-        if self.stamp() is None:
-            return None
-        try:
-            with self.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # not ours to read, just removed, or empty
-            return None
-        return self._parsed(_readable(mapped), coding)
+        mapped = self._mapped()
+        return None if mapped is None else self._parsed(mapped, coding)
 
     def _parsed(self, data: Tensor, coding: Coding) -> Copy | None:
         if len(data) < _HEADER.size:
@@ -174,7 +120,7 @@ class SharedVectors:
             True when it is there. False when another process is making it now. None when it cannot
             be made: the folder is read-only, there is too little space, something has its name.
         """
-        if self._leaves():
+        if self.leaves_alone():
             return None
         tables = torch.stack([positions, lengths, checksums]).numpy()
         rows = int(lengths.sum())
@@ -185,10 +131,10 @@ class SharedVectors:
             if shutil.disk_usage(self.path.parent).free < 2 * size:
                 return None
             with claim.held():
-                self._remove_leftovers()
+                self.remove_leftovers()
                 head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._digest(coding))
                 header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
-                self._write(header, tables, vectors)
+                self.write(self.aside(), lambda file: self._fill(file, header, tables, vectors))
         except IndexBusyError:
             return False
         except (OSError, sqlite3.Error) as error:
@@ -198,42 +144,18 @@ class SharedVectors:
             claim.close()
         return True
 
-    def _write(self, header: bytes, tables: np.ndarray, vectors: Iterable[CodedEmbeddings]) -> None:
-        # A name of its own, so that even two makers at once do not write to one file.
-        aside = Path(f"{self.path}-{secrets.token_hex(8)}")
-        try:
-            with open(aside, "xb", opener=_private) as file:
-                file.write(header)
-                file.write(tables.data)
-                file.write(bytes(_vectors_begin(tables.shape[1]) - file.tell()))
-                for part in vectors:
-                    file.write(part.values.contiguous().numpy().data)
-                file.flush()
-                os.fsync(file.fileno())  # or a power cut leaves the name without the content
-            # Text can be guessed from vectors: whoever may not read the index may not read these.
-            if os.name == "posix":  # Windows inherits rights, and replaces nothing read-only
-                aside.chmod(stat.S_IMODE(self._index.stat().st_mode) & 0o444)
-            aside.replace(self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-            raise
-
-    def _remove_leftovers(self) -> None:
-        """Remove what makers that were killed had begun, and nothing that is only named alike."""
-        begun = re.compile(re.escape(self.path.name) + "-[0-9a-f]{16}")
-        with os.scandir(self.path.parent) as entries:
-            found = [Path(entry.path) for entry in entries if begun.fullmatch(entry.name)]
-        for path in found:
-            with contextlib.suppress(OSError):
-                path.unlink()
-
-    def remove(self) -> None:
-        """Give its space back; those who have it mapped let go at their next search."""
-        if self._leaves():
-            return
-        with contextlib.suppress(OSError):  # Windows keeps what is mapped
-            self.path.unlink(missing_ok=True)
+    def _fill(
+        self,
+        file: BufferedRandom,
+        header: bytes,
+        tables: np.ndarray,
+        vectors: Iterable[CodedEmbeddings],
+    ) -> None:
+        file.write(header)
+        file.write(tables.data)
+        file.write(bytes(_vectors_begin(tables.shape[1]) - file.tell()))
+        for part in vectors:
+            file.write(part.values.contiguous().numpy().data)
 
     def verify(self, coding: Coding) -> None:
         """Compare every vector in the file with its checksum.
@@ -255,10 +177,6 @@ class SharedVectors:
                 )
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
 def _table_bytes(documents: int) -> int:
     return 3 * 8 * documents
 
@@ -270,20 +188,3 @@ def _vectors_begin(documents: int) -> int:
 def _checksum(header: bytes, tables: np.ndarray) -> int:
     """Of the header without its last field, and of the tables."""
     return zlib.crc32(tables.data, zlib.crc32(header[:-8]))
-
-
-class _Readable:
-    """Shows a mapping to numpy as if it could be written to, since torch warns of others.
-
-    A mapping that could be written to (copy on write) is no way out: Linux counts it as memory, and
-    refuses one that is larger than what there is.
-    """
-
-    def __init__(self, mapped: mmap.mmap) -> None:
-        array = np.frombuffer(mapped, np.uint8)
-        self._array = array  # keeps the mapping as long as any view of it lives
-        self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
-
-
-def _readable(mapped: mmap.mmap) -> Tensor:
-    return torch.from_numpy(np.asarray(_Readable(mapped)))

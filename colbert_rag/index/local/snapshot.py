@@ -15,8 +15,9 @@ from colbert_rag.device import trim_heap
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Json
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.derived import Stamp
 from colbert_rag.index.local.rows import Rows
-from colbert_rag.index.local.shared import Copy, SharedVectors, Stamp
+from colbert_rag.index.local.shared import Copy, SharedVectors
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,11 @@ class Snapshot:
         self._blocks: list[Block] | None = []
         self.forget()
 
-    def forget(self) -> None:
-        """Let go of all that is held or mapped."""
+    def forget(self, after: int = 0) -> None:
+        """Let go of all that is held or mapped, and hold only what is behind a position."""
         self._version: tuple[int, int] | None = None
-        self._removals = self._edits = self._last = 0
+        self._removals = self._edits = 0
+        self._after = self._last = after
         self._lengths = torch.zeros(0, dtype=torch.int64)
         self._own = torch.zeros(0, dtype=torch.bool)
         self._metadata: dict[int, Mapping[str, Json]] | None = None
@@ -144,6 +146,11 @@ class Snapshot:
         return self._mapped_rows * self._row_bytes
 
     @property
+    def tokens(self) -> int:
+        """How many vectors the documents have."""
+        return int(self._lengths.sum())
+
+    @property
     def is_resident(self) -> bool:
         """Whether the vectors are held or mapped, and not read from SQLite for each search."""
         return self._blocks is not None
@@ -157,18 +164,18 @@ class Snapshot:
         try:
             # Another process made the file anew, or somebody spoiled it, or vectors were converted.
             if stamp != self._stamp or self._coding is not self._database.coding:
-                self.forget()
+                self.forget(self._after)
                 self._stamp, self._coding = stamp, self._database.coding
             self._catch_up()
         except BaseException:
-            self.forget()  # never search a mixture of two commits
+            self.forget(self._after)  # never search a mixture of two commits
             raise
         self._version = version
 
     def _catch_up(self) -> None:
         removals, edits = self._rows.counters()
         if removals != self._removals:
-            self._drop_all_but(self._rows.positions())
+            self._drop_all_but(self._rows.positions(after=self._after))
         if edits != self._edits:
             self._metadata = None
         self._removals, self._edits = removals, edits
@@ -314,7 +321,7 @@ class Snapshot:
     def matching(self, condition: Condition) -> Tensor:
         """Positions of the documents whose metadata passes, rising."""
         if self._metadata is None:
-            self._metadata = self._rows.metadata(after=0)
+            self._metadata = self._rows.metadata(after=self._after)
         held = self._metadata
         passing = [at for at in self.positions.tolist() if condition.matches(held[at])]
         return torch.tensor(passing, dtype=torch.int64)

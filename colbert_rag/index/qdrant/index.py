@@ -33,6 +33,7 @@ from colbert_rag.index.qdrant.collection import (
 )
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
 from colbert_rag.index.qdrant.translation import translated
+from colbert_rag.index.searching import How
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -166,7 +167,7 @@ class QdrantIndex(Index):
         """Do nothing: the client belongs to whoever made it."""
 
     def _search(
-        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None
+        self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
     ) -> list[list[Hit]]:
         passing = None if condition is None else _passing(condition)
         hits: list[list[Hit]] = []
@@ -174,7 +175,7 @@ class QdrantIndex(Index):
         for start in range(0, len(matrices), _QUERIES):
             some = matrices[start : start + _QUERIES]
             # One more than asked for: it shows whether the last place is shared.
-            requests = [self._request(rows, top_k, passing, top_k + 1) for rows in some]
+            requests = [self._request(rows, top_k, passing, top_k + 1, how) for rows in some]
             answers = self._client.query_batch_points(self._collection, requests)
             for rows, request, answer in zip(some, requests, answers, strict=True):
                 points = self._best(request, answer.points, top_k)
@@ -237,7 +238,7 @@ class QdrantIndex(Index):
         return len(held)
 
     def _request(
-        self, rows: Tensor, top_k: int, passing: models.Filter | None, limit: int
+        self, rows: Tensor, top_k: int, passing: models.Filter | None, limit: int, how: How
     ) -> models.QueryRequest:
         request = models.QueryRequest(
             query=rows.tolist(),
@@ -246,7 +247,7 @@ class QdrantIndex(Index):
             limit=limit,
             with_payload=["id", "text", "metadata", "order"],
         )
-        if self._prefetch is not None:
+        if self._prefetch is not None and not how.exact:
             request.prefetch = models.Prefetch(
                 query=mean_of(rows), using=MEAN, filter=passing, limit=max(self._prefetch, top_k)
             )

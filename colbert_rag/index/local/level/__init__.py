@@ -1,0 +1,1 @@
+"""The approximate level of a `LocalIndex`: derived, disposable, and found by k-means."""

@@ -1,0 +1,40 @@
+"""How much an approximate search does: one table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """What one effort means.
+
+    Attributes:
+        probes: Centroids whose documents each row of the query looks at.
+        by_codes: Documents that are scored by their centroids.
+        by_vectors: Of these, documents that are scored exactly.
+    """
+
+    probes: int
+    by_codes: int
+    by_vectors: int
+
+    def for_results(self, top_k: int) -> Effort:
+        """The same where `top_k` documents are wanted."""
+        by_vectors = max(self.by_vectors, _PER_RESULT * top_k)
+        return Effort(self.probes, max(self.by_codes, _PER_VECTORS * by_vectors), by_vectors)
+
+
+EFFORTS = {
+    1: Effort(4, 2_048, 128),
+    2: Effort(4, 4_096, 256),
+    3: Effort(8, 8_192, 512),
+    4: Effort(16, 16_384, 1_024),
+    5: Effort(32, 32_768, 2_048),
+}
+"""From the quickest to the most thorough."""
+
+DEFAULT = 3
+
+# The hundredth best needs a wider net than the tenth.
+_PER_RESULT, _PER_VECTORS = 5, 4

@@ -1,0 +1,186 @@
+"""Measures what searches that are not exact find on an index, and chooses how much they do."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index import ingest
+from colbert_rag.index.documents import Hit
+from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.level.choice import Choice
+from colbert_rag.index.local.level.effort import EFFORTS
+from colbert_rag.index.local.searcher import Searcher
+from colbert_rag.settings import whole_number
+
+if TYPE_CHECKING:
+    from colbert_rag.index.local.index import LocalIndex
+
+WANTED = 0.99
+"""The part of the exact best that the chosen effort must find."""
+
+# Rows of a query that is a piece of a passage: about those of a question.
+_PIECE = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One way to search.
+
+    Attributes:
+        effort: Its number; None is the exact search.
+        recall: The part of the exact best that was found, on average.
+        p50: Milliseconds that half of the queries took at most.
+        p95: Milliseconds that 95 of 100 queries took at most.
+    """
+
+    effort: int | None
+    recall: float
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recall:
+    """What each effort finds, and takes.
+
+    Attributes:
+        k: How many of the best documents counted.
+        queries: How many queries were asked.
+        wanted: What the chosen effort was to reach.
+        exact: The exact search.
+        efforts: The others, from the smallest effort.
+        chosen: The effort that was chosen: the smallest that reaches `wanted`, else the largest.
+    """
+
+    k: int
+    queries: int
+    wanted: float
+    exact: Measured
+    efforts: tuple[Measured, ...]
+    chosen: int
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """A table, and what follows from it."""
+        lines = [f"effort  {f'recall@{self.k}':>10}  {'p50 ms':>8}  {'p95 ms':>8}"]
+        for way in (*self.efforts, self.exact):
+            name = "exact" if way.effort is None else str(way.effort)
+            name += " *" if way.effort == self.chosen else ""
+            lines.append(f"{name:<6}  {way.recall:>10.3f}  {way.p50:>8.1f}  {way.p95:>8.1f}")
+        reached = next(way for way in self.efforts if way.effort == self.chosen).recall
+        verdict = (
+            f"* effort {self.chosen} is the smallest that finds {self.wanted:.1%} of the best"
+            if reached >= self.wanted
+            else f"* no effort finds {self.wanted:.1%} of the best; {self.chosen} finds the most"
+        )
+        return "\n".join([*lines, f"{verdict} ({self.queries} queries)"])
+
+
+def measure(
+    index: LocalIndex,
+    searcher: Searcher,
+    database: Database,
+    queries: Sequence[str] | TokenEmbeddings | None,
+    *,
+    k: int,
+    sample: int,
+    wanted: float,
+) -> Recall:
+    """Measure every effort, and record the one that is chosen; see `LocalIndex.recall`."""
+    k, sample = whole_number("k", k, least=1), whole_number("sample", sample, least=1)
+    if not 0 <= wanted <= 1:
+        raise ValueError(f"wanted is {wanted}, expected a part from 0 to 1")
+    if not database.read(searcher.has_level):
+        raise ValueError(
+            f"{index.name} has no level, so every search is exact: call optimize() first"
+        )
+    if queries is None:
+        asked = _pieces(database.read(searcher.sampled, sample))
+    else:
+        asked = _some(_vectors(index, queries), sample)
+    if not len(asked):
+        raise ValueError("there are no queries to measure with")
+    exact, best = _timed(index, asked, k, None)
+    truth = [{hit.id for hit in hits} for hits in best]
+    efforts = []
+    for effort in EFFORTS:
+        times, found = _timed(index, asked, k, effort)
+        efforts.append(_measured(effort, times, _part_found(truth, found)))
+    chosen = next((way for way in efforts if way.recall >= wanted), efforts[-1])
+    assert chosen.effort is not None
+    choice = Choice(effort=chosen.effort, recall=chosen.recall, k=k, queries=len(asked))
+    if not database.read_only:
+        database.write(choice.write, database)
+    return Recall(
+        k=k,
+        queries=len(asked),
+        wanted=wanted,
+        exact=_measured(None, exact, 1.0),
+        efforts=tuple(efforts),
+        chosen=chosen.effort,
+    )
+
+
+def _vectors(index: LocalIndex, queries: Sequence[str] | TokenEmbeddings) -> TokenEmbeddings:
+    if isinstance(queries, TokenEmbeddings):
+        return queries
+    if isinstance(queries, str):
+        raise TypeError(f"queries is one string, expected several: [{queries!r}]")
+    return ingest.encode_queries(list(queries), index._model(), index.info)
+
+
+def _pieces(passages: TokenEmbeddings) -> TokenEmbeddings:
+    """A piece of each passage."""
+    random = np.random.default_rng(0)
+    pieces = []
+    for rows in passages:
+        start = int(random.integers(max(1, len(rows) - _PIECE + 1)))
+        pieces.append(rows[start : start + _PIECE].float())
+    return TokenEmbeddings.from_list(pieces, dim=passages.dim)
+
+
+def _some(queries: TokenEmbeddings, sample: int) -> TokenEmbeddings:
+    """At most `sample` of the queries, from all over them."""
+    if len(queries) <= sample:
+        return queries
+    return queries[torch.linspace(0, len(queries) - 1, sample).round().long()]
+
+
+def _timed(
+    index: LocalIndex, queries: TokenEmbeddings, k: int, effort: int | None
+) -> tuple[list[float], list[list[Hit]]]:
+    """Milliseconds of each query, asked alone, and what it found; `effort` None is exact."""
+    times, found = [], []
+    index.search_embeddings(
+        queries[:1], k, exact=effort is None, effort=effort
+    )  # reads what is cold
+    for number in range(len(queries)):
+        query = queries[number : number + 1]
+        start = time.perf_counter()
+        found += index.search_embeddings(query, k, exact=effort is None, effort=effort)
+        times.append(1e3 * (time.perf_counter() - start))
+    return times, found
+
+
+def _part_found(truth: Sequence[set[str]], found: Sequence[Sequence[Hit]]) -> float:
+    parts = [
+        len(best & {hit.id for hit in hits}) / len(best)
+        for best, hits in zip(truth, found, strict=True)
+        if best
+    ]
+    return float(np.mean(parts)) if parts else 1.0
+
+
+def _measured(effort: int | None, times: Sequence[float], recall: float) -> Measured:
+    p50, p95 = np.percentile(times, [50, 95])
+    return Measured(effort=effort, recall=recall, p50=float(p50), p95=float(p95))
