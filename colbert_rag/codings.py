@@ -4,8 +4,7 @@ A stored vector is one row of bytes: first its numbers, then the scales of its g
 scale is one byte, a float of four significant bits, so that a number times its scale is *exactly* a
 float16. What is decoded is therefore the same in float16 and in float32, and encoding it again
 changes nothing: vectors can be copied between indexes of any coding, and all that reads them
-(search, score, explain) sees the same ones. A scale of eleven bits would lose that, and gain
-nothing that a ranking shows (benchmarks/results/codings.md).
+(search, score, explain) sees the same ones. A scale of eleven bits would lose that.
 """
 
 from __future__ import annotations
