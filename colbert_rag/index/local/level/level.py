@@ -98,7 +98,9 @@ class Level:
         if opened is None or opened.head.token not in tokens:
             return False
         removed, self._entry = self._record.removed(self._entry)
-        self._alive[np.isin(opened.positions, removed)] = False
+        places = np.searchsorted(opened.positions, removed)
+        places = places[places < len(opened.positions)]
+        self._alive[places[np.isin(opened.positions[places], removed)]] = False
         self._behind.refresh()
         _, edits = self._rows.counters()
         if edits != self._edits:
