@@ -184,7 +184,7 @@ def run(plan: Plan) -> Iterator[Table]:
         title = f"Searching {size:,} passages: {QUERIES} queries of {ROWS} rows"
         notes = [
             f"Recall: of the exact best, {JUDGED} queries.",
-            f"Passages: {', '.join(names)}, real ones first; made ones as benchmarks/scale.py says.",
+            f"Real passages of {', '.join(names)}, then made ones, see benchmarks/scale.py.",
         ]
         if len(times) > 1:
             (least, first), (most, last) = times[0], times[-1]
