@@ -106,6 +106,31 @@ def test_each_model_reranks_each_system(
     assert [list(found) for found in searched.values()] == [list(found) for found in again.values()]
 
 
+@needs_bm25
+@pytest.mark.parametrize(
+    "order", [["--run", "--index", "--bm25"], ["--bm25", "--run", "--index"], ["--index", "--run"]]
+)
+def test_the_system_that_is_named_first_is_what_others_are_compared_with(
+    order: list[str],
+    folder: Path,
+    tiny_colbert: ColBERT,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    index = tmp_path / "tiny.sqlite"
+    with LocalIndex(index, tiny_colbert) as made:
+        made.add([{"id": name, "text": text} for name, text in TEXTS.items()])
+    values = {"--run": [str(folder / "a.trec")], "--index": [str(index)], "--bm25": []}
+    named = {"--run": "a.trec", "--index": "tiny.sqlite", "--bm25": "BM25"}
+    options = [word for option in order for word in (option, *values[option])]
+
+    assert main(["evaluate", str(folder), *options, "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert [system["system"] for system in found["systems"]] == [named[option] for option in order]
+    assert [one["system"] for one in found["comparisons"]] == [named[name] for name in order[1:]]
+
+
 def test_options_of_the_model_that_ranks_are_not_those_of_an_index(
     folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

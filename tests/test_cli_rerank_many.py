@@ -223,6 +223,31 @@ def test_an_index_is_searched_by_its_own_model(
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        pytest.param([], 4, id="the model of the index, as the index has it"),
+        pytest.param(["--document-length", "5"], 5, id="an option overrules the index"),
+        pytest.param(["--model"], None, id="a model that is named follows its checkpoint"),
+    ],
+)
+def test_the_model_of_an_index_ranks_unless_another_is_named(
+    folder: Path, tiny_checkpoint: Path, options: list[str], length: int | None
+) -> None:
+    exact = {"device": "cpu", "dtype": "float32"}
+    short = ColBERT.from_pretrained(tiny_checkpoint, document_length=4, **exact)
+    with LocalIndex("c.sqlite", short) as made:
+        made.add([Document(name, text) for name, text in DOCUMENTS.items()])
+    named = [*options, str(tiny_checkpoint)] if options == ["--model"] else options
+    command = ["rerank", "--queries", "q.tsv", "--index", "c.sqlite", "--to", "out.trec", *named]
+
+    assert main([*command, "--device", "cpu", "--dtype", "float32"]) == 0
+
+    model = ColBERT.from_pretrained(tiny_checkpoint, document_length=length, **exact)
+    lists = {query: ["mars", "saturn", "moon"] for query in QUERIES}
+    assert same(read_trec(folder / "out.trec"), expected(model, lists))
+
+
 @pytest.mark.parametrize("stage", [["--bm25"], ["--index", "c.sqlite"]], ids=["bm25", "index"])
 def test_a_first_stage_finds_the_same_when_a_run_goes_on(
     rerank: Run, folder: Path, index: str, stage: list[str]

@@ -16,11 +16,13 @@ from colbert_rag.cli.options import (
     UsageError,
     counted_truncation,
     parse_count,
+    settings_of,
 )
 from colbert_rag.cli.output import note
 from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.cli.sources import read
 from colbert_rag.errors import ReadingError
+from colbert_rag.settings import Settings
 
 DEPTH = 100
 
@@ -75,16 +77,34 @@ def add_candidates(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_job(arguments: argparse.Namespace) -> Job:
+def ranking_settings(arguments: argparse.Namespace) -> Settings:
+    """The model that ranks: the one that is named, else that of an index, else the default one.
+
+    A model that is named is another one than the index's, and so follows its own checkpoint. The
+    index's own recipe holds for the index's own model alone.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        UsageError: an option is out of range.
+    """
+    if arguments.checkpoint is not None or arguments.index is None:
+        return settings_of(arguments)
+    return settings_of(arguments, known_info(where(arguments, arguments.index)))
+
+
+def read_job(arguments: argparse.Namespace, depth: int | None) -> Job:
     """Queries, candidates and documents; all are read before the model that ranks is loaded.
+
+    Args:
+        arguments: As parsed.
+        depth: How many candidates a query has at most; None for all.
 
     Raises:
         FileNotFoundError: a file does not exist.
         MissingExtraError: BM25 is asked for, and not installed.
         ReadingError: a file is not what it should be, or they do not belong together.
-        UsageError: options contradict each other, or there is nothing to read documents from.
+        UsageError: there is nothing to read documents from.
     """
-    depth = _checked_depth(arguments)
     # Imported here because it brings numpy, and `--help` needs none of it.
     from colbert_rag.evaluation.files import CORPUS, read_queries
 
@@ -108,8 +128,12 @@ def read_job(arguments: argparse.Namespace) -> Job:
     return Job(queries=queries, documents=documents, candidates=dict.fromkeys(queries, everything))
 
 
-def _checked_depth(arguments: argparse.Namespace) -> int | None:
-    """How many candidates a query has at most; None for all."""
+def checked_depth(arguments: argparse.Namespace) -> int | None:
+    """How many candidates a query has at most; None for all.
+
+    Raises:
+        UsageError: options contradict each other.
+    """
     given = [name for name in FIRST_STAGES if getattr(arguments, name[2:])]
     if len(given) > 1:
         raise UsageError(

@@ -6,6 +6,8 @@ import argparse
 import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,8 +33,8 @@ MEASURES = "nDCG@10,MRR@10,Recall@100,MAP"
 
 DESCRIPTION = """\
 Measure systems side by side on queries whose answers are known: how good each
-is, whether a difference is more than chance, and what it costs. The first
-system is what the others are compared with.
+is, whether a difference is more than chance, and what it costs. The system
+that is named first is what the others are compared with.
 
 COLLECTION is a folder with corpus.jsonl, queries.jsonl and qrels/test.tsv, as
 BEIR has them. The parts can also be named one by one. With --qrels alone, runs
@@ -48,6 +50,14 @@ examples:
   colbert-rag evaluate scifact/ --run mine.trec -m offline-minilm --sample 100
   colbert-rag evaluate --qrels qrels.tsv --run before.trec --run after.trec
   colbert-rag evaluate scifact/ --index scifact.sqlite --json | jq .comparisons"""
+
+
+@dataclass(frozen=True, slots=True)
+class _FirstStage:
+    """A system that a model reranks, as it was named: `run`, `bm25` or `index`."""
+
+    kind: str
+    name: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,15 +96,29 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
 
 def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems = parser.add_argument_group("systems")
+    # In one list, since the one that is named first is what the others are compared with.
+    parser.set_defaults(systems=[])
     systems.add_argument(
-        "--run", metavar="FILE", action="append", default=[], help="a finished run, of six columns"
+        "--run",
+        metavar="FILE",
+        action="append",
+        dest="systems",
+        type=partial(_FirstStage, "run"),
+        help="a finished run, of six columns",
     )
-    systems.add_argument("--bm25", action="store_true", help="BM25 over the documents")
+    systems.add_argument(
+        "--bm25",
+        action="append_const",
+        dest="systems",
+        const=_FirstStage("bm25"),
+        help="BM25 over the documents",
+    )
     systems.add_argument(
         "--index",
         metavar="INDEX",
         action="append",
-        default=[],
+        dest="systems",
+        type=partial(_FirstStage, "index"),
         help="file, or http://HOST:PORT/COLLECTION, whose ids are those of the documents",
     )
     systems.add_argument(
@@ -148,7 +172,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for line in to_text(view, width()).splitlines():
         say(line)
-    if not arguments.checkpoint and not arguments.run:
+    if not arguments.checkpoint and not _runs(arguments):
         note("note: -m CHECKPOINT reranks what was found, and compares")
     return 0
 
@@ -163,13 +187,13 @@ def _check(arguments: argparse.Namespace) -> None:
     if any(parts) and arguments.qrels is None:
         raise UsageError("--corpus and --queries need the judgements, too: --qrels FILE")
     texts = not any(parts) or (arguments.corpus and arguments.queries)
-    if not texts and not arguments.run:
+    if not texts and not _runs(arguments):
         raise UsageError("without --corpus and --queries, only runs can be compared: --run FILE")
     if not arguments.depth:
         raise UsageError("--depth is 0, expected at least 1")
     if arguments.sample == 0:
         raise UsageError("--sample is 0, expected at least 1")
-    for name in arguments.run:
+    for name in _runs(arguments):
         if not Path(name).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
     if arguments.html and not Path(arguments.html).resolve().parent.is_dir():
@@ -204,24 +228,34 @@ def _collection(arguments: argparse.Namespace) -> JudgedCollection:
 
 
 def _systems(arguments: argparse.Namespace, opened: ExitStack) -> Iterator[System]:
-    """What is named, then each of it reranked by each model."""
-    from colbert_rag.evaluation import bm25, reranked, run_file, searched
+    """What is named, in that order, then each of it reranked by each model."""
+    from colbert_rag.evaluation import reranked
 
-    # Recall@100 of a first stage is not to depend on how many of its documents are reranked.
-    found = max(arguments.depth, DEPTH)
-    bases = [run_file(name) for name in arguments.run]
-    if arguments.bm25 or not (arguments.run or arguments.index):
-        bases.append(bm25(depth=found))
-    for name in arguments.index:
-        place = where(arguments, name)
-        model = open_own_model(arguments, known_info(place))
-        index = opened.enter_context(place.open(model, read_only=True))
-        bases.append(searched(index, depth=found))
+    named = dict.fromkeys(arguments.systems or [_FirstStage("bm25")])
+    bases = [_first_stage(arguments, stage, opened) for stage in named]
     yield from bases
     for checkpoint in dict.fromkeys(arguments.checkpoint or []):
         model = open_model(settings_of(_with(arguments, checkpoint)))
         for base in bases:
             yield reranked(base, model, depth=arguments.depth, show_progress=shows_progress())
+
+
+def _first_stage(arguments: argparse.Namespace, stage: _FirstStage, opened: ExitStack) -> System:
+    from colbert_rag.evaluation import bm25, run_file, searched
+
+    # Recall@100 of a first stage is not to depend on how many of its documents are reranked.
+    found = max(arguments.depth, DEPTH)
+    if stage.kind == "run":
+        return run_file(stage.name)
+    if stage.kind == "bm25":
+        return bm25(depth=found)
+    place = where(arguments, stage.name)
+    model = open_own_model(arguments, known_info(place))
+    return searched(opened.enter_context(place.open(model, read_only=True)), depth=found)
+
+
+def _runs(arguments: argparse.Namespace) -> list[str]:
+    return [stage.name for stage in arguments.systems if stage.kind == "run"]
 
 
 def _with(arguments: argparse.Namespace, checkpoint: str) -> argparse.Namespace:

@@ -10,7 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.candidates import Job, add_candidates, read_job
+from colbert_rag.cli.candidates import (
+    Job,
+    add_candidates,
+    checked_depth,
+    ranking_settings,
+    read_job,
+)
 from colbert_rag.cli.indexes import add_server
 from colbert_rag.cli.options import (
     WHOLE,
@@ -20,12 +26,12 @@ from colbert_rag.cli.options import (
     counted_truncation,
     open_model,
     parse_count,
-    settings_of,
 )
 from colbert_rag.cli.output import note, say, shows_progress
 from colbert_rag.cli.runs import Found, RunFile
 from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.inputs import has_words
+from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
@@ -34,6 +40,10 @@ if TYPE_CHECKING:
     Ready = Callable[[int, Ranking], object]
 
 TOP_K = 100
+
+MODEL = (
+    f"hub id, folder, or {OFFLINE_CHECKPOINT} (default: that of INDEX, else {DEFAULT_CHECKPOINT})"
+)
 
 DESCRIPTION = f"""\
 Rank documents for each of many queries, by late interaction, and write the
@@ -44,7 +54,7 @@ Queries are JSON Lines with an id and a text, lines of an id, a tab and a text,
 or a folder with queries.jsonl and corpus.jsonl, as BEIR has them. What is
 ranked for a query are all documents, or the best that BM25 finds among them
 (--bm25), or a run of another system (--run), or an index by its own model
-(--index), which brings its texts along.
+(--index), which brings its texts along; its model ranks unless -m names one.
 
 A FILE with documents is one of these, told by its suffix or its first line:
 {FORMS}
@@ -89,14 +99,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_long_documents(results)
     add_reading(parser)
     add_server(parser)
-    add_model(parser)
+    add_model(parser, default=None, help=MODEL)
     add_recipe(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank for all queries, and write each ranking as soon as it is there."""
-    settings = settings_of(arguments)
-    job = read_job(arguments)
+    depth = checked_depth(arguments)
+    settings = ranking_settings(arguments)
+    job = read_job(arguments, depth)
     top_k = arguments.top_k or None
     # Each document is encoded once in a run, so there is nothing to remember.
     start = time.perf_counter()
