@@ -1,0 +1,1 @@
+"""A model behind a server: what a client and a server agree on, and the client."""

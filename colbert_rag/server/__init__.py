@@ -1,0 +1,1 @@
+"""One model, and perhaps one index, for every program that speaks HTTP."""
