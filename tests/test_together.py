@@ -199,7 +199,7 @@ def test_an_interrupted_call_leaves_the_others_to_it(
     assert ended == [KeyboardInterrupt] * 20
 
 
-class GivenUp(Exception):
+class GivenUpError(Exception):
     pass
 
 
@@ -212,7 +212,7 @@ def test_a_call_is_given_up_between_two_batches(
 
     def check() -> None:
         if gone.is_set():
-            raise GivenUp
+            raise GivenUpError
 
     def encode() -> None:
         with batching.giving_up(check):
@@ -223,7 +223,7 @@ def test_a_call_is_given_up_between_two_batches(
         assert gate.entered.acquire(timeout=LIMIT)
         gone.set()
         gate.open.set()
-        with pytest.raises(GivenUp):
+        with pytest.raises(GivenUpError):
             call.result(LIMIT)
 
     # The one that was begun, and at most one that the encoder had taken before the call was asked.
@@ -237,9 +237,9 @@ def test_a_call_that_was_given_up_is_not_begun(
     encoder, gate = gated
 
     def check() -> None:
-        raise GivenUp
+        raise GivenUpError
 
-    with pytest.raises(GivenUp), batching.giving_up(check):
+    with pytest.raises(GivenUpError), batching.giving_up(check):
         encoder.encode(tiny_colbert.tokenizer.documents(TEXTS))
 
     assert gate.sizes == []
@@ -258,10 +258,10 @@ def test_texts_of_a_call_that_was_given_up_are_encoded_by_who_waits(
 
     def check() -> None:
         if next(checks) == 4:
-            raise GivenUp
+            raise GivenUpError
 
     def given_up() -> None:
-        with pytest.raises(GivenUp), batching.giving_up(check):
+        with pytest.raises(GivenUpError), batching.giving_up(check):
             model.score("rings", TEXTS)
 
     with ThreadPoolExecutor(2) as pool:

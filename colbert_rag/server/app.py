@@ -1,0 +1,159 @@
+"""The application: which path is answered by what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from colbert_rag import __version__
+from colbert_rag.remote import wire
+from colbert_rag.server.bodies import Pooling, Rerank, Score
+from colbert_rag.server.errors import add_handlers
+from colbert_rag.server.guard import Guard
+from colbert_rag.server.limits import Limits
+from colbert_rag.server.metrics import Metrics
+from colbert_rag.server.schedule import Scheduler
+from colbert_rag.server.service import Service
+
+
+class Served:
+    """A service, and who decides when it computes.
+
+    Attributes:
+        service: What answers.
+        scheduler: When.
+        metrics: What is counted.
+    """
+
+    def __init__(self, service: Service) -> None:
+        """Join them; nothing runs yet."""
+        encoder = service.colbert._loaded().text_encoder.encoder
+        self.service = service
+        self.scheduler = Scheduler(service.limits, batch_tokens=encoder.batch_tokens)
+        self.metrics = Metrics(service.colbert, self.scheduler)
+
+    async def answer(
+        self,
+        request: Request,
+        work: Callable[[], Mapping[str, Any]],
+        *,
+        texts: list[str],
+        writes: bool = False,
+    ) -> Response:
+        """Compute an answer when there is room, and not for a client that is gone.
+
+        Args:
+            request: The request, whose body has been read.
+            work: What to compute.
+            texts: What it may have to encode.
+            writes: Whether it changes the index.
+        """
+        self.metrics.documents.inc(len(texts))
+
+        async def hung_up() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        body = await self.scheduler.run(
+            lambda: as_json(work()),
+            tokens=self.service.tokens(texts),
+            hung_up=hung_up,
+            writes=writes,
+        )
+        return Response(body, media_type="application/json")
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """JSON, made in the thread that computed: vectors can be many megabytes."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:  # half a character that a client sent, escaped as it came
+        return json.dumps(value, allow_nan=False).encode()
+
+
+def make_app(served: Served, *, keys: tuple[str, ...] = (), access_log: bool = False) -> FastAPI:
+    """The application.
+
+    Args:
+        served: What answers.
+        keys: Any of which opens it; with none, it is open.
+        access_log: Log a line for each request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        served.scheduler.close()
+
+    limits: Limits = served.service.limits
+    app = FastAPI(
+        title="colbert-rag",
+        version=__version__,
+        lifespan=lifespan,
+        # Its pages load scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.add_middleware(
+        Guard, limits=limits, metrics=served.metrics, keys=keys, access_log=access_log
+    )
+    add_handlers(app)
+    _add_state(app, served)
+    _add_model(app, served)
+    return app
+
+
+def _add_state(app: FastAPI, served: Served) -> None:
+    @app.get(wire.HEALTH)
+    async def health() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "ok"}
+
+    @app.get(wire.READY)
+    async def ready() -> JSONResponse:
+        """Whether it takes requests: not while it stops."""
+        stopping = served.scheduler.stopping
+        return JSONResponse(
+            {"status": "stopping" if stopping else "ready"}, 503 if stopping else 200
+        )
+
+    @app.get(wire.METRICS)
+    async def metrics() -> Response:
+        """Counts, for Prometheus."""
+        return Response(served.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get(wire.MODELS)
+    async def models() -> dict[str, Any]:
+        """The model that is served."""
+        return served.service.models()
+
+
+def _add_model(app: FastAPI, served: Served) -> None:
+    service = served.service
+
+    async def rerank(body: Rerank, request: Request) -> Response:
+        """Order documents by how well they answer a query."""
+        texts = service.check_rerank(body)
+        return await served.answer(request, lambda: service.rerank(body), texts=texts)
+
+    async def score(body: Score, request: Request) -> Response:
+        """Score pairs of a query and a document."""
+        texts = service.check_score(body)
+        return await served.answer(request, lambda: service.score(body), texts=texts)
+
+    async def pooling(body: Pooling, request: Request) -> Response:
+        """Give the token vectors of texts."""
+        texts = service.check_pooling(body)
+        return await served.answer(request, lambda: service.pooling(body), texts=texts)
+
+    for path in wire.RERANK:
+        app.post(path)(rerank)
+    for path in ("/score", wire.SCORE):
+        app.post(path)(score)
+    app.post(wire.POOLING)(pooling)
