@@ -6,10 +6,11 @@ import argparse
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import add_server, known_info, where
+from colbert_rag.cli.indexes import Where, add_server, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_long_documents,
@@ -23,6 +24,7 @@ from colbert_rag.cli.options import (
 from colbert_rag.cli.output import note, say
 
 if TYPE_CHECKING:
+    from colbert_rag.index import IndexInfo
     from colbert_rag.server.limits import Limits
 
 KEYS = "COLBERT_RAG_API_KEY"
@@ -111,6 +113,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal says to stop."""
     from colbert_rag.server.app import Served
+    from colbert_rag.server.indexed import Indexed
     from colbert_rag.server.running import is_loopback, listen, serve, url_of
     from colbert_rag.server.service import Service
 
@@ -120,14 +123,19 @@ def run(arguments: argparse.Namespace) -> int:
     place = None if arguments.index is None else where(arguments, arguments.index)
     if place is None and arguments.read_only:
         raise UsageError("--read-only is about an index, and there is none: name it by --index")
-    with listen(arguments.host, arguments.port) as listener:
-        settings = settings_of(arguments, None if place is None else known_info(place))
+    with listen(arguments.host, arguments.port) as listener, ExitStack() as held:
+        info = None if place is None else _info(place, read_only=arguments.read_only)
+        settings = settings_of(arguments, info)
         if arguments.cache_mib is not None:
             settings = replace(settings, document_cache=arguments.cache_mib * MIB)
         colbert = open_model(settings)
         colbert.rank("warm up", ["so that the first request need not wait for it"])
         names = tuple(arguments.name or [settings.checkpoint])
         service = Service(colbert=colbert, names=names, limits=limits)
+        indexed = None
+        if place is not None:
+            index = held.enter_context(place.open(colbert, read_only=arguments.read_only))
+            indexed = Indexed(service=service, index=index, read_only=arguments.read_only)
         if not is_loopback(listener) and not keys:
             note(
                 f"warning: anybody who reaches {arguments.host} can use this server: set {KEYS}, "
@@ -135,7 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         url = url_of(listener)
         serve(
-            Served(service),
+            Served(service, indexed),
             listener,
             keys=keys,
             access_log=arguments.access_log,
@@ -143,6 +151,20 @@ def run(arguments: argparse.Namespace) -> int:
         )
     note("stopped")
     return 0
+
+
+def _info(place: Where, *, read_only: bool) -> IndexInfo | None:
+    """Which model the index needs; None for one that is made now, of which the user is told.
+
+    Raises:
+        FileNotFoundError: there is none, and none may be made.
+    """
+    if read_only:
+        return known_info(place)
+    info = place.info()
+    if info is None:
+        note(f"note: there is no index at {place.name} yet; it is made now, and empty")
+    return info
 
 
 def _say_where(url: str, keys: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,9 +13,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from colbert_rag import __version__
 from colbert_rag.remote import wire
-from colbert_rag.server.bodies import Pooling, Rerank, Score
+from colbert_rag.server.bodies import Deletion, Documents, Pooling, Rerank, Score, Search
 from colbert_rag.server.errors import add_handlers
 from colbert_rag.server.guard import Guard
+from colbert_rag.server.indexed import Indexed
 from colbert_rag.server.limits import Limits
 from colbert_rag.server.metrics import Metrics
 from colbert_rag.server.schedule import Scheduler
@@ -27,14 +28,15 @@ class Served:
 
     Attributes:
         service: What answers.
+        indexed: What answers from an index, if there is one.
         scheduler: When.
         metrics: What is counted.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, indexed: Indexed | None = None) -> None:
         """Join them; nothing runs yet."""
         encoder = service.colbert._loaded().text_encoder.encoder
-        self.service = service
+        self.service, self.indexed = service, indexed
         self.scheduler = Scheduler(service.limits, batch_tokens=encoder.batch_tokens)
         self.metrics = Metrics(service.colbert, self.scheduler)
 
@@ -43,7 +45,7 @@ class Served:
         request: Request,
         work: Callable[[], Mapping[str, Any]],
         *,
-        texts: list[str],
+        texts: Sequence[str] = (),
         writes: bool = False,
     ) -> Response:
         """Compute an answer when there is room, and not for a client that is gone.
@@ -106,6 +108,8 @@ def make_app(served: Served, *, keys: tuple[str, ...] = (), access_log: bool = F
     add_handlers(app)
     _add_state(app, served)
     _add_model(app, served)
+    if served.indexed is not None:
+        _add_index(app, served, served.indexed)
     return app
 
 
@@ -157,3 +161,36 @@ def _add_model(app: FastAPI, served: Served) -> None:
     for path in ("/score", wire.SCORE):
         app.post(path)(score)
     app.post(wire.POOLING)(pooling)
+
+
+def _add_index(app: FastAPI, served: Served, indexed: Indexed) -> None:
+    @app.post(wire.SEARCH)
+    async def search(body: Search, request: Request) -> Response:
+        """Find the documents that answer a query best."""
+        queries = indexed.check_search(body)
+        return await served.answer(request, lambda: indexed.search(body), texts=queries)
+
+    @app.post(wire.DOCUMENTS)
+    async def add(body: Documents, request: Request) -> Response:
+        """Store documents, in place of those of the same ids."""
+        documents = indexed.read(body)
+        texts = [document.text for document in documents]
+        return await served.answer(
+            request, lambda: indexed.add(documents), texts=texts, writes=True
+        )
+
+    @app.delete(wire.DOCUMENTS)
+    async def delete(body: Deletion, request: Request) -> Response:
+        """Remove documents."""
+        indexed.check_delete()
+        return await served.answer(request, lambda: indexed.delete(body), writes=True)
+
+    @app.get(f"{wire.DOCUMENTS}/{{name:path}}")
+    async def get(name: str, request: Request) -> Response:
+        """Give one document."""
+        return await served.answer(request, lambda: indexed.get(name))
+
+    @app.get(wire.INDEX)
+    async def describe(request: Request) -> Response:
+        """Say which model made the index, and how much it holds."""
+        return await served.answer(request, indexed.describe)
