@@ -121,7 +121,8 @@ class Scheduler:
         """
         if self.stopping:
             raise stopping()
-        if self.waiting >= self.limits.waiting:
+        # Not those that wait: of a burst, none has begun yet.
+        if len(self._jobs) >= self.limits.running + self.limits.waiting:
             raise self._full()
         job = Job(deadline=time.monotonic() + self.limits.seconds)
         lanes = [self._writer] if writes else []
