@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from contextlib import ExitStack
@@ -141,6 +142,8 @@ def run(arguments: argparse.Namespace) -> int:
                 f"warning: anybody who reaches {arguments.host} can use this server: set {KEYS}, "
                 "or leave --host out"
             )
+        if arguments.access_log:
+            _log_requests()
         url = url_of(listener)
         serve(
             Served(service, indexed),
@@ -165,6 +168,16 @@ def _info(place: Where, *, read_only: bool) -> IndexInfo | None:
     if info is None:
         note(f"note: there is no index at {place.name} yet; it is made now, and empty")
     return info
+
+
+def _log_requests() -> None:
+    """Show what the server logs of each request, with the time."""
+    log = logging.getLogger("colbert_rag.server.guard")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _say_where(url: str, keys: tuple[str, ...]) -> None:

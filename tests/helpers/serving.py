@@ -52,17 +52,18 @@ class Running:
                 return int(line.split()[1]) * 1024
         raise AssertionError("no VmRSS")
 
-    def metric(self, name: str, **headers: str) -> float:
+    def metric(self, name: str, key: str = "") -> float:
         """One of its counts, without labels."""
         with self.client() as client:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
             text = client.get("/metrics", headers=headers).text
         (line,) = [line for line in text.splitlines() if line.startswith(f"{name} ")]
         return float(line.split()[1])
 
-    def settled(self) -> None:
+    def settled(self, key: str = "") -> None:
         """Wait until nothing runs or waits any more."""
         deadline = time.monotonic() + LIMIT
-        while self.metric("colbert_rag_running") + self.metric("colbert_rag_waiting"):
+        while any(self.metric(f"colbert_rag_{it}", key) for it in ("running", "waiting")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
