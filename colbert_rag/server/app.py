@@ -19,6 +19,7 @@ from colbert_rag.server.guard import Guard
 from colbert_rag.server.indexed import Indexed
 from colbert_rag.server.limits import Limits
 from colbert_rag.server.metrics import Metrics
+from colbert_rag.server.page import add_page
 from colbert_rag.server.schedule import Scheduler
 from colbert_rag.server.service import Service
 
@@ -108,6 +109,7 @@ def make_app(served: Served, *, keys: tuple[str, ...] = (), access_log: bool = F
     add_handlers(app)
     _add_state(app, served)
     _add_model(app, served)
+    add_page(app, index=served.indexed is not None, locked=bool(keys))
     if served.indexed is not None:
         _add_index(app, served, served.indexed)
     return app
