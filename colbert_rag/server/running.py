@@ -17,6 +17,10 @@ from colbert_rag.server.app import Served, make_app
 HEADER_BYTES = 64 * 1024
 """Bytes of the line and the headers of a request."""
 
+IDLE_SECONDS = 75
+"""How long a connection may be idle: longer than clients keep one, since who sends a request at the
+moment at which the other side hangs up gets an error that is nobody's fault."""
+
 
 class _Server(uvicorn.Server):
     """uvicorn's, which says when it listens, and tells our queue when it is to stop."""
@@ -97,6 +101,7 @@ def serve(
         proxy_headers=False,
         ws="none",
         limit_concurrency=limits.connections,
+        timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=max(int(limits.stop_seconds), 1),
         h11_max_incomplete_event_size=HEADER_BYTES,
     )
