@@ -119,7 +119,7 @@ $(VENV)/.pip:
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) to run the package (some minutes the first time) ...'
-	@$(INSTALL) --editable '.[langchain,llama-index,offline]'
+	@$(INSTALL) --editable '.[langchain,llama-index,offline,server]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt

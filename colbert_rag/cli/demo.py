@@ -240,3 +240,4 @@ def _say_hints(checkpoint: str) -> None:
             "ranks better: --model answerdotai/answerai-colbert-small-v1"
         )
     _say_paragraph('Your own question: colbert-rag demo "..."  Your own files: colbert-rag rerank')
+    say(f"Other programs: colbert-rag serve --model {checkpoint}, and open the page it names")
