@@ -408,6 +408,20 @@ def test_a_form_is_not_read_as_json(client: httpx.Client) -> None:
         assert client.post("/rerank", content=body, headers=headers).status_code == 400
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200)]
+    + [(host, 403) for host in ("evil.example", "localhost.evil.example", "[", "10.0.0.1:8000")],
+)
+def test_a_page_of_another_site_cannot_pass_for_ours(
+    host: str, status: int, client: httpx.Client
+) -> None:
+    answer = client.get("/v1/models", headers={"Host": host})
+
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["code"] == "wrong_host"
+
+
 def test_nothing_of_a_user_is_in_the_log(client: httpx.Client, server: Running) -> None:
     secret = "xyzzy-4711"
     body = {"query": secret, "documents": [secret, {"text": secret, secret: 1}]}

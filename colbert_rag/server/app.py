@@ -36,9 +36,8 @@ class Served:
 
     def __init__(self, service: Service, indexed: Indexed | None = None) -> None:
         """Join them; nothing runs yet."""
-        encoder = service.colbert._loaded().text_encoder.encoder
         self.service, self.indexed = service, indexed
-        self.scheduler = Scheduler(service.limits, batch_tokens=encoder.batch_tokens)
+        self.scheduler = Scheduler(service.limits, batch_tokens=service.batch_tokens)
         self.metrics = Metrics(service.colbert, self.scheduler)
 
     async def answer(
@@ -80,13 +79,20 @@ def as_json(value: Mapping[str, Any]) -> bytes:
         return json.dumps(value, allow_nan=False).encode()
 
 
-def make_app(served: Served, *, keys: tuple[str, ...] = (), access_log: bool = False) -> FastAPI:
+def make_app(
+    served: Served,
+    *,
+    keys: tuple[str, ...] = (),
+    hosts: tuple[str, ...] = (),
+    access_log: bool = False,
+) -> FastAPI:
     """The application.
 
     Args:
         served: What answers.
-        keys: Any of which opens it; with none, it is open.
-        access_log: Log a line for each request.
+        keys: As of `Guard`.
+        hosts: As of `Guard`.
+        access_log: As of `Guard`.
     """
 
     @asynccontextmanager
@@ -104,7 +110,12 @@ def make_app(served: Served, *, keys: tuple[str, ...] = (), access_log: bool = F
         redoc_url=None,
     )
     app.add_middleware(
-        Guard, limits=limits, metrics=served.metrics, keys=keys, access_log=access_log
+        Guard,
+        limits=limits,
+        metrics=served.metrics,
+        keys=keys,
+        hosts=hosts,
+        access_log=access_log,
     )
     add_handlers(app)
     _add_state(app, served)

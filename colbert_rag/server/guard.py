@@ -7,6 +7,7 @@ import hmac
 import logging
 import time
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -39,6 +40,7 @@ class Guard:
         limits: Limits,
         metrics: Metrics,
         keys: Sequence[str] = (),
+        hosts: Sequence[str] = (),
         access_log: bool = False,
     ) -> None:
         """Stand before an application.
@@ -48,11 +50,12 @@ class Guard:
             limits: Of bodies.
             metrics: Gets the counts.
             keys: Any of which opens the server; with none, it is open.
+            hosts: Names that clients may know the server by; with none, any.
             access_log: Log a line for each request: its route, never what was sent.
         """
         self._app, self._limits, self._metrics = app, limits, metrics
         self._keys = [key.encode() for key in keys]
-        self._access_log = access_log
+        self._hosts, self._access_log = hosts, access_log
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,6 +87,13 @@ class Guard:
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] not in OPEN and not self._admits(Headers(scope=scope)):
             raise ApiError(401, "the API key is missing or wrong: send Authorization: Bearer KEY")
+        if not self._is_meant(Headers(scope=scope)):
+            raise ApiError(
+                403,
+                "the header Host names another machine: without a key, this server is for programs "
+                "on its own machine, which call it localhost",
+                code="wrong_host",
+            )
         size = self._size(Headers(scope=scope))
         if size > self._limits.body:
             raise self._too_large()
@@ -107,6 +117,13 @@ class Guard:
             given = ""
         found = [hmac.compare_digest(given.strip().encode(), key) for key in self._keys]
         return any(found) or not self._keys
+
+    def _is_meant(self, headers: Headers) -> bool:
+        """Whether the client knows this server by a name that it has."""
+        try:
+            return not self._hosts or urlsplit(f"//{headers.get('host')}").hostname in self._hosts
+        except ValueError:  # a name that is none
+            return False
 
     def _size(self, headers: Headers) -> int:
         """Bytes that a body may take: what its sender says, else all that is allowed."""

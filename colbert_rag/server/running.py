@@ -74,6 +74,11 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
+LOCAL = ("localhost", "127.0.0.1", "::1")
+"""How programs on this machine call it. A page of another site can have its own name lead here, and
+would then be taken for ours by the browser; but it cannot change that name, which comes as Host."""
+
+
 def serve(
     served: Served,
     listener: socket.socket,
@@ -93,7 +98,12 @@ def serve(
     """
     limits = served.service.limits
     config = uvicorn.Config(
-        make_app(served, keys=keys, access_log=access_log),
+        make_app(
+            served,
+            keys=keys,
+            hosts=LOCAL if is_loopback(listener) and not keys else (),
+            access_log=access_log,
+        ),
         log_config=None,
         log_level="warning",
         access_log=False,  # it writes whole paths, which hold ids of documents

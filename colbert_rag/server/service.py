@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from colbert_rag.colbert import ColBERT
+from colbert_rag.encoder import BATCH_TOKENS
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
 from colbert_rag.ranking import Ranked, Ranking
@@ -44,6 +45,12 @@ class Service:
     names: tuple[str, ...]
     limits: Limits
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one of the encoder's batches."""
+        device = self.colbert.device.partition(":")[0]
+        return self.colbert.settings.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
 
     def check_model(self, body: Body) -> None:
         """Refuse the name of another model, whose scores would be expected.
