@@ -115,7 +115,7 @@ Request = tuple[str, list[str]]
 
 
 def run(plan: Plan) -> Iterator[Table]:
-    """Documents that no two requests share, and documents that come again."""
+    """Documents that no two requests share, documents that come again, and short beside long."""
     folder = checkpoints.build(plan.checkpoint)
     tokenizer = checkpoints.open_tokenizer(folder)
     clients, size = plan.size(CLIENTS, 2), plan.size(DOCUMENTS, 3)
@@ -149,6 +149,53 @@ def run(plan: Plan) -> Iterator[Table]:
             ],
         )
         yield measure(table, folder, requests, turns=plan.size(3, 1))
+
+    long = [f"{number} {text}" for number, text in enumerate(fresh * 2)][: plan.size(1000, 40)]
+    yield beside(folder, long, asked=plan.size(20, 2))
+
+
+def beside(folder: Path, long: list[str], *, asked: int) -> Table:
+    """How long short requests take, alone and beside long ones.
+
+    Args:
+        folder: The checkpoint.
+        long: Documents of a long request.
+        asked: Short requests, one after another.
+    """
+    table = Table(
+        "serve",
+        f"{asked} requests of 1 query x 1 document, one after another, beside long ones of "
+        f"{len(long):,}",
+        drawn=False,
+        notes=["No text comes twice. The long requests were running all the time."],
+    )
+    for count in (0, 1, 4):
+        with servers(ONE, folder) as ((url,), _):
+            seconds = asyncio.run(_short(url, long, count, asked))
+        p50, p95 = np.percentile(seconds, [50, 95]).tolist()
+        table.rows.append({"long requests": count, "p50 s": p50, "p95 s": p95})
+    return table
+
+
+async def _short(url: str, long: list[str], count: int, asked: int) -> list[float]:
+    """Seconds of each short request; the long ones are given up at the end."""
+    async with httpx.AsyncClient(base_url=url, timeout=LIMIT, trust_env=False) as http:
+        bodies = [
+            {"query": "red planet", "documents": [f"{place} {text}" for text in long]}
+            for place in range(count)
+        ]
+        running = [asyncio.ensure_future(http.post("/rerank", json=body)) for body in bodies]
+        await asyncio.sleep(2 if running else 0)
+        seconds = []
+        for number in range(asked):
+            begun = time.perf_counter()
+            body = {"query": "red planet", "documents": [f"Mars is the red planet {number}."]}
+            (await http.post("/rerank", json=body)).raise_for_status()
+            seconds.append(time.perf_counter() - begun)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    return seconds
 
 
 def measure(table: Table, folder: Path, requests: list[list[Request]], *, turns: int) -> Table:

@@ -437,7 +437,10 @@ def test_many_queries_give_the_scores_of_one_by_one(tmp_path: Path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a word")
 def test_servers_answer_as_the_model_does(tiny: Path) -> None:
-    for table in serve.run(TOY):
+    *loads, beside = serve.run(TOY)
+
+    assert [row["long requests"] for row in beside.rows] == [0, 1, 4]
+    for table in loads:
         found = {row["peer"]: (row["errors"], row["wrong"]) for row in table.rows}
         assert found == dict.fromkeys((kind.name for kind in serve.KINDS), (0, 0))
 
