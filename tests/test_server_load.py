@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -243,34 +242,3 @@ def test_the_defaults_of_the_help_are_those_of_the_limits() -> None:
     said["body"] = said.pop("body_mib") * MIB
 
     assert said == {name: getattr(Limits, name) for name in said}
-
-
-async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
-    from dataclasses import replace
-
-    from prometheus_client import CollectorRegistry, Counter, Histogram
-
-    from colbert_rag.server.guard import Guard
-    from colbert_rag.server.limits import Limits
-
-    class Counts:
-        registry = CollectorRegistry()
-        requests = Counter("requests", "", ("route", "status"), registry=registry)
-        seconds = Histogram("seconds", "", ("route",), registry=registry)
-
-    async def application(scope: dict, receive: object, send: object) -> None:
-        await receive()  # type: ignore[operator]
-
-    sent: list[dict] = []
-
-    async def send(message: dict) -> None:
-        sent.append(message)
-
-    limits = replace(Limits(), body_seconds=0.05)
-    guard = Guard(application, limits=limits, metrics=Counts())  # type: ignore[arg-type]
-    scope = {"type": "http", "method": "POST", "path": "/rerank", "headers": []}
-
-    await guard(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
-
-    assert sent[0]["status"] == 408
-    assert "did not come within 0.05 seconds" in json.loads(sent[1]["body"])["message"]
