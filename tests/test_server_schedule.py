@@ -12,10 +12,10 @@ import pytest
 from colbert_rag.batching import _check
 from colbert_rag.server.errors import ApiError
 from colbert_rag.server.limits import Limits
-from colbert_rag.server.schedule import LONG, AbandonedError, Scheduler
+from colbert_rag.server.schedule import LONG, SHORT, AbandonedError, Scheduler
 
-LIMITS = Limits(running=2, waiting=3, seconds=30)
-LONG_TOKENS = LONG * 100 + 1
+LIMITS = Limits(running=2, waiting=1, seconds=30)
+SOME_TOKENS, LONG_TOKENS = SHORT * 100 + 1, LONG * 100 + 1
 
 
 class Work:
@@ -52,7 +52,7 @@ def ask(
     scheduler: Scheduler,
     work: Work,
     *,
-    tokens: int = 1,
+    tokens: int = SOME_TOKENS,
     hung_up: Callable[[], object] = for_ever,
     writes: bool = False,
 ) -> asyncio.Task[str]:
@@ -113,6 +113,21 @@ async def test_long_requests_leave_half_of_the_places_to_short_ones(scheduler: S
     for work in long:
         work.finish.set()
     assert await asyncio.gather(*asked) == ["done"] * 3
+
+
+async def test_short_requests_have_places_of_their_own(scheduler: Scheduler) -> None:
+    others = [Work() for _ in range(3)]
+    asked = [ask(scheduler, work) for work in others]
+    await until(lambda: scheduler.running == 2)
+    short = Work("short")
+    short.finish.set()
+
+    assert await ask(scheduler, short, tokens=1) == "short"
+
+    assert [work.begun.is_set() for work in others] == [True, True, False]
+    for work in others:
+        work.finish.set()
+    await asyncio.gather(*asked)
 
 
 async def test_nothing_is_computed_for_who_left_before_it_began(scheduler: Scheduler) -> None:
@@ -179,7 +194,7 @@ async def test_an_error_of_the_work_is_the_callers(scheduler: Scheduler) -> None
         raise ArithmeticError("mine")
 
     with pytest.raises(ArithmeticError, match="mine"):
-        await scheduler.run(work, tokens=1, hung_up=for_ever)
+        await scheduler.run(work, tokens=SOME_TOKENS, hung_up=for_ever)
     assert scheduler.running == 0
 
 

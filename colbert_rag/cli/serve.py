@@ -35,7 +35,7 @@ MIB = 2**20
 PORT, LAST_PORT = 8000, 65535
 
 LIMITS = {
-    "running": "requests computed at the same time (16)",
+    "running": "requests computed at the same time (8)",
     "waiting": "requests that wait; more are refused (128)",
     "body_mib": "MiB of a request (16)",
     "documents": "documents of a request (1000)",

@@ -12,8 +12,9 @@ class Limits:
     """What is refused, and when.
 
     Attributes:
-        running: Requests computed at the same time. Their texts share batches, so that more of them
-            fill a batch of a GPU; each holds the vectors of its documents.
+        running: Requests computed at the same time, and as many short ones beside them. They share
+            batches: the more there are, the later each of them is done, and the fewer, the emptier
+            are the batches of a GPU.
         waiting: Requests that wait for their turn; one more is refused.
         seconds: How long a request may take, waiting included.
         body_seconds: How long a client may take to send a body.
@@ -28,7 +29,7 @@ class Limits:
         response: Bytes of token vectors in one response.
     """
 
-    running: int = 16
+    running: int = 8
     waiting: int = 128
     seconds: float = 60.0
     body_seconds: float = 30.0

@@ -22,9 +22,10 @@ from colbert_rag.server.limits import Limits
 
 Result = TypeVar("Result")
 
-LONG = 16
-"""Batches of tokens from which on a request is a long one. Long ones take at most half of what may
-run, so that however many there are, short ones find a place."""
+SHORT, LONG = 1, 16
+"""Batches of tokens up to which a request is a short one, and above which it is a long one. Short
+ones have places of their own, since each is done with the next batch or two. Long ones take half of
+the other places at most, so that however many there are, the rest finds one."""
 
 PATIENCE = 60
 """Seconds after which clients are told to come back, at most."""
@@ -81,8 +82,9 @@ class Scheduler:
         """
         self.limits = limits
         self.stopping = False
-        self._long_tokens = LONG * batch_tokens
-        self._threads = ThreadPoolExecutor(limits.running, thread_name_prefix="request")
+        self._batch_tokens = batch_tokens
+        self._threads = ThreadPoolExecutor(2 * limits.running, thread_name_prefix="request")
+        self._short = asyncio.Semaphore(limits.running)
         self._any = asyncio.Semaphore(limits.running)
         self._long = asyncio.Semaphore(max(limits.running // 2, 1))
         self._writer = asyncio.Semaphore(1)
@@ -122,14 +124,19 @@ class Scheduler:
         if self.stopping:
             raise stopping()
         # Not those that wait: of a burst, none has begun yet.
-        if len(self._jobs) >= self.limits.running + self.limits.waiting:
+        if len(self._jobs) >= 2 * self.limits.running + self.limits.waiting:
             raise self._full()
         job = Job(deadline=time.monotonic() + self.limits.seconds)
         lanes = [self._writer] if writes else []
-        lanes += [self._long] if tokens > self._long_tokens else []
-        task = asyncio.ensure_future(self._turn(job, work, [*lanes, self._any]))
+        task = asyncio.ensure_future(self._turn(job, work, [*lanes, *self._lanes(tokens)]))
         with self._known(job, task):
             return await self._watched(job, task, hung_up)
+
+    def _lanes(self, tokens: int) -> list[asyncio.Semaphore]:
+        """In which a request needs a place."""
+        if tokens <= SHORT * self._batch_tokens:
+            return [self._short]
+        return [self._long, self._any] if tokens > LONG * self._batch_tokens else [self._any]
 
     @contextmanager
     def _known(self, job: Job, task: asyncio.Task[Result]) -> Iterator[None]:
