@@ -169,8 +169,16 @@ def _add_model(app: FastAPI, served: Served) -> None:
         texts = service.check_pooling(body)
         return await served.answer(request, lambda: service.pooling(body), texts=texts)
 
+    async def rerank_with_texts(body: Rerank, request: Request) -> Response:
+        """Order documents by how well they answer a query, and give their texts back."""
+        if body.return_documents is None:
+            body.return_documents = True
+        return await rerank(body, request)
+
+    # Clients of Jina and vLLM read the texts without having asked for them, and those of Cohere's
+    # second interface have no place for them.
     for path in wire.RERANK:
-        app.post(path)(rerank)
+        app.post(path)(rerank if path == "/v2/rerank" else rerank_with_texts)
     for path in ("/score", wire.SCORE):
         app.post(path)(score)
     app.post(wire.POOLING)(pooling)

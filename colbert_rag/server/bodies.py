@@ -46,7 +46,7 @@ class Rerank(Scored):
         queries: Several, instead.
         documents: Texts, or objects with a `text`; with `queries` also a list of them for each.
         top_n: Results of each query; None and 0 for all.
-        return_documents: Whether results hold their text.
+        return_documents: Whether results hold their text; None leaves it to the path.
         max_tokens_per_doc: Cut documents after so many tokens, where the model reads more.
         explain: Whether results hold an explanation; "html" adds it as the notebook shows it.
     """
@@ -55,7 +55,7 @@ class Rerank(Scored):
     queries: list[Any] | None = None
     documents: list[Any] = Field(description=TEXTS)
     top_n: int | None = Field(default=None, ge=0)
-    return_documents: bool | None = False
+    return_documents: bool | None = None
     max_tokens_per_doc: int | None = Field(default=None, ge=1)
     explain: Explain = False
 
