@@ -22,7 +22,7 @@ from benchmarks.report import Plan, Table
 from colbert_rag import ColBERT
 
 CLIENTS, DOCUMENTS, WORKERS = 32, 50, 4
-ROUNDS = 3
+ROUNDS = 2
 """Requests of each client, where documents come again."""
 
 POOL = 400
@@ -148,7 +148,7 @@ def run(plan: Plan) -> Iterator[Table]:
                 "server is new: it has an empty cache, and has answered one request.",
             ],
         )
-        yield measure(table, folder, requests, turns=plan.size(3, 1))
+        yield measure(table, folder, requests, turns=max(plan.repeats // 5, 1))
 
     long = [f"{number} {text}" for number, text in enumerate(fresh * 2)][: plan.size(1000, 40)]
     yield beside(folder, long, asked=plan.size(20, 2))
@@ -205,7 +205,7 @@ def measure(table: Table, folder: Path, requests: list[list[Request]], *, turns:
         table: Gets a row for each kind.
         folder: The checkpoint.
         requests: Of each client.
-        turns: How often; the peer that takes minutes, once.
+        turns: How often; the peer that takes longest, once.
     """
     right = expected(folder, requests)
     runs: dict[Kind, list[Load]] = {}
