@@ -145,7 +145,7 @@ class Reranking(SharedIndex):
             for result in results
         ]
 
-    def _rankings(self, several: Sequence[Asked]) -> list[Ranking]:
+    def _rankings(self, several: Sequence[Asked]) -> Sequence[Ranking]:
         """Let the model rank, with what the index knows of the texts.
 
         Raises:
@@ -167,7 +167,7 @@ class Reranking(SharedIndex):
 
     def _ranked(
         self, ranker: Ranker, several: Sequence[Asked], options: Mapping[str, Any]
-    ) -> list[Ranking]:
+    ) -> Sequence[Ranking]:
         """All at once where the model can, but one by one to explain: those keep the vectors."""
         queries = [asked.query for asked in several]
         lists = [list(asked.scored.values()) for asked in several]
