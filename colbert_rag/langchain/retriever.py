@@ -19,7 +19,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from colbert_rag.adapter.index import read_info
 from colbert_rag.adapter.retrieving import Retrieving, with_index
+from colbert_rag.index.documents import Hit
 from colbert_rag.index.filters import parse_filter
+from colbert_rag.inputs import is_address
 from colbert_rag.langchain.documents import Watch, to_document, to_stored
 
 
@@ -96,7 +98,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **fields: Any) -> Self:
-        """A retriever over the index in a file, with the model that made it.
+        """A retriever over the index in a file, or at a server's address, with its own model.
 
         Raises:
             FileNotFoundError: there is no index.
@@ -104,7 +106,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
             IndexStorageError: the file cannot be opened.
         """
         name = os.fspath(path)
-        if read_info(name) is None:
+        if not is_address(name) and read_info(name) is None:
             raise FileNotFoundError(f"there is no index at {name}; make one with from_documents")
         return cls(index=name, **fields)
 
@@ -139,20 +141,33 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         k: int | None = None,
         filter: Mapping[str, Any] | None = None,
     ) -> list[Document]:
-        hits = self.find(
-            query, self.k if k is None else k, self.filter if filter is None else filter
-        )
-        return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
+        return self._returned(self.find(query, *self._wanted(k, filter)))
 
     # The base class would drop `k` and `filter` on this way.
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        **kwargs: Any,
     ) -> list[Document]:
+        if self.is_remote:
+            return self._returned(await self.afind(query, *self._wanted(**kwargs)))
         find = partial(self._get_relevant_documents, run_manager=run_manager.get_sync(), **kwargs)
         return await run_in_executor(None, find, query)
 
+    def _wanted(
+        self, k: int | None = None, filter: Mapping[str, Any] | None = None
+    ) -> tuple[int, Mapping[str, Any] | None]:
+        return self.k if k is None else k, self.filter if filter is None else filter
+
+    def _returned(self, hits: Sequence[Hit]) -> list[Document]:
+        return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
+
     def _get_ls_params(self, **options: Any) -> LangSmithRetrieverParams:
-        index = "LocalIndex" if isinstance(self.index, str) else type(self.index).__name__
+        index = type(self.index).__name__
+        if isinstance(self.index, str):
+            index = "RemoteIndex" if is_address(self.index) else "LocalIndex"
         return LangSmithRetrieverParams(
             **super()._get_ls_params(**options),
             ls_vector_store_provider=index,

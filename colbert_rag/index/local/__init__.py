@@ -1,6 +1,5 @@
 """`LocalIndex`: documents and token vectors in one SQLite file, searched exactly."""
 
 from colbert_rag.index.local.index import LocalIndex
-from colbert_rag.index.local.place import MEMORY
 
-__all__ = ["MEMORY", "LocalIndex"]
+__all__ = ["LocalIndex"]

@@ -13,9 +13,10 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index, Result
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
+from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
 from colbert_rag.index.local.shared import SharedVectors
