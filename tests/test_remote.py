@@ -291,6 +291,36 @@ def test_queries_are_grouped_within_the_bounds(
 # With an index of this process
 
 
+def test_windows_are_those_of_the_server(
+    tiny_checkpoint: Path, colbert: Callable[..., ColBERT], tmp_path: Path
+) -> None:
+    local = colbert("stanford-bert", long_documents="windows", document_cache=None)
+    texts = ["rock and wind " * 200 + "mars is red", "mars is red", "bread"]
+    windows = ("-m", tiny_checkpoint, "--long-documents", "windows")
+    with (
+        serving(tmp_path, *windows) as running,
+        LocalIndex(tmp_path / "index.sqlite", local) as index,
+    ):
+        index.add(texts)
+        remote = RemoteColBERT(running.url)
+        check_same(remote.rank(QUERY, texts), local.rank(QUERY, texts))
+        known = remote.rank(QUERY, texts, known=index.embeddings_for)
+
+    check_same(known, local.rank(QUERY, texts))  # not the stored vectors of a text that was cut
+
+
+def test_vectors_of_nothing_are_no_hindrance(
+    remote: RemoteColBERT, tiny_colbert: ColBERT, tmp_path: Path
+) -> None:
+    with LocalIndex(tmp_path / "index.sqlite", tiny_colbert) as index:
+        check_same(
+            remote.rank(QUERY, TEXTS, known=index.embeddings_for), tiny_colbert.rank(QUERY, TEXTS)
+        )
+        assert list(remote.rank(QUERY, [], known=index.embeddings_for)) == []
+        (one,) = remote.rank_many([QUERY], TEXTS, known=index.embeddings_for)
+    check_same(one, tiny_colbert.rank(QUERY, TEXTS))
+
+
 def test_a_local_index_is_made_and_searched_with_it(
     remote: RemoteColBERT, tiny_colbert: ColBERT, colbert: Callable[..., ColBERT], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from langchain_core.documents import Document
 
 from colbert_rag import MissingExtraError, RemoteColBERT, RemoteIndex
 from colbert_rag.errors import (
@@ -30,6 +31,7 @@ from colbert_rag.errors import (
     ServerTimeoutError,
     ServerUnreachableError,
 )
+from colbert_rag.langchain import ColBERTRerank
 from colbert_rag.remote import address, connections, patience
 from colbert_rag.remote.replies import Request, broken
 from tests.helpers.stand_in import Answer, Asked, StandIn, refused, standing_in
@@ -619,6 +621,23 @@ def test_without_the_extra_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "httpx2", None)
     with pytest.raises(MissingExtraError, match=r"\[remote\]"):
         RemoteColBERT("http://127.0.0.1:1")
+
+
+def test_an_error_of_one_query_of_a_batch_is_its_own() -> None:
+    def answer(asked: Asked) -> Answer:
+        if "queries" in asked.body or asked.body["query"] == "lost":
+            return refused(500, "no score", code="no_finite_score")
+        return right(asked)
+
+    inputs = [{"documents": [Document(text) for text in TEXTS], "query": q} for q in ("lost", "q")]
+    with serving(answer) as (_, server):
+        step = ColBERTRerank(model=server.url, score="sum").as_runnable()
+        for found in (
+            step.batch(inputs, return_exceptions=True),
+            asyncio.run(step.abatch(inputs, return_exceptions=True)),
+        ):
+            assert isinstance(found[0], ScoringError)
+            assert [document.page_content for document in found[1]] == ["ccc", "bb", "a"]
 
 
 def exceptions_of(kind: type[Exception]) -> Iterator[type[Exception]]:
