@@ -68,7 +68,7 @@ define TEST_WITH
 @$(PYTHON) -m venv build/$@
 @build/$@/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
 @build/$@/bin/python -m pip install --quiet $(1) \
-  --editable '.[evaluate,langchain,llama-index,offline,qdrant]' --group test
+  --editable '.[evaluate,langchain,llama-index,offline,qdrant,remote,server]' --group test
 @PYTEST_ADDOPTS='-o filterwarnings=default' build/$@/bin/python -m pytest --quiet \
   --numprocesses auto --dist loadfile --max-worker-restart 2 $(ARGS)
 endef
@@ -119,10 +119,10 @@ $(VENV)/.pip:
 
 $(VENV)/.demo: $(VENV)/.pip pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) to run the package (some minutes the first time) ...'
-	@$(INSTALL) --editable '.[langchain,llama-index,offline]'
+	@$(INSTALL) --editable '.[langchain,llama-index,offline,server]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.pip pyproject.toml constraints.txt
 	@echo 'Setting up $(VENV) for development (some minutes the first time) ...'
-	@$(INSTALL) --editable '.[evaluate,langchain,llama-index,offline,qdrant,ray]' --group dev
+	@$(INSTALL) --editable '.[evaluate,langchain,llama-index,offline,qdrant,ray,remote,server]' --group dev
 	@touch $@

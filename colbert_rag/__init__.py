@@ -30,6 +30,8 @@ __all__ = [
     "QdrantIndex",
     "Ranked",
     "Ranking",
+    "RemoteColBERT",
+    "RemoteIndex",
     "Settings",
     "TokenEmbeddings",
     "clear_cache",
@@ -51,6 +53,8 @@ _HOME = {
     "QdrantIndex": "colbert_rag.index.qdrant",
     "Ranked": "colbert_rag.ranking",
     "Ranking": "colbert_rag.ranking",
+    "RemoteColBERT": "colbert_rag.remote.model",
+    "RemoteIndex": "colbert_rag.remote.index",
     "Settings": "colbert_rag.settings",
     "TokenEmbeddings": "colbert_rag.embeddings",
     "clear_cache": "colbert_rag.colbert",
@@ -73,6 +77,7 @@ if TYPE_CHECKING:
     from colbert_rag.index.local import LocalIndex
     from colbert_rag.index.qdrant import QdrantIndex
     from colbert_rag.ranking import Ranked, Ranking
+    from colbert_rag.remote import RemoteColBERT, RemoteIndex
     from colbert_rag.settings import DEFAULT_CHECKPOINT, Settings
 
 else:

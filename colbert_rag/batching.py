@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -25,6 +27,22 @@ Progress = Callable[[int], object]
 Payload = TypeVar("Payload")
 Part: TypeAlias = tuple[Payload, Texts]
 """What a batch takes of one call."""
+
+_check: ContextVar[Callable[[], object] | None] = ContextVar("check", default=None)
+
+
+@contextmanager
+def giving_up(check: Callable[[], object]) -> Iterator[None]:
+    """Inside, whatever encodes calls `check` between its batches; what it raises ends the work.
+
+    A context variable and no argument: it reaches the encoder through `rank`, `rank_many`, `search`
+    and `add` alike, and each thread has its own.
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
@@ -124,6 +142,8 @@ class Batcher:
                 "one thread: more would wait for ever. Load the model after the fork to use all"
             )
         call.threads = torch.get_num_threads()
+        check = _check.get() or (lambda: None)
+        check()
         try:
             with self._lock:
                 if self._thread is None:
@@ -142,6 +162,8 @@ class Batcher:
                 remaining -= step
                 if progress is not None:
                     progress(step)
+                if remaining:
+                    check()
         finally:
             call.wanted = False
 

@@ -25,6 +25,12 @@
   * IndexBusyError (RuntimeError)            another process is writing to the index
   * IndexStorageError (OSError)              the disk is full or the file cannot be written
   * InvalidFilterError (ValueError)          a metadata filter that cannot be read
+  * ServerError (RuntimeError)               a server did not do what it was asked to
+    + ServerUnreachableError (ConnectionError)  nothing answers at its address
+    + ServerTimeoutError (TimeoutError)      no answer in time
+    + ServerBusyError                        it has more to do than it takes on
+    + ServerAccessError (PermissionError)    no key, or a wrong one
+    + ServerAnswerError (ValueError)         an answer that no server of ours gives
   * MissingExtraError (ImportError)          an optional package is not installed
 
 Each also inherits from the built-in a caller would expect to catch. Messages say what was found,
@@ -141,6 +147,30 @@ class IndexStorageError(ColBERTRagError, OSError):
 
 class InvalidFilterError(ColBERTRagError, ValueError):
     """A metadata filter is not in the filter language."""
+
+
+class ServerError(ColBERTRagError, RuntimeError):
+    """A server did not do what it was asked to, and says why."""
+
+
+class ServerUnreachableError(ServerError, ConnectionError):
+    """Nothing answers at the address, or the connection broke."""
+
+
+class ServerTimeoutError(ServerError, TimeoutError):
+    """There was no answer in time."""
+
+
+class ServerBusyError(ServerError):
+    """The server has more to do than it takes on, or is about to stop."""
+
+
+class ServerAccessError(ServerError, PermissionError):
+    """The server wants a key, and was given none or a wrong one."""
+
+
+class ServerAnswerError(ServerError, ValueError):
+    """What answers is no server of ours, or one of another version."""
 
 
 class MissingExtraError(ColBERTRagError, ImportError):

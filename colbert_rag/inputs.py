@@ -130,6 +130,11 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes | Mapping | HasText)
 
 
+def is_address(name: object) -> TypeGuard[str]:
+    """Whether this is the address of a server, and no hub id, file or folder."""
+    return isinstance(name, str) and name[:8].lower().startswith(("http://", "https://"))
+
+
 def read_text(item: object, name: str = "text") -> str:
     """The text of one item.
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.settings import Settings
 
-if TYPE_CHECKING:  # an index, which needs no tokenizer, must not load one for a name
+if TYPE_CHECKING:  # a name alone must load neither torch nor a tokenizer
+    from colbert_rag.embeddings import TokenEmbeddings
     from colbert_rag.ranking import Ranking
     from colbert_rag.scoring import KnownVectors
 
@@ -44,8 +44,48 @@ class ManyRanker(Ranker, Protocol):
         top_k: int | None = None,
         known: KnownVectors | None = None,
         show_progress: bool = False,
-    ) -> list[Ranking]:
+    ) -> Sequence[Ranking]:
         """Order each query's texts as `rank` does; a component asks it where it has several."""
+
+
+@runtime_checkable
+class AsyncRanker(ManyRanker, Protocol):
+    """A reranker's model that is elsewhere: it can be awaited, and told what it shall explain.
+
+    What is not explained along with the scores would be a request of its own.
+    """
+
+    def rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        explain: bool = False,
+        show_progress: bool = False,
+    ) -> Ranking:
+        """Order the texts as a `Ranker` does, perhaps with the explanations of all places."""
+
+    async def arank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        top_k: int | None = None,
+        explain: bool = False,
+        show_progress: bool = False,
+    ) -> Ranking:
+        """`rank`, without holding up the event loop or a thread."""
+
+    async def arank_many(
+        self,
+        queries: Sequence[str],
+        texts: Sequence[Sequence[str]],
+        *,
+        top_k: int | None = None,
+        show_progress: bool = False,
+    ) -> Sequence[Ranking]:
+        """`rank_many`, without holding up the event loop or a thread."""
 
 
 @runtime_checkable

@@ -6,15 +6,16 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeAlias, overload
 
 from colbert_rag.display import Html, bar, decimal, element, fitted, one_line, panel
 from colbert_rag.errors import MissingExtraError
-from colbert_rag.explanation import Explanation
 from colbert_rag.inputs import has_words
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # who ranks by a server needs no torch
     import pandas as pd
+
+    from colbert_rag.explanation import Explanation
 
 _SHOWN = 50  # places that the views list
 _SNIPPET = 300  # characters of a text in a notebook
@@ -77,7 +78,7 @@ class Ranked:
         }
 
 
-Explain = Callable[[Ranked], Explanation]
+Explain: TypeAlias = "Callable[[Ranked], Explanation]"
 """Explains the score of one place."""
 
 

@@ -44,7 +44,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"colbert_rag\.(backbone|checkpoint|adapter|index|inputs|model|tokenizer)\..*"),
     (
         r"py:.*",
-        r"DocumentLike|ModelOptions|HasText|TextLike|pd|IndexField|Json|MetadataMode|PathText|Ranker|SkipJsonSchema|Tensor",
+        r"DocumentLike|KnownVectors|ModelOptions|HasText|TextLike|pd|IndexField|Json|MetadataMode|PathText|Ranker|SecretStr|SkipJsonSchema|Tensor",
     ),
 ]
 

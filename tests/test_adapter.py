@@ -57,7 +57,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_every_option_of_a_model_but_the_secret_one_is_a_field() -> None:
     options = {*Settings.__slots__} - {"checkpoint", "token"}
 
-    assert {*SharedModel.model_fields} == options | {"model", "colbert"}
+    assert {*SharedModel.model_fields} == options | {"model", "colbert", "api_key", "timeout"}
 
 
 def test_every_public_field_is_described() -> None:

@@ -31,6 +31,7 @@ from benchmarks import (
     report,
     rerank,
     roofline,
+    serve,
     soak,
     soak_truth,
     soak_writers,
@@ -497,6 +498,17 @@ def test_many_queries_give_the_scores_of_one_by_one(tmp_path: Path, monkeypatch)
     }
     assert table.notes[0].endswith("within 1e-05.")
     assert "NOT" not in table.notes[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a word")
+def test_servers_answer_as_the_model_does(tiny: Path) -> None:
+    *loads, beside = serve.run(TOY)
+
+    assert [row["long requests"] for row in beside.rows] == [0, 1, 4]
+    for table in loads:
+        found = {row["peer"]: (row["errors"], row["wrong"]) for row in table.rows}
+        assert found == dict.fromkeys((kind.name for kind in serve.KINDS), (0, 0))
 
 
 def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):

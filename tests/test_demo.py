@@ -241,7 +241,9 @@ def test_the_demo_fits_the_terminal(
 
     demo("--model", model.settings.checkpoint, "what is an abstract method of a class?")
 
-    assert max(map(len, capsys.readouterr().out.splitlines())) == int(columns)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == int(columns)
+    assert lines[-1].endswith(": colbert-rag serve")
 
 
 def test_the_demo_leaves_out_a_framework_that_is_not_installed(

@@ -82,6 +82,8 @@ def messages() -> dict[str, list[str]]:
 def test_the_code_of_a_page_runs_and_prints_what_it_shows(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if page.stem == "remote":
+        pytest.skip("needs a server: tests/test_remote_components.py runs it")
     run_page(page, tmp_path, monkeypatch)
 
 

@@ -425,7 +425,7 @@ def write_version_2(path: Path) -> torch.Tensor:
     return encoded.values.half()
 
 
-def test_a_file_of_version_2_goes_on_as_one(path: Path) -> None:
+def test_a_file_of_version_2_is_one_of_version_3_from_its_first_write_on(path: Path) -> None:
     expected = write_version_2(path)
 
     with LocalIndex(path, WordEncoder()) as index:
@@ -433,12 +433,14 @@ def test_a_file_of_version_2_goes_on_as_one(path: Path) -> None:
         index.verify()
         assert torch.equal(all_vectors(index), expected)
         assert index.search(TEXTS[4], 1)[0].id == "d5"
+        assert format_of(path) == 2  # the version that wrote it reads it still
         index.add(["one more"])
         index.delete(["d1"])
         index.compact()
         index.verify()
+        assert index.vectors == "float16"
 
-    assert format_of(path) == 2  # so that the version that wrote it reads it still
+    assert format_of(path) == 3
 
 
 def test_a_file_of_version_2_is_converted_and_then_refused_by_the_version_that_wrote_it(

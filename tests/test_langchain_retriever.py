@@ -400,7 +400,9 @@ def test_from_documents_adds_to_a_file_that_exists(path: Path, minilm: ColBERT) 
 
 
 def test_an_index_must_be_named() -> None:
-    with pytest.raises(ValidationError, match="index is None, expected the path of a file or an"):
+    with pytest.raises(
+        ValidationError, match="index is None, expected the path of a file, the address of"
+    ):
         ColBERTRetriever()
 
 

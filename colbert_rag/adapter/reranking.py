@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from colbert_rag.adapter.index import SharedIndex
+from colbert_rag.adapter.index import SharedIndex, path_of
 from colbert_rag.errors import ColBERTRagError, ScoringError
-from colbert_rag.inputs import has_words
-from colbert_rag.model import ManyRanker, Ranker
+from colbert_rag.inputs import has_words, is_address
+from colbert_rag.model import AsyncRanker, ManyRanker, Ranker
 from colbert_rag.ranking import Ranked, Ranking
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,15 @@ class Reranking(SharedIndex):
     show_progress: bool = False
     """Draw a progress bar on standard error."""
 
+    @model_validator(mode="after")
+    def _refuse_vectors_elsewhere(self) -> Self:
+        if self._remote_index() is not None:
+            raise ValueError(
+                f"index is {path_of(self.index)!r}, a server's, and its vectors stay there: leave "
+                "index out here"
+            )
+        return self
+
     def _rerank(
         self, query: str, texts: Sequence[str | None], ids: Sequence[str | None]
     ) -> list[Reranked]:
@@ -89,20 +99,52 @@ class Reranking(SharedIndex):
         return self._rerank_one(self._asked(query, texts, ids))
 
     def _rerank_one(self, asked: Asked) -> list[Reranked]:
-        (ranking,) = self._rankings([asked]) if asked.scored else (None,)
+        (ranking,) = self._rankings([asked]) if self._texts(asked) else (None,)
+        return self._answer(asked, ranking)
+
+    async def _arerank_one(self, asked: Asked) -> list[Reranked]:
+        """`_rerank_one`, awaiting a model that is elsewhere."""
+        (ranking,) = await self._arankings([asked]) if self._texts(asked) else (None,)
         return self._answer(asked, ranking)
 
     def _rerank_many(self, several: Sequence[Asked]) -> list[list[Reranked] | Exception]:
         """What `_rerank` gives for each, or the error it raises, which the others do not share."""
-        scored = [asked for asked in several if asked.scored]
+        scored = [asked for asked in several if self._texts(asked)]
         try:
-            rankings = iter(self._rankings(scored) if scored else [])
-            return [
-                _tried(self._answer, asked, next(rankings) if asked.scored else None)
-                for asked in several
-            ]
+            rankings = self._rankings(scored) if scored else []
         except ScoringError:  # of one of them, and the model does not say which
             return [_tried(self._rerank_one, asked) for asked in several]
+        return self._answers(several, rankings)
+
+    async def _arerank_many(self, several: Sequence[Asked]) -> list[list[Reranked] | Exception]:
+        """`_rerank_many`, awaiting a model that is elsewhere."""
+        scored = [asked for asked in several if self._texts(asked)]
+        try:
+            rankings = await self._arankings(scored) if scored else []
+        except ScoringError:
+            found = await asyncio.gather(*map(self._arerank_one, several), return_exceptions=True)
+            return [_ours(one) for one in found]
+        return self._answers(several, rankings)
+
+    def _answers(
+        self, several: Sequence[Asked], rankings: Sequence[Ranking]
+    ) -> list[list[Reranked] | Exception]:
+        """The answer to each, from the rankings of those that have something to rank."""
+        following = iter(rankings)
+        return [
+            _tried(self._answer, asked, next(following) if self._texts(asked) else None)
+            for asked in several
+        ]
+
+    def _texts(self, asked: Asked) -> list[str]:
+        """What a model is to rank.
+
+        A sum is at least the number of the query's rows below zero, and only the model knows them:
+        it is asked even where there is nothing to rank.
+        """
+        if asked.scored or not asked.kept or self.score == "mean":
+            return list(asked.scored.values())
+        return [""]
 
     def _asked(self, query: str, texts: Sequence[str | None], ids: Sequence[str | None]) -> Asked:
         """What there is to rank.
@@ -125,8 +167,10 @@ class Reranking(SharedIndex):
         """
         if not asked.kept:
             return []
-        places = {} if ranking is None else _finite_places(ranking, list(asked.scored))
-        lowest = self._lowest(asked.query, ranking)
+        places: dict[int, Ranked] = {}
+        if ranking is not None and asked.scored:
+            places = _finite_places(ranking, list(asked.scored))
+        lowest = -1.0 if self.score == "mean" or ranking is None else -float(ranking.query_rows)
         scores = {
             index: float(place.mean if self.score == "mean" else place.score)
             for index, place in places.items()
@@ -145,7 +189,7 @@ class Reranking(SharedIndex):
             for result in results
         ]
 
-    def _rankings(self, several: Sequence[Asked]) -> list[Ranking]:
+    def _rankings(self, several: Sequence[Asked]) -> Sequence[Ranking]:
         """Let the model rank, with what the index knows of the texts.
 
         Raises:
@@ -167,24 +211,52 @@ class Reranking(SharedIndex):
 
     def _ranked(
         self, ranker: Ranker, several: Sequence[Asked], options: Mapping[str, Any]
-    ) -> list[Ranking]:
+    ) -> Sequence[Ranking]:
         """All at once where the model can, but one by one to explain: those keep the vectors."""
         queries = [asked.query for asked in several]
-        lists = [list(asked.scored.values()) for asked in several]
+        lists = [self._texts(asked) for asked in several]
         chosen = {**options, "show_progress": self.show_progress}
         if len(several) > 1 and isinstance(ranker, ManyRanker) and not self.explain:
             return ranker.rank_many(queries, lists, **chosen)
+        if self.explain and isinstance(ranker, AsyncRanker) and "known" not in options:
+            chosen |= {"explain": True, "top_k": self.top_n}
         return [
             ranker.rank(query, texts, **chosen) for query, texts in zip(queries, lists, strict=True)
         ]
 
-    def _lowest(self, query: str, ranking: Ranking | None) -> float:
-        """The lowest score of the scale."""
-        if self.score == "mean":
-            return -1.0
-        if ranking is None:  # no text to rank, but only the model knows how many rows a query has
-            ranking = self.ranker.rank(query, [""])
-        return -float(ranking.query_rows)
+    @property
+    def _awaited(self) -> bool:
+        """Whether a call has only to wait for a server, and needs no thread for that."""
+        return self.index is None and (
+            is_address(self.model)
+            if self.colbert is None
+            else isinstance(self.colbert, AsyncRanker)
+        )
+
+    async def _arankings(self, several: Sequence[Asked]) -> Sequence[Ranking]:
+        """`_rankings` of a model that is elsewhere."""
+        ranker = self.ranker
+        assert isinstance(ranker, AsyncRanker)  # callers look at `_awaited` first
+        queries = [asked.query for asked in several]
+        lists = [self._texts(asked) for asked in several]
+        if len(several) > 1 and not self.explain:
+            return await ranker.arank_many(queries, lists, show_progress=self.show_progress)
+        chosen: dict[str, Any] = {"show_progress": self.show_progress}
+        if self.explain:
+            chosen |= {"explain": True, "top_k": self.top_n}
+        return await asyncio.gather(
+            *(
+                ranker.arank(query, texts, **chosen)
+                for query, texts in zip(queries, lists, strict=True)
+            )
+        )
+
+
+def _ours(found: list[Reranked] | BaseException) -> list[Reranked] | Exception:
+    """What came of one call; an error that is not its own is raised."""
+    if isinstance(found, BaseException) and not isinstance(found, ColBERTRagError):
+        raise found
+    return found
 
 
 def _tried(answer: Callable[..., list[Reranked]], *arguments: object) -> list[Reranked] | Exception:

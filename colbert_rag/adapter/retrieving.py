@@ -7,16 +7,21 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
 from colbert_rag.adapter.index import SharedIndex, path_of
 from colbert_rag.adapter.model import SharedModel
-from colbert_rag.index import Document, Hit, Index, LocalIndex, copy_index
-from colbert_rag.index.local import MEMORY
-from colbert_rag.index.searching import How
-from colbert_rag.inputs import check_query
+from colbert_rag.index import Document, Hit
+from colbert_rag.index.handle import MEMORY
+from colbert_rag.index.how import How
+from colbert_rag.inputs import check_query, is_address
+from colbert_rag.remote import RemoteIndex
+from colbert_rag.remote.address import base_of
+
+if TYPE_CHECKING:  # who asks a server needs no torch
+    from colbert_rag.index import Index
 
 NODE_KEY = "_llama_index_node"
 """Where the metadata of a stored document holds the LlamaIndex node it came from."""
@@ -37,6 +42,13 @@ def check_metadata(metadata: Mapping[str, object], where: str) -> None:
     for key in OWN_KEYS:
         if key in metadata:
             raise ValueError(f"metadata of {where} uses the key {key!r}: rename it")
+
+
+def _check_asked(queries: Sequence[str], k: int) -> None:
+    for query in queries:
+        check_query(query)
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1")
 
 
 def as_given(document: Document) -> Document:
@@ -74,10 +86,24 @@ class Retrieving(SharedIndex):
     def _refuse_to_search_nothing(self) -> Self:
         if self.index is None or self.index == MEMORY:
             raise ValueError(
-                f"index is {self.index!r}, expected the path of a file or an open index; to make "
-                "one in memory, give documents to from_documents, or nodes to from_defaults"
+                f"index is {self.index!r}, expected the path of a file, the address of a server or "
+                "an open index; to make one in memory, give documents to from_documents, or nodes "
+                "to from_defaults"
+            )
+        remote = self._remote_index()
+        if remote is not None and not (
+            is_address(self.model) and base_of(self.model) == remote.name
+        ):
+            raise ValueError(
+                f"model is {self.model!r}, but the index at {remote.name} is a server's, which "
+                "encodes with its own model: leave model out"
             )
         return self
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the index is a server's, so that a search has only to wait."""
+        return self._remote_index() is not None
 
     def find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
         """The best documents on the chosen scale, best first; raises what `find_many` does."""
@@ -94,18 +120,40 @@ class Retrieving(SharedIndex):
             IndexMismatchError: the index was made by another model.
             InvalidFilterError: the filter is not in the language.
             InvalidQueryError: a query is blank or not a string.
+            ServerError: the index is a server's, and it did not answer.
             ValueError: `k` is less than 1.
         """
-        for query in queries:
-            check_query(query)
-        if k < 1:
-            raise ValueError(f"k is {k}, expected at least 1")
+        _check_asked(queries, k)
+        if (remote := self._remote_index()) is not None:
+            return self._scaled(
+                remote.search_many(queries, k, filter, exact=self.exact, effort=self.effort)
+            )
         model = self._model
         index = self._open_index(model)
         # Not `index.search_many`: an index that was given may have been opened without a model.
-        found = index.search_embeddings(
-            model.encode_queries(queries), k, filter, exact=self.exact, effort=self.effort
+        return self._scaled(
+            index.search_embeddings(
+                model.encode_queries(queries), k, filter, exact=self.exact, effort=self.effort
+            )
         )
+
+    async def afind(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
+        """`find` in an index that is a server's, awaited."""
+        (hits,) = await self.afind_many([query], k, filter)
+        return hits
+
+    async def afind_many(
+        self, queries: Sequence[str], k: int, filter: Mapping[str, object] | None
+    ) -> list[list[Hit]]:
+        """`find_many` in an index that is a server's, awaited."""
+        _check_asked(queries, k)
+        remote = self._remote_index()
+        assert remote is not None  # callers look at `is_remote` first
+        return self._scaled(
+            await remote.asearch_many(queries, k, filter, exact=self.exact, effort=self.effort)
+        )
+
+    def _scaled(self, found: list[list[Hit]]) -> list[list[Hit]]:
         if self.score == "sum":
             return found
         return [[replace(hit, score=hit.mean) for hit in hits] for hits in found]
@@ -119,7 +167,7 @@ class Retrieving(SharedIndex):
                 ids.append(document.id)
                 yield document
 
-        index = self._open_index(self._model, create=True)
+        index = self._remote_index() or self._open_index(self._model, create=True)
         index.add(noted(), show_progress=show_progress)
         return ids
 
@@ -149,7 +197,14 @@ class Retrieving(SharedIndex):
         Raises:
             IndexMismatchError: the file holds an index of another model.
         """
+        from colbert_rag.index import LocalIndex, copy_index
+
         with self._without_model() as source:
+            if isinstance(source, RemoteIndex):
+                raise ValueError(
+                    f"the index is kept by {source.name}, and cannot be copied from here: open it "
+                    "again by its address"
+                )
             path = path_of(source)
             if path is not None and file.exists() and file.samefile(path):
                 return
@@ -159,13 +214,18 @@ class Retrieving(SharedIndex):
                 copy_index(source, target)
 
     @contextlib.contextmanager
-    def _without_model(self) -> Iterator[Index]:
+    def _without_model(self) -> Iterator[Index | RemoteIndex]:
         """The index, for work that encodes nothing."""
+        if (remote := self._remote_index()) is not None:
+            yield remote
+            return
+        from colbert_rag.index import Index, LocalIndex
+
         if isinstance(self.index, str):
             with LocalIndex(self.index) as index:
                 yield index
         else:
-            assert self.index is not None  # a validator saw to it
+            assert isinstance(self.index, Index)  # a validator saw to it
             yield self.index
 
     def __getstate__(self) -> dict[Any, Any]:
@@ -188,5 +248,7 @@ def with_index(path: str | os.PathLike[str] | None, fields: Mapping[str, Any]) -
         return dict(index=os.fspath(path), **fields)  # an index of the fields, too, is an error
     if "index" in fields:
         return dict(fields)
+    from colbert_rag.index import LocalIndex
+
     named = {name: fields[name] for name in SharedModel.model_fields if name in fields}
     return {**fields, "index": LocalIndex(MEMORY, SharedModel(**named)._model)}

@@ -25,6 +25,7 @@ from colbert_rag.cli import (
     rerank,
     rerank_many,
     search,
+    serve,
     tune,
 )
 from colbert_rag.cli.options import UsageError
@@ -88,6 +89,7 @@ COMMANDS = (
     Command("index", "encode documents once, into a file or a Qdrant server", index),
     Command("search", "find the documents of an index that answer a query best", search),
     Command("tune", "make a large index quick to search, and measure what is found", tune),
+    Command("serve", "answer other programs over HTTP: rerank, search, a page to try it", serve),
     Command("evaluate", "measure on judged queries whether reranking helps", evaluate),
     Command("info", "say what an index holds, and which model made it", info),
     Command(

@@ -240,3 +240,5 @@ def _say_hints(checkpoint: str) -> None:
             "ranks better: --model answerdotai/answerai-colbert-small-v1"
         )
     _say_paragraph('Your own question: colbert-rag demo "..."  Your own files: colbert-rag rerank')
+    named = f" --model {checkpoint}" if checkpoint == OFFLINE_CHECKPOINT else ""
+    say(f"Other programs, and a browser: colbert-rag serve{named}")

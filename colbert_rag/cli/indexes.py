@@ -177,7 +177,7 @@ def connect(url: str, api_key: str | None) -> QdrantClient:
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Declare how an index on a server is reached."""
-    group = parser.add_argument_group("server")
+    group = parser.add_argument_group("Qdrant server")
     group.add_argument(
         "--collection", metavar="NAME", help="instead of as the last part of the URL"
     )

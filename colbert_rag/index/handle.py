@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Self
 
+MEMORY = ":memory:"
+"""In place of a path: an index that is in no file."""
+
 
 class Handle(ABC):
     """Something open, which is no value: two copies would close each other's connection."""

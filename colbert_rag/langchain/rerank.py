@@ -71,7 +71,7 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Like `compress_documents`, in a worker thread."""
+        """Like `compress_documents`, awaiting a server, and in a worker thread without one."""
         if not documents:
             check_query(query)
             return []
@@ -100,19 +100,43 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
         documents, asked = self._read(given)
         return self._best(documents, self._rerank_one(asked))
 
+    async def _arun(self, given: RerankInput) -> list[Document]:
+        documents, asked = self._read(given)
+        return self._best(documents, await self._arerank_one(asked))
+
     def _run_many(self, several: Sequence[RerankInput]) -> list[list[Document] | Exception]:
         """The answer to each input, or its error."""
+        read = [self._tried(given) for given in several]
+        results = self._rerank_many([one[1] for one in read if isinstance(one, tuple)])
+        return self._answers_of(read, results)
+
+    async def _arun_many(self, several: Sequence[RerankInput]) -> list[list[Document] | Exception]:
+        """`_run_many`, awaiting a server."""
+        if not self._awaited:
+            return await asyncio.to_thread(self._run_many, several)
+        read = [self._tried(given) for given in several]
+        results = await self._arerank_many([one[1] for one in read if isinstance(one, tuple)])
+        return self._answers_of(read, results)
+
+    def _tried(self, given: RerankInput) -> tuple[list[Document], Asked] | Exception:
+        try:
+            return self._read(given)
+        except (TypeError, ValueError) as error:
+            return error
+
+    def _answers_of(
+        self,
+        read: Sequence[tuple[list[Document], Asked] | Exception],
+        results: Sequence[list[Reranked] | Exception],
+    ) -> list[list[Document] | Exception]:
+        following = iter(results)
         answers: list[list[Document] | Exception] = []
-        read: dict[int, tuple[list[Document], Asked]] = {}
-        for place, given in enumerate(several):
-            try:
-                read[place] = self._read(given)
-                answers.append([])
-            except (TypeError, ValueError) as error:
-                answers.append(error)
-        results = self._rerank_many([asked for _, asked in read.values()])
-        for (place, (documents, _)), found in zip(read.items(), results, strict=True):
-            answers[place] = found if isinstance(found, Exception) else self._best(documents, found)
+        for one in read:
+            if isinstance(one, Exception):
+                answers.append(one)
+                continue
+            found = next(following)
+            answers.append(found if isinstance(found, Exception) else self._best(one[0], found))
         return answers
 
     def _best(self, documents: Sequence[Document], found: Sequence[Reranked]) -> list[Document]:
@@ -136,8 +160,13 @@ class _Step(RunnableLambda[RerankInput, list[Document]]):
     """A reranker in a chain, which a batch of inputs asks once."""
 
     def __init__(self, reranker: ColBERTRerank) -> None:
-        super().__init__(reranker._run, name=type(reranker).__name__)
+        super().__init__(
+            reranker._run,
+            afunc=reranker._arun if reranker._awaited else None,
+            name=type(reranker).__name__,
+        )
         self._run_many = reranker._run_many
+        self._arun_many = reranker._arun_many
 
     def batch(
         self,
@@ -160,13 +189,9 @@ class _Step(RunnableLambda[RerankInput, list[Document]]):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """Like `batch`, in a worker thread."""
-
-        async def run(several: list[RerankInput]) -> list[Exception | list[Document]]:
-            return await asyncio.to_thread(self._run_many, several)
-
+        """Like `batch`, awaiting a server, and in a worker thread without one."""
         return await self._abatch_with_config(
-            run, inputs, config, return_exceptions=return_exceptions, **kwargs
+            self._arun_many, inputs, config, return_exceptions=return_exceptions, **kwargs
         )
 
 

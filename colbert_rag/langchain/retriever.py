@@ -19,8 +19,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from colbert_rag.adapter.index import read_info
 from colbert_rag.adapter.retrieving import Retrieving, with_index
-from colbert_rag.index import Hit
+from colbert_rag.index.documents import Hit
 from colbert_rag.index.filters import parse_filter
+from colbert_rag.inputs import is_address
 from colbert_rag.langchain.documents import Watch, to_document, to_stored
 
 
@@ -97,7 +98,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], **fields: Any) -> Self:
-        """A retriever over the index in a file, with the model that made it.
+        """A retriever over the index in a file, or at a server's address, with its own model.
 
         Raises:
             FileNotFoundError: there is no index.
@@ -105,7 +106,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
             IndexStorageError: the file cannot be opened.
         """
         name = os.fspath(path)
-        if read_info(name) is None:
+        if not is_address(name) and read_info(name) is None:
             raise FileNotFoundError(f"there is no index at {name}; make one with from_documents")
         return cls(index=name, **fields)
 
@@ -152,8 +153,11 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         return_exceptions: bool = False,
         **kwargs: Any,
     ) -> list[list[Document]]:
-        """Like `batch`, in worker threads."""
-        found = await run_in_executor(None, partial(self._found, inputs, **kwargs))
+        """Like `batch`, awaiting a server, and in worker threads without one."""
+        if self.is_remote:
+            found = await self._afound(inputs, **kwargs)
+        else:
+            found = await run_in_executor(None, partial(self._found, inputs, **kwargs))
         options = kwargs | {"found": found}
         return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
 
@@ -163,19 +167,18 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         Each query is then searched for in its own run, which is where its error belongs.
         """
         try:
-            asked = [query for query in dict.fromkeys(queries) if query.strip()]
-            return dict(zip(asked, self._searched(asked, **options), strict=True))
+            asked = _asked(queries)
+            return dict(zip(asked, self.find_many(asked, *self._wanted(**options)), strict=True))
         except Exception:
             return {}
 
-    def _searched(
-        self,
-        queries: Sequence[str],
-        k: int | None = None,
-        filter: Mapping[str, Any] | None = None,
-    ) -> list[list[Hit]]:
-        passing = self.filter if filter is None else filter
-        return self.find_many(queries, self.k if k is None else k, passing)
+    async def _afound(self, queries: Sequence[str], **options: Any) -> dict[str, list[Hit]]:
+        try:
+            asked = _asked(queries)
+            found = await self.afind_many(asked, *self._wanted(**options))
+            return dict(zip(asked, found, strict=True))
+        except Exception:
+            return {}
 
     def _get_relevant_documents(
         self,
@@ -188,21 +191,44 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         # Taken, since two results must not share metadata: a query may stand in a batch twice.
         hits = None if found is None else found.pop(query, None)
         if hits is None:
-            (hits,) = self._searched([query], **options)
-        return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
+            hits = self.find(query, *self._wanted(**options))
+        return self._returned(hits)
 
     # The base class would drop `k` and `filter` on this way.
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        **kwargs: Any,
     ) -> list[Document]:
+        found = kwargs.get("found")
+        if self.is_remote and (found is None or query not in found):
+            kwargs.pop("found", None)
+            return self._returned(await self.afind(query, *self._wanted(**kwargs)))
         find = partial(self._get_relevant_documents, run_manager=run_manager.get_sync(), **kwargs)
         return await run_in_executor(None, find, query)
 
+    def _wanted(
+        self, k: int | None = None, filter: Mapping[str, Any] | None = None
+    ) -> tuple[int, Mapping[str, Any] | None]:
+        return self.k if k is None else k, self.filter if filter is None else filter
+
+    def _returned(self, hits: Sequence[Hit]) -> list[Document]:
+        return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
+
     def _get_ls_params(self, **options: Any) -> LangSmithRetrieverParams:
-        index = "LocalIndex" if isinstance(self.index, str) else type(self.index).__name__
+        index = type(self.index).__name__
+        if isinstance(self.index, str):
+            index = "RemoteIndex" if is_address(self.index) else "LocalIndex"
         return LangSmithRetrieverParams(
             **super()._get_ls_params(**options),
             ls_vector_store_provider=index,
             ls_embedding_provider="colbert",
             ls_embedding_model=self.model,
         )
+
+
+def _asked(queries: Sequence[str]) -> list[str]:
+    """Each query once; a blank one is refused in its own run."""
+    return [query for query in dict.fromkeys(queries) if query.strip()]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llama_index.core.callbacks import CBEventType, EventPayload
@@ -14,7 +15,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import Field, model_validator
 
 from colbert_rag.adapter.model import PathText
-from colbert_rag.adapter.reranking import EXPLANATION_KEY, Reranked, Reranking
+from colbert_rag.adapter.reranking import EXPLANATION_KEY, Asked, Reranked, Reranking
 from colbert_rag.inputs import check_query
 
 RETRIEVAL_SCORE_KEY = "retrieval_score"
@@ -44,7 +45,6 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
         """The name this class is stored under."""
         return "ColBERTRerank"
 
-    # There is no async twin: the base class runs this one in a thread, inside its span.
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
@@ -56,23 +56,36 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             TypeError: an item of `nodes` is not a `NodeWithScore`, or its text not a string.
             ValueError: there is no query.
         """
-        if query_bundle is None or query_bundle.query_str is None:
-            raise ValueError(
-                "Missing query bundle in extra info: give postprocess_nodes a query_str= or a "
-                "query_bundle="
-            )
-        query = query_bundle.query_str
-        check_query(query)
-        for index, found in enumerate(nodes):
-            if not isinstance(found, NodeWithScore):
-                raise TypeError(f"node {index} is {type(found).__name__}, expected NodeWithScore")
+        query = _query(nodes, query_bundle)
         if not nodes:
             return []
+        with self._told(nodes, query_bundle) as reranked:
+            reranked += self._returned(nodes, self._rerank_one(self._read(nodes, query)))
+        return reranked
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        """Like `_postprocess_nodes`, awaiting a server, and in a worker thread without one."""
+        if not self._awaited:
+            return await super()._apostprocess_nodes(nodes, query_bundle)
+        query = _query(nodes, query_bundle)
+        if not nodes:
+            return []
+        with self._told(nodes, query_bundle) as reranked:
+            reranked += self._returned(nodes, await self._arerank_one(self._read(nodes, query)))
+        return reranked
+
+    @contextlib.contextmanager
+    def _told(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> Iterator[list[NodeWithScore]]:
+        """Tell all who listen that nodes are reranked; the list is to hold them afterwards."""
         top_n = self.top_n or len(nodes)  # an event must carry a number
         payload: dict[str, Any] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.model,
-            EventPayload.QUERY_STR: query,
+            EventPayload.QUERY_STR: query_bundle.query_str if query_bundle else None,
             EventPayload.TOP_K: top_n,
         }
         reranked: list[NodeWithScore] = []
@@ -86,20 +99,20 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
         )
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-                reranked = self._reranked(nodes, query)
+                yield reranked
                 event.on_end(payload={EventPayload.NODES: reranked})
         finally:
             # After an error too: a handler that saw the start waits for the end.
             _dispatcher.event(ReRankEndEvent(nodes=reranked))
-        return reranked
 
-    def _reranked(self, nodes: Sequence[NodeWithScore], query: str) -> list[NodeWithScore]:
-        results = self._rerank(
-            query,
-            [self._text(found.node) for found in nodes],
-            [found.node.node_id for found in nodes],
-        )
-        return [self._returned(nodes[result.index], result) for result in results]
+    def _read(self, nodes: Sequence[NodeWithScore], query: str) -> Asked:
+        texts = [self._text(found.node) for found in nodes]
+        return self._asked(query, texts, [found.node.node_id for found in nodes])
+
+    def _returned(
+        self, nodes: Sequence[NodeWithScore], results: Sequence[Reranked]
+    ) -> list[NodeWithScore]:
+        return [self._with_score(nodes[result.index], result) for result in results]
 
     def _text(self, node: BaseNode) -> str | None:
         # Metadata describes a text and does not replace it: an image with a file name has none.
@@ -108,7 +121,7 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             return text
         return node.get_content(metadata_mode=self.metadata_mode)
 
-    def _returned(self, found: NodeWithScore, result: Reranked) -> NodeWithScore:
+    def _with_score(self, found: NodeWithScore, result: Reranked) -> NodeWithScore:
         added: dict[str, Any] = {}
         if self.keep_retrieval_score:
             added[RETRIEVAL_SCORE_KEY] = found.score
@@ -147,6 +160,20 @@ class ColbertRerank(ColBERTRerank):
         if fields.get("keep_retrieval_score", False) is None:
             fields["keep_retrieval_score"] = False
         return fields
+
+
+def _query(nodes: Sequence[object], query_bundle: QueryBundle | None) -> str:
+    """The query, once it and the nodes are checked."""
+    if query_bundle is None or query_bundle.query_str is None:
+        raise ValueError(
+            "Missing query bundle in extra info: give postprocess_nodes a query_str= or a "
+            "query_bundle="
+        )
+    check_query(query_bundle.query_str)
+    for index, found in enumerate(nodes):
+        if not isinstance(found, NodeWithScore):
+            raise TypeError(f"node {index} is {type(found).__name__}, expected NodeWithScore")
+    return query_bundle.query_str
 
 
 def _with_hidden(node: BaseNode, added: Mapping[str, Any]) -> BaseNode:

@@ -18,7 +18,8 @@ from llama_index.core.vector_stores import MetadataFilters
 from colbert_rag.adapter.index import read_info
 from colbert_rag.adapter.model import SharedModel
 from colbert_rag.adapter.retrieving import SOURCE_KEY, Retrieving, with_index
-from colbert_rag.index import Document, Index
+from colbert_rag.index import Document, Hit
+from colbert_rag.index.handle import Handle
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
 from colbert_rag.settings import refuse_unknown
@@ -40,7 +41,7 @@ class ColBERTRetriever(BaseRetriever):
 
     def __init__(
         self,
-        index: Index | str | os.PathLike[str],
+        index: Handle | str | os.PathLike[str],
         *,
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: MetadataFilters | None = None,
@@ -57,7 +58,8 @@ class ColBERTRetriever(BaseRetriever):
         """Search an index.
 
         Args:
-            index: The file of a `LocalIndex`, or an open index of any kind.
+            index: The file of a `LocalIndex`, the address of a server, or an open index of any
+                kind.
             similarity_top_k: How many nodes to return.
             filters: Which metadata they must have.
             score: `"mean"` similarity of the query's vectors, from -1 to 1; `"sum"` is ColBERT's.
@@ -200,11 +202,18 @@ class ColBERTRetriever(BaseRetriever):
         return to_document(node, self.metadata_mode)
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        # Read again, since filters can be changed in place.
-        filter = to_filter(self.filters)
-        hits = self._retrieving.find(query_bundle.query_str, self.similarity_top_k, filter)
-        return [NodeWithScore(node=to_node(hit.document), score=hit.score) for hit in hits]
+        return _found(self._retrieving.find(*self._wanted(query_bundle)))
 
     # The base class would hold up the event loop.
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        if self._retrieving.is_remote:
+            return _found(await self._retrieving.afind(*self._wanted(query_bundle)))
         return await asyncio.to_thread(self._retrieve, query_bundle)
+
+    def _wanted(self, query_bundle: QueryBundle) -> tuple[str, int, dict[str, Any] | None]:
+        # Read again, since filters can be changed in place.
+        return query_bundle.query_str, self.similarity_top_k, to_filter(self.filters)
+
+
+def _found(hits: Sequence[Hit]) -> list[NodeWithScore]:
+    return [NodeWithScore(node=to_node(hit.document), score=hit.score) for hit in hits]

@@ -20,12 +20,16 @@ from colbert_rag import (
     LocalIndex,
     Ranked,
     Ranking,
+    RemoteColBERT,
+    RemoteIndex,
     TokenEmbeddings,
     shared_colbert,
 )
 from colbert_rag.index import Changes, Document, Hit
 from colbert_rag.langchain import ColBERTRerank as LangChainRerank
 from colbert_rag.llama_index import ColBERTRerank as LlamaIndexRerank
+from colbert_rag.model import AsyncRanker, Model
+from colbert_rag.remote.ranking import RemoteExplanation, RemoteRanking
 
 
 def opened(folder: Path) -> ColBERT:
@@ -125,3 +129,23 @@ def with_llama_index() -> list[NodeWithScore]:
     LlamaIndexRerank(top_n="many")  # type: ignore[arg-type]
     LlamaIndexRerank(similarity_top_k=3)  # type: ignore[call-arg]
     return rerank.postprocess_nodes(nodes, query_str="a query")
+
+
+async def behind_a_server(folder: Path) -> Model:
+    remote = RemoteColBERT("http://127.0.0.1:8000", api_key="key", timeout=5)
+    model: Model = remote
+    awaited: AsyncRanker = remote
+    assert_type(remote.rank("a query", ["a text"]), RemoteRanking)
+    assert_type(await remote.arank("a query", ["a text"]), RemoteRanking)
+    assert_type(remote.rank("a query", ["a text"]).explain(0), RemoteExplanation)
+    assert_type(remote.encode_queries(["a query"]), TokenEmbeddings)
+    remote.rank("a query", ["a text"], top_n=3)  # type: ignore[arg-type]
+    RemoteColBERT(folder)  # type: ignore[arg-type]
+    LocalIndex(folder / "index.sqlite", remote)
+    LangChainRerank(colbert=remote)
+    LlamaIndexRerank(colbert=awaited)
+    index = RemoteIndex("http://127.0.0.1:8000")
+    assert_type(index.search("a query", 3, {"year": {"$gte": 2000}}), list[Hit])
+    assert_type(await index.asearch("a query"), list[Hit])
+    assert_type(index.add(["a text"]), Changes)
+    return model

@@ -15,8 +15,9 @@ from typing import Self, SupportsFloat, TypeVar
 
 from colbert_rag.errors import IndexBusyError, IndexStorageError
 from colbert_rag.forks import is_torn, no_fork, renewed_after_fork
+from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.local.inherited import let_go
-from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.translation import busy, is_busy, tells_damage, translated
 
 Result = TypeVar("Result")

@@ -18,11 +18,12 @@ from typing import ParamSpec, TypeVar
 from colbert_rag.codings import FLOAT16, Coding
 from colbert_rag.errors import IndexCorruptError, IndexMismatchError, IndexStorageError
 from colbert_rag.forks import no_fork, renewed_after_fork
+from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.claim import Claim, seconds
 from colbert_rag.index.local.inherited import let_go
 from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
-from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.record import Record
 from colbert_rag.index.local.schema import APPLICATION_ID, OLDER_FORMATS, SCHEMA, UPGRADE
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated

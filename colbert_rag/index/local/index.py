@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,17 +14,18 @@ from colbert_rag.codings import VectorCoding, coding_named
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index, Result
 from colbert_rag.index.conditions import Condition
-from colbert_rag.index.documents import Document, Hit, Stored, check_ids, text_digest
+from colbert_rag.index.documents import Document, Hit, Stored, check_ids
+from colbert_rag.index.handle import MEMORY
+from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.lookup import positions_of, vectors_at
+from colbert_rag.index.local.lookup import documents_at, embeddings_at, encoded_page, vectors_of
 from colbert_rag.index.local.opening import resolved
-from colbert_rag.index.local.place import MEMORY, Place
+from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.recall import WANTED, Recall, measure
 from colbert_rag.index.local.rewriting import Rewriting
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.searcher import Searcher
-from colbert_rag.index.searching import How
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -83,7 +86,11 @@ class LocalIndex(Index):
         """
         memory_budget = whole_number("memory_budget", memory_budget, least=0)
         coding = None if vectors is None else coding_named(vectors)
-        self._reopening = (memory_budget, busy_timeout, read_only)
+        self._reopening = {
+            "memory_budget": memory_budget,
+            "busy_timeout": busy_timeout,
+            "read_only": read_only,
+        }
         self._database = Database(
             os.fspath(path),
             read_only=read_only,
@@ -117,12 +124,7 @@ class LocalIndex(Index):
         Raises:
             KeyError: names the ids that the index does not hold.
         """
-        return self._database.read(self._documents, check_ids(ids))
-
-    def _documents(self, ids: list[str]) -> list[Document]:
-        positions = positions_of(self._rows, ids, self.name)
-        found = self._rows.documents(positions)
-        return [found[position] for position in positions]
+        return self._database.read(documents_at, self._rows, check_ids(ids), self.name)
 
     def embeddings(self, ids: Iterable[str]) -> TokenEmbeddings:
         """Stored vectors by id, in the order asked for; float16, on the CPU.
@@ -130,10 +132,7 @@ class LocalIndex(Index):
         Raises:
             KeyError: names the ids that the index does not hold.
         """
-        listed = check_ids(ids)
-        return self._database.read(
-            lambda: vectors_at(self._rows, positions_of(self._rows, listed, self.name))
-        )
+        return self._database.read(embeddings_at, self._rows, check_ids(ids), self.name)
 
     def encoded(self, batch_size: int = 256) -> Iterator[tuple[list[Document], TokenEmbeddings]]:
         """Everything the index holds, in order of insertion, batch by batch.
@@ -143,15 +142,11 @@ class LocalIndex(Index):
         batch_size = whole_number("batch_size", batch_size, least=1)
         last = 0
         while True:
-            page, vectors = self._database.read(self._page, last, batch_size)
+            page, vectors = self._database.read(encoded_page, self._rows, last, batch_size)
             if not page:
                 return
             yield list(page.values()), vectors
             last = max(page)
-
-    def _page(self, after: int, size: int) -> tuple[dict[int, Document], TokenEmbeddings]:
-        page = self._rows.page(after, size)
-        return page, vectors_at(self._rows, list(page))
 
     def __iter__(self) -> Iterator[Document]:
         """Every document, in order of insertion."""
@@ -170,17 +165,13 @@ class LocalIndex(Index):
     def stats(self) -> IndexStats:
         """How much the index holds, without reading any vector."""
         documents, tokens = self._database.read(self._rows.totals)
-        held = self._searcher.held()
         return IndexStats(
             documents=documents,
             tokens=tokens,
             bytes=self._database.size(),
             vectors=self.vectors,
             vector_bytes=self._database.coding.row_bytes(self.info.dim),
-            shared_bytes=held.shared_bytes,
-            level_bytes=held.level_bytes,
-            mapped_bytes=held.mapped_bytes,
-            held_bytes=held.held_bytes,
+            **asdict(self._searcher.held()),
         )
 
     def verify(self) -> None:
@@ -283,10 +274,9 @@ class LocalIndex(Index):
         place = Place(os.fspath(path))
         if place.path == MEMORY or (place.file and place.file == self._database.place.file):
             raise ValueError(f"path is {place.path!r}, expected the file of another index")
-        _, timeout, _ = self._reopening
         # What is there may be by another model; only where nothing is does ours make the file.
         like = None if place.file and Path(place.path).stat().st_size else self.info
-        with LocalIndex(place.path, like=like, busy_timeout=timeout) as other:
+        with LocalIndex(place.path, like=like, busy_timeout=self._database.busy_timeout) as other:
             other._writing(lambda: self._rewriting.publish(other._database))
 
     def close(self) -> None:
@@ -305,7 +295,7 @@ class LocalIndex(Index):
                 f"{self!r} cannot be pickled: it exists in this process only. Give it a file, or "
                 "copy it into an index that has one with copy_index"
             )
-        return (_reopened, (self._database.place.absolute, self.colbert, *self._reopening))
+        return (_reopened, (self._database.place.absolute, self.colbert, self._reopening))
 
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
@@ -320,13 +310,7 @@ class LocalIndex(Index):
         return self._database.read(self._rows.known, ids)
 
     def _held(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        return self._database.read(self._vectors_of, {text: text_digest(text) for text in texts})
-
-    def _vectors_of(self, digests: Mapping[str, bytes]) -> dict[str, Tensor]:
-        positions = self._rows.positions_of_texts(set(digests.values()))
-        held = [text for text, digest in digests.items() if digest in positions]
-        vectors = vectors_at(self._rows, [positions[digests[text]] for text in held])
-        return dict(zip(held, vectors, strict=True))
+        return self._database.read(vectors_of, self._rows, texts)
 
     def _write(
         self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
@@ -351,16 +335,8 @@ class LocalIndex(Index):
         return result
 
 
-def _reopened(
-    path: str, colbert: Model | None, memory_budget: int, busy_timeout: float, read_only: bool
-) -> LocalIndex:
+def _reopened(path: str, colbert: Model | None, options: Mapping[str, Any]) -> LocalIndex:
     """An index from its pickle; unlike `LocalIndex`, this never makes a new one."""
     if not Path(path).exists():
         raise FileNotFoundError(f"there is no index at {path}, where the pickled one was")
-    return LocalIndex(
-        path,
-        colbert,
-        memory_budget=memory_budget,
-        busy_timeout=busy_timeout,
-        read_only=read_only,
-    )
+    return LocalIndex(path, colbert, **options)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index.documents import check_found
+from colbert_rag.index.documents import Document, check_found, text_digest
 from colbert_rag.index.local.rows import Rows
 
 
@@ -24,6 +25,18 @@ def positions_of(rows: Rows, ids: Sequence[str], where: str) -> list[int]:
     return [positions[name] for name in ids]
 
 
+def documents_at(rows: Rows, ids: Sequence[str], where: str) -> list[Document]:
+    """Documents by their ids, in that order; raises what `positions_of` does."""
+    positions = positions_of(rows, ids, where)
+    found = rows.documents(positions)
+    return [found[position] for position in positions]
+
+
+def embeddings_at(rows: Rows, ids: Sequence[str], where: str) -> TokenEmbeddings:
+    """Vectors by the ids of documents, in that order; raises what `positions_of` does."""
+    return vectors_at(rows, positions_of(rows, ids, where))
+
+
 def vectors_at(rows: Rows, positions: Sequence[int]) -> TokenEmbeddings:
     """Vectors in the order of `positions`, which may repeat."""
     rising = sorted(set(positions))
@@ -32,3 +45,18 @@ def vectors_at(rows: Rows, positions: Sequence[int]) -> TokenEmbeddings:
         return vectors
     places = {position: place for place, position in enumerate(rising)}
     return vectors[[places[position] for position in positions]]
+
+
+def encoded_page(rows: Rows, after: int, size: int) -> tuple[dict[int, Document], TokenEmbeddings]:
+    """The documents that follow a position, at most `size`, and their vectors."""
+    page = rows.page(after, size)
+    return page, vectors_at(rows, list(page))
+
+
+def vectors_of(rows: Rows, texts: Sequence[str]) -> dict[str, Tensor]:
+    """The vectors of those of some texts that the index holds."""
+    digests = {text: text_digest(text) for text in texts}
+    positions = rows.positions_of_texts(set(digests.values()))
+    held = [text for text, digest in digests.items() if digest in positions]
+    vectors = vectors_at(rows, [positions[digests[text]] for text in held])
+    return dict(zip(held, vectors, strict=True))

@@ -6,8 +6,7 @@ import os
 import stat
 
 from colbert_rag.errors import IndexStorageError
-
-MEMORY = ":memory:"
+from colbert_rag.index.handle import MEMORY
 
 
 class Place:

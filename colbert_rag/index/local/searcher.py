@@ -11,6 +11,8 @@ import torch
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Hit
+from colbert_rag.index.handle import MEMORY
+from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level.choice import Choice
@@ -18,12 +20,10 @@ from colbert_rag.index.local.level.effort import EFFORTS
 from colbert_rag.index.local.level.file import LevelFile
 from colbert_rag.index.local.level.level import Best, Level
 from colbert_rag.index.local.level.record import LevelRecord
-from colbert_rag.index.local.place import MEMORY
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.selection import best_positions
 from colbert_rag.index.local.shared import SharedVectors
 from colbert_rag.index.local.snapshot import Snapshot
-from colbert_rag.index.searching import How
 
 logger = logging.getLogger(__name__)
 

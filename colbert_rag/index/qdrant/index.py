@@ -12,6 +12,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
+from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
 from colbert_rag.index.qdrant.collection import (
     FETCH,
@@ -33,7 +34,6 @@ from colbert_rag.index.qdrant.collection import (
 )
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
 from colbert_rag.index.qdrant.translation import translated
-from colbert_rag.index.searching import How
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 

@@ -1,0 +1,206 @@
+"""What clients send. Unknown fields are ignored, as the servers do whose clients these are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from colbert_rag.inputs import read_text, read_texts
+
+Scale = Literal["mean", "sum"]
+Explain = bool | Literal["html"]
+
+TEXTS = "texts, or objects with a text"
+
+
+class Body(BaseModel):
+    """What all requests share.
+
+    Attributes:
+        model: The name of the model that is served; the one there is, where it is left out.
+    """
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str | None = None
+
+
+class Scored(Body):
+    """A request whose answer has scores.
+
+    Attributes:
+        score: "mean" is the mean similarity of the query's tokens, from -1 to 1; "sum" is ColBERT's
+            own score.
+    """
+
+    score: Scale = "mean"
+
+
+class Rerank(Scored):
+    """As Cohere's, Jina's and vLLM's clients send it.
+
+    Attributes:
+        query: The query: a text, or an object with one.
+        queries: Several, instead.
+        documents: Texts, or objects with a `text`; with `queries` also a list of them for each.
+        top_n: Results of each query; None and 0 for all.
+        return_documents: Whether results hold their text; None leaves it to the path.
+        max_tokens_per_doc: Cut documents after so many tokens, where the model reads more.
+        explain: Whether results hold an explanation; "html" adds it as the notebook shows it.
+    """
+
+    query: Any = None
+    queries: list[Any] | None = None
+    documents: list[Any] = Field(description=TEXTS)
+    top_n: int | None = Field(default=None, ge=0)
+    return_documents: bool | None = None
+    max_tokens_per_doc: int | None = Field(default=None, ge=1)
+    explain: Explain = False
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        self.query, self.queries = _queries(self.query, self.queries)
+        if self.queries is not None and any(isinstance(item, list) for item in self.documents):
+            self.documents = _lists(self.documents, len(self.queries))
+        else:
+            self.documents = _texts(self.documents, "documents")
+        return self
+
+
+class Score(Scored):
+    """As vLLM's clients send it: one text with many, or pairs.
+
+    Attributes:
+        text_1: Queries; `queries` is another name of it.
+        text_2: Documents; `documents` is another name of it.
+    """
+
+    text_1: Any = None
+    text_2: Any = None
+    queries: Any = None
+    documents: Any = None
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        first = self.queries if self.text_1 is None else self.text_1
+        second = self.documents if self.text_2 is None else self.text_2
+        self.text_1 = _texts(_listed(first, "text_1"), "text_1")
+        self.text_2 = _texts(_listed(second, "text_2"), "text_2")
+        if len(self.text_1) not in (1, len(self.text_2)):
+            raise ValueError(
+                f"text_1 holds {len(self.text_1)} texts and text_2 {len(self.text_2)}, expected "
+                "one text with many, or as many of one as of the other"
+            )
+        return self
+
+
+class Pooling(Body):
+    """As vLLM's clients send it: texts, for their token vectors.
+
+    Attributes:
+        input: A text, or several.
+        input_type: What they are encoded as.
+        encoding_format: Numbers, or base64 of little-endian float32.
+    """
+
+    input: Any
+    input_type: Literal["query", "document"] = "document"
+    encoding_format: Literal["float", "base64"] = "float"
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        self.input = _texts(_listed(self.input, "input"), "input")
+        return self
+
+
+class Search(Scored):
+    """What to look for in the index.
+
+    Attributes:
+        query: The query.
+        queries: Several, instead.
+        k: Results of each query.
+        filter: Which metadata a document must have.
+        exact: Of indexes that can be searched otherwise: whether to look at every document.
+        effort: Of such indexes: how far to look.
+        explain: As in `Rerank`.
+    """
+
+    query: Any = None
+    queries: list[Any] | None = None
+    k: int = Field(default=10, ge=0)
+    filter: dict[str, Any] | None = None
+    exact: bool | None = None
+    effort: Any = None
+    explain: Explain = False
+
+    @model_validator(mode="after")
+    def _read(self) -> Self:
+        self.query, self.queries = _queries(self.query, self.queries)
+        return self
+
+
+class Documents(BaseModel):
+    """Documents to store: texts, or objects with `text` and perhaps `id` and `metadata`."""
+
+    documents: list[Any]
+
+
+class Deletion(BaseModel):
+    """Which documents to remove: by their ids, or by their metadata."""
+
+    ids: list[str] | None = None
+    filter: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.ids is None) == (self.filter is None):
+            raise ValueError("expected either ids or a filter")
+        return self
+
+
+def _queries(query: object, queries: list[Any] | None) -> tuple[str | None, list[str] | None]:
+    """One query or several, each as a text."""
+    if (query is None) == (queries is None):
+        raise ValueError("expected a query, or queries instead of it")
+    if queries is None:
+        return _text(query, "query"), None
+    return None, [_text(item, f"queries[{place}]") for place, item in enumerate(queries)]
+
+
+def _lists(documents: Sequence[Any], queries: int) -> list[list[str]]:
+    """A list of texts for each query."""
+    for place, item in enumerate(documents):
+        if not isinstance(item, list):
+            raise ValueError(
+                f"documents[{place}] is no list, but another one is: expected a list for each "
+                "query, or one list of texts for all of them"
+            )
+    if len(documents) != queries:
+        raise ValueError(
+            f"documents holds {len(documents)} lists for {queries} queries, expected one for each"
+        )
+    return [_texts(item, f"documents[{place}]") for place, item in enumerate(documents)]
+
+
+def _listed(value: object, name: str) -> list[Any]:
+    if value is None:
+        raise ValueError(f"{name} is missing, expected a text or a list of texts")
+    return value if isinstance(value, list) else [value]
+
+
+def _texts(value: Sequence[Any], name: str) -> list[str]:
+    """Texts, with pydantic told of errors in the one type it collects."""
+    try:
+        return read_texts(value, name)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _text(value: object, name: str) -> str:
+    try:
+        return read_text(value, name)
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,281 @@
+"""Clients that behave badly, and some that do not: what a server on an open network meets.
+
+`python -m tests.helpers.abuse --requests 3000` does it at length, with real weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from colbert_rag import ColBERT
+from tests.helpers.serving import LIMIT, Running, serving
+
+KEY = "the-right-key"
+WORDS = "saturn mars venus rings red hot ice rock moon wind storm planet star".split()
+EXACT = 1e-4
+
+
+@dataclass
+class Found:
+    """What became of the requests.
+
+    Attributes:
+        kinds: How many there were of each kind.
+        wrong: What was answered otherwise than it should have been.
+        memory: Bytes that the server held, now and then.
+    """
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+
+
+class Client:
+    """One connection of a client, which knows what the answers should be."""
+
+    def __init__(self, url: str, model: ColBERT, chance: random.Random) -> None:
+        self.host, _, port = url.removeprefix("http://").partition(":")
+        self.port = int(port)
+        self.model, self.chance = model, chance
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.host, self.port, limit=2**24)
+
+    def texts(self, most: int = 8) -> list[str]:
+        sizes = [self.chance.randint(1, 30) for _ in range(self.chance.randint(1, most))]
+        return [" ".join(self.chance.choices(WORDS, k=size)) for size in sizes]
+
+    def good(self) -> tuple[bytes, list[tuple[int, float]]]:
+        """A body, and the right answer to it."""
+        query, texts = " ".join(self.chance.choices(WORDS, k=3)), self.texts()
+        expected = [(place.index, place.mean) for place in self.model.rank(query, texts)]
+        return json.dumps({"query": query, "documents": texts}).encode(), expected
+
+
+def head(length: int | None, *, key: str = KEY, path: str = "/rerank") -> bytes:
+    """The line and headers of a request."""
+    sized = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        f"Content-Type: application/json\r\n{sized}\r\n\r\n"
+    ).encode()
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of one answer; 0 where the server closed the connection."""
+    try:
+        async with asyncio.timeout(LIMIT):
+            top = await reader.readuntil(b"\r\n\r\n")
+            fields = dict(
+                line.lower().split(": ", 1) for line in top.decode().split("\r\n")[1:] if line
+            )
+            body = await reader.readexactly(int(fields.get("content-length", 0)))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return 0, b""
+    return int(top.split()[1]), body
+
+
+def right(found: tuple[int, bytes], expected: Sequence[tuple[int, float]]) -> str:
+    """What is wrong with an answer, or nothing."""
+    status, body = found
+    if status != 200:
+        return f"status {status}: {body[:200]!r}"
+    results = [(it["index"], it["relevance_score"]) for it in json.loads(body)["results"]]
+    if [index for index, _ in results] != [index for index, _ in expected] or any(
+        abs(one - other) > EXACT for (_, one), (_, other) in zip(results, expected, strict=True)
+    ):
+        return f"{results} instead of {expected}"
+    return ""
+
+
+async def ask_well(client: Client) -> str:
+    """Two good requests on one connection."""
+    reader, writer = await client.connect()
+    said = ""
+    for _ in range(2):
+        body, expected = client.good()
+        writer.write(head(len(body)) + body)
+        said = said or right(await answer(reader), expected)
+    writer.close()
+    return said
+
+
+async def ask_slowly(client: Client) -> str:
+    """A good request in small pieces, whose answer is not read at once."""
+    body, expected = client.good()
+    reader, writer = await client.connect()
+    whole = head(len(body)) + body
+    for start in range(0, len(whole), 1 + len(whole) // 8):
+        writer.write(whole[start : start + 1 + len(whole) // 8])
+        await writer.drain()
+        await asyncio.sleep(client.chance.random() / 10)
+    await asyncio.sleep(client.chance.random() / 2)
+    said = right(await answer(reader), expected)
+    writer.close()
+    return said
+
+
+async def hang_up(client: Client) -> str:
+    """A request that is cut anywhere, or whose answer nobody reads."""
+    body, _ = client.good()
+    if client.chance.random() < 0.3:
+        texts = [f"{client.chance.random()} {text}" for text in client.texts(200)]
+        body = json.dumps({"query": "red", "documents": texts}).encode()
+    _, writer = await client.connect()
+    whole = head(len(body)) + body
+    writer.write(
+        whole[: client.chance.randint(0, len(whole))] if client.chance.random() < 0.5 else whole
+    )
+    await asyncio.sleep(client.chance.random() / 20)
+    if client.chance.random() < 0.5:
+        writer.transport.abort()
+    writer.close()
+    return ""
+
+
+async def refused(client: Client, whole: bytes, *statuses: int) -> str:
+    """Send something that must be refused with one of the statuses."""
+    reader, writer = await client.connect()
+    try:
+        writer.write(whole)
+        await writer.drain()
+    except ConnectionError:  # refused before all of it was sent
+        return ""
+    status, body = await answer(reader)
+    writer.close()
+    return "" if status in statuses else f"status {status}, expected {statuses}: {body[:200]!r}"
+
+
+async def bad_json(client: Client) -> str:
+    """A body that is cut, or bytes of any kind."""
+    body, _ = client.good()
+    body = body[: client.chance.randint(1, len(body) - 1)]
+    if client.chance.random() < 0.5:
+        body = b"\xff" + client.chance.randbytes(client.chance.randint(0, 999))
+    return await refused(client, head(len(body)) + body, 400)
+
+
+async def bad_values(client: Client) -> str:
+    """JSON that is no request."""
+    odd = [None, [], {}, 3, -1.5, True, "", " ", {"text": 3}, [[]], "\ud800"]
+    body = {"query": client.chance.choice(odd[:8]), "documents": client.chance.choice(odd)}
+    whole = json.dumps(body).encode()
+    return await refused(client, head(len(whole)) + whole, 400)
+
+
+async def wrong_key(client: Client) -> str:
+    """A request of somebody who may not."""
+    body, _ = client.good()
+    key = client.chance.choice([KEY[:-1], KEY + "x", "", KEY.upper(), "x" * 9000])
+    return await refused(client, head(len(body), key=key) + body, 401)
+
+
+async def huge(client: Client) -> str:
+    """A body that says it is too large, or is so without saying it."""
+    if client.chance.random() < 0.5:
+        return await refused(client, head(2**33) + b" " * 9999, 413)
+    chunk = b"100000\r\n" + b" " * 2**20 + b"\r\n"
+    return await refused(client, head(None) + chunk * 20, 413, 0)
+
+
+async def too_many(client: Client) -> str:
+    """More documents, or a longer one, than a request may hold."""
+    documents = ["a"] * 1001 if client.chance.random() < 0.5 else ["a" * 200_001]
+    body = json.dumps({"query": "red", "documents": documents}).encode()
+    return await refused(client, head(len(body)) + body, 413)
+
+
+async def no_http(client: Client) -> str:
+    """Something else than HTTP, or a head without end."""
+    whole = client.chance.randbytes(200) + b"\r\n\r\n"
+    if client.chance.random() < 0.3:
+        whole = b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 50_000
+    return await refused(client, whole, 400, 431, 0)
+
+
+KINDS: dict[Callable[[Client], Awaitable[str]], int] = {
+    ask_well: 30,
+    ask_slowly: 10,
+    hang_up: 25,
+    bad_json: 10,
+    bad_values: 5,
+    wrong_key: 10,
+    huge: 3,
+    too_many: 3,
+    no_http: 4,
+}
+"""Kinds of requests, and how many of a hundred they are."""
+
+
+async def abuse(
+    running: Running, model: ColBERT, *, requests: int, clients: int, seed: int
+) -> Found:
+    """Ask in all these ways, from several clients at a time."""
+    found = Found()
+    chance = random.Random(seed)
+    drawn = chance.choices(list(KINDS), weights=list(KINDS.values()), k=requests)
+    left = list(enumerate(drawn))
+    step = max(requests // 10, 1)
+
+    async def work() -> None:
+        while left:
+            number, kind = left.pop()
+            client = Client(running.url, model, random.Random(f"{seed} {number}"))
+            found.kinds[kind.__name__] += 1
+            try:
+                said = await kind(client)
+            except (ConnectionError, TimeoutError) as error:
+                said = repr(error)
+            if said:
+                found.wrong.append(f"{kind.__name__} {number}: {said}")
+            if number % step == 0:
+                found.memory.append(running.memory())
+
+    await asyncio.gather(*(work() for _ in range(clients)))
+    return found
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do it at length, and say what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--requests", type=int, default=3000)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    model = ColBERT.from_pretrained("offline-minilm", device="cpu", dtype="float32")
+    with tempfile.TemporaryDirectory() as folder:
+        # A small cache, which is soon full: what grows then is a leak.
+        arguments = (Path(folder), "-m", "offline-minilm", "--api-key", KEY, "--cache-mib", 8)
+        # oneDNN keeps code for a thousand shapes of a product, and takes longer to have met them.
+        with serving(*arguments, env={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}) as running:
+            before = running.memory()
+            found = asyncio.run(
+                abuse(
+                    running,
+                    model,
+                    requests=options.requests,
+                    clients=options.clients,
+                    seed=options.seed,
+                )
+            )
+            running.settled(KEY)
+            after, status = running.memory(), running.stop()
+            log = running.log.read_text()
+    mib = [number >> 20 for number in (before, *found.memory, after)]
+    sys.stdout.write(f"{dict(found.kinds)}\nMiB: {mib}\nwrong: {len(found.wrong)}\n")
+    sys.stdout.writelines(f"  {line}\n" for line in found.wrong[:20])
+    sys.stdout.write(f"status after SIGTERM: {status}\nlog: {Counter(log.splitlines())}\n")
+    return int(bool(found.wrong or status))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
