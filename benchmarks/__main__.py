@@ -63,7 +63,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--seed", type=int, help="soak: of what is drawn; default another each time"
     )
     parser.add_argument(
-        "--without", default="", help="soak: calls and disturbances to leave out, comma-separated"
+        "--without",
+        default="",
+        help="to leave out, comma-separated; soak: calls and disturbances, serve: packages",
     )
     parser.add_argument(
         "--out", type=Path, help="folder for the results; default benchmarks/results, quick: none"

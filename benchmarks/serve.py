@@ -148,7 +148,8 @@ def run(plan: Plan) -> Iterator[Table]:
                 "server is new: it has an empty cache, and has answered one request.",
             ],
         )
-        yield measure(table, folder, requests, turns=max(plan.repeats // 5, 1))
+        kinds = [kind for kind in KINDS if kind.package not in plan.without]
+        yield measure(table, folder, requests, kinds, turns=max(plan.repeats // 5, 1))
 
     long = [f"{number} {text}" for number, text in enumerate(fresh * 2)][: plan.size(1000, 40)]
     yield beside(folder, long, asked=plan.size(20, 2))
@@ -198,18 +199,26 @@ async def _short(url: str, long: list[str], count: int, asked: int) -> list[floa
     return seconds
 
 
-def measure(table: Table, folder: Path, requests: list[list[Request]], *, turns: int) -> Table:
+def measure(
+    table: Table,
+    folder: Path,
+    requests: list[list[Request]],
+    kinds: Sequence[Kind] = KINDS,
+    *,
+    turns: int,
+) -> Table:
     """Every kind of server in turn; the median run of each counts.
 
     Args:
         table: Gets a row for each kind.
         folder: The checkpoint.
         requests: Of each client.
+        kinds: Which of them, if their packages are installed.
         turns: How often; the peer that takes longest, once.
     """
     right = expected(folder, requests)
     runs: dict[Kind, list[Load]] = {}
-    kinds = [kind for kind in KINDS if installed(kind.package) is not None]
+    kinds = [kind for kind in kinds if installed(kind.package) is not None]
     for turn in range(turns):
         for kind in kinds:
             if turn and not kind.ours:
@@ -301,7 +310,7 @@ def servers(kind: Kind, folder: Path) -> Iterator[tuple[list[str], list[subproce
 def process(kind: Kind, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """One server, ended afterwards."""
     ours = ["-m", "colbert_rag.cli", "serve", "-m", str(folder), "--dtype", "float32"]
-    ours += ["--device", "cpu", "--port", str(port)]
+    ours += ["--device", "cpu", "--port", str(port), "--timeout", str(LIMIT)]
     arguments = ours if kind.ours else ["-W", "ignore", "-c", ST, str(folder), str(port)]
     started = subprocess.Popen(
         [sys.executable, *arguments],
