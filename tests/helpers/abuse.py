@@ -65,7 +65,7 @@ def head(length: int | None, *, key: str = KEY, path: str = "/rerank") -> bytes:
     """The line and headers of a request."""
     sized = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     return (
-        f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
         f"Content-Type: application/json\r\n{sized}\r\n\r\n"
     ).encode()
 
