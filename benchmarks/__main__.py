@@ -55,6 +55,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="auto",
         help="quality: compared with float32; default the device's own",
     )
+    parser.add_argument(
+        "--depth", type=int, help="quality: rerank so many of BM25's best, and encode nothing else"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="soak: how long")
     parser.add_argument(
         "--seed", type=int, help="soak: of what is drawn; default another each time"
@@ -89,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
         options.queries,
         _listed(options.collections),
         options.dtype,
+        depth=options.depth,
         minutes=options.minutes,
         seed=options.seed,
         without=_listed(options.without),
@@ -102,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
         folders.append(Path(os.environ["OUT"]))
     # A part of the collections, or another dtype, does not take the place of the whole.
     parts = [*plan.collections, *([] if plan.dtype == "auto" else [plan.dtype])]
+    parts += [] if plan.depth is None else [f"top{plan.depth}"]
     name = "-".join([*(options.jobs or ["cpu"]), *parts])
     tables: list[Table] = []
     for job in jobs:

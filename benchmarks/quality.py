@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytrec_eval
 
@@ -65,6 +65,11 @@ NOTES = (
     "standard error.",
 )
 
+TYPES = (
+    "float32 and the other type computed by the same model on the same machine; similarities are "
+    "summed in float32 in both."
+)
+
 UNKNOWN_QUERIES = (
     "published: in the README of the collections. Which queries those were is not known: BM25's "
     "own figure, which no model enters, differs on the first of the file."
@@ -112,20 +117,38 @@ def judge(run: Run, judgements: Mapping[str, Mapping[str, int]]) -> Quality:
 
 
 def run(plan: Plan) -> Iterator[Table]:
-    """One table per collection."""
+    """One table per collection, and one that compares float types, if there are two."""
     few = COLLECTIONS[:1] if plan.quick else COLLECTIONS
+    types = Table("quality", "nDCG@10 by float type", notes=[TYPES])
     for name in plan.collections or few:
         if (corpora.DATA / name).is_dir():
-            yield measure(name, 3 if plan.quick else plan.queries, plan.dtype)
+            yield measure(
+                name, 3 if plan.quick else plan.queries, plan.dtype, types, depth=plan.depth
+            )
         else:
             yield Table("quality", name, notes=[f"not found under {corpora.DATA}"])
+    if types.rows:
+        yield types
 
 
-def measure(name: str, count: int | None, dtype: str) -> Table:
-    """Rerank and retrieve for the first queries of a collection, or for all of them."""
+def measure(
+    name: str, count: int | None, dtype: str, types: Table, *, depth: int | None = None
+) -> Table:
+    """Rerank and retrieve for the first queries of a collection, or for all of them.
+
+    Args:
+        name: The collection.
+        count: How many of its queries; None for all.
+        dtype: What is compared with float32. Named, it is all that is asked, and the mean-pooled
+            rankings are left out.
+        types: Gets a row for each ranking that was computed in two types.
+        depth: How many of BM25's best are reranked, with no other document; None for all.
+    """
     found = corpora.collection(name)
     judged = [query for query in found.queries if query in found.judgements]
     queries = judged[:count]
+    if depth is not None:
+        found = _narrowed(found, queries, depth)
     table = Table(
         "quality",
         f"First {len(queries)} of {len(judged)} queries, {len(found.documents):,} documents: "
@@ -133,24 +156,49 @@ def measure(name: str, count: int | None, dtype: str) -> Table:
     )
     other = resolve_dtype(dtype, resolve_device(None))
     results = {
-        key: judge(ranked, found.judgements) for key, ranked in _runs(found, queries, other).items()
+        key: judge(ranked, found.judgements)
+        for key, ranked in _runs(found, queries, other, pooled=dtype == "auto").items()
+        if depth is None or key[1] == TOP or key[0] == BM25
     }
     figures = PUBLISHED.get((name, len(queries)), (None,) * len(KEYS))
     published = dict(zip(KEYS, figures, strict=True))
-    table.rows += [_row(key, results, published.get(key)) for key in results]
+    table.rows += [
+        _row(key, results, None if depth else published.get(key)) | _of(key, depth)
+        for key in results
+    ]
     table.notes += [_dtype_note(results, other), *NOTES]
+    types.rows += [
+        {"collection": name, **row, **_of((name, str(row["of"])), depth)}
+        for row in _type_rows(results, other)
+    ]
     if len(queries) < len(judged) and any(figures):
         table.notes.append(UNKNOWN_QUERIES)
     return table
 
 
-def _runs(found: Collection, queries: list[str], other: str) -> dict[Key, Run]:
+def _narrowed(found: Collection, queries: list[str], depth: int) -> Collection:
+    """The collection with nothing in it but some of BM25's best documents."""
+    candidates = {query: found.candidates.get(query, [])[:depth] for query in queries}
+    kept = dict.fromkeys(name for names in candidates.values() for name in names)
+    return replace(
+        found,
+        documents={name: found.documents[name] for name in kept},
+        candidates=candidates,
+    )
+
+
+def _of(key: Key, depth: int | None) -> dict[str, object]:
+    """The column that says what was ranked."""
+    return {"of": key[1] if depth is None else f"BM25's top {depth}"}
+
+
+def _runs(found: Collection, queries: list[str], other: str, *, pooled: bool) -> dict[Key, Run]:
     """Every ranking of the collection; each model encodes it once."""
     # BM25 finds nothing at all for some queries; they count as misses.
     runs: dict[Key, Run] = {
         (BM25, WHOLE): {query: found.candidates.get(query, []) for query in queries}
     }
-    if installed(ST):
+    if pooled and installed(ST):
         ranked = mean_pooled(found, queries)
         runs |= {(MEAN, TOP): ranked.reranked, (MEAN, WHOLE): ranked.retrieved}
     for dtype in dict.fromkeys(("float32", other)):
@@ -176,14 +224,40 @@ def _row(key: Key, results: Mapping[Key, Quality], published: float | None) -> d
     }
 
 
+def _type_rows(results: Mapping[Key, Quality], dtype: str) -> list[dict[str, object]]:
+    """nDCG@10 in both types; no row where they are the same."""
+    rows: list[dict[str, object]] = []
+    for of in (of for ranking, of in results if ranking == LATE and dtype != "float32"):
+        exact, rounded = results[LATE, of], results[f"offline-minilm {dtype}", of]
+        change = rounded.ndcg - exact.ndcg
+        rows.append(
+            {
+                "queries": len(exact.ndcgs),
+                "of": of,
+                "float32": f"{exact.ndcg:.4f}",
+                dtype: f"{rounded.ndcg:.4f}",
+                "difference": f"{change:+.4f}",
+                "queries that changed": sum(
+                    one != other for one, other in zip(exact.ndcgs, rounded.ndcgs, strict=True)
+                ),
+                f"within {DTYPE_TOLERANCE}": "yes" if abs(change) <= DTYPE_TOLERANCE else "NO",
+            }
+        )
+    return rows
+
+
 def _dtype_note(results: Mapping[Key, Quality], dtype: str) -> str:
     if dtype == "float32":
         return "The default dtype here is float32, so that there is none to compare with it."
     changes = [
-        results[f"offline-minilm {dtype}", of].ndcg - results[LATE, of].ndcg for of in (TOP, WHOLE)
+        results[f"offline-minilm {dtype}", of].ndcg - results[LATE, of].ndcg
+        for ranking, of in results
+        if ranking == LATE
     ]
+    words = zip(changes, ("reranked", "retrieved"), strict=False)
     verdict = "within" if max(map(abs, changes)) <= DTYPE_TOLERANCE else "NOT within"
     return (
-        f"{dtype} changes nDCG@10 by {changes[0]:+.4f} reranked and {changes[1]:+.4f} "
-        f"retrieved, {verdict} {DTYPE_TOLERANCE}."
+        f"{dtype} changes nDCG@10 by "
+        f"{' and '.join(f'{change:+.4f} {word}' for change, word in words)}, {verdict} "
+        f"{DTYPE_TOLERANCE}."
     )

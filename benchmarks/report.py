@@ -42,6 +42,8 @@ class Plan:
         queries: Queries of each collection, for quality; None for all.
         collections: Names of collections, for quality; none for all.
         dtype: Compared with float32, for quality; "auto" is the default one of the device.
+        depth: How many of BM25's best are reranked, for quality, with no other document encoded;
+            None for 100, and the whole corpus besides.
         checkpoint: The checkpoint of the jobs that are not about several.
         minutes: How long to soak.
         seed: Of a soak; None draws one.
@@ -54,6 +56,7 @@ class Plan:
     queries: int | None = None
     collections: tuple[str, ...] = ()
     dtype: str = "auto"
+    depth: int | None = None
     checkpoint: str = "minilm-small"
     minutes: float = 10.0
     seed: int | None = None

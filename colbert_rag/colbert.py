@@ -123,7 +123,7 @@ class ColBERT(Instance):
             InvalidQueryError: the query is blank or not a string.
             TypeError: not a list of texts.
         """
-        check_query(query)
+        check_query(query, texts)
         documents = read_texts(texts)
         if not documents:
             return []
@@ -159,7 +159,7 @@ class ColBERT(Instance):
             ValueError: `top_k` is negative.
         """
         refuse_unknown("an argument of rank", unknown, known=("top_k", "known", "show_progress"))
-        check_query(query)
+        check_query(query, texts)
         if top_k is not None:
             top_k = whole_number("top_k", top_k, least=0)
         documents, items = read_texts(texts), tuple(texts)

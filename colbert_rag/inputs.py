@@ -23,12 +23,21 @@ TextLike: TypeAlias = str | Mapping[str, object] | HasText
 """A text, a mapping with `text`, or an object with it."""
 
 
-def check_query(query: object) -> None:
+def check_query(query: object, texts: object = None) -> None:
     """Refuse what nothing can be compared with.
+
+    Args:
+        query: The query.
+        texts: What stands behind it in the call, to tell whether the two are swapped.
 
     Raises:
         InvalidQueryError: the query is blank or not a string.
     """
+    if isinstance(texts, str) and not isinstance(query, str):
+        raise InvalidQueryError(
+            f"query is {type(query).__name__} and texts is a string, expected them the other way "
+            "round: the query comes first, then the list of texts"
+        )
     _checked(query, "query")
 
 
@@ -137,4 +146,10 @@ def read_text(item: object, name: str = "text") -> str:
         kind = f"a mapping whose text is {type(found).__name__}"
     elif isinstance(item, Mapping):
         kind = f"a mapping with the keys {', '.join(map(repr, item))[:80] or 'none'}"
-    raise TypeError(f"{name} is {kind}, expected a string, or something with a text")
+    advice = ""
+    if isinstance(getattr(item, "page_content", None), str):
+        advice = (
+            ". Of a document of LangChain, give the page_content, or give documents to "
+            "colbert_rag.langchain.ColBERTRerank"
+        )
+    raise TypeError(f"{name} is {kind}, expected a string, or something with a text{advice}")

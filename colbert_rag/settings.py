@@ -166,8 +166,14 @@ def existing(name: str) -> Path | None:
         return None
 
 
-OTHER_WORDS = {"k": "top_k", "top_n": "top_k", "limit": "top_k", "max_length": "document_length"}
-"""What other packages call an argument of ours."""
+OTHER_WORDS = {
+    "k": ("top_k", "top_n"),
+    "limit": ("top_k", "top_n", "k"),
+    "top_k": ("top_n", "k", "similarity_top_k"),
+    "top_n": ("top_k", "k", "similarity_top_k"),
+    "max_length": ("document_length",),
+}
+"""What other packages, or other parts of this one, call an argument: those it may be here."""
 
 
 def refuse_unknown(what: str, given: Iterable[str], *, known: Iterable[str]) -> None:
@@ -191,7 +197,7 @@ def meant(name: str, names: Iterable[str]) -> str:
     """
     by_word = {word.lstrip("-").replace("-", "_"): word for word in names}
     word = name.lstrip("-").replace("-", "_")
-    near = [OTHER_WORDS.get(word, ""), *get_close_matches(word, by_word, n=1)]
+    near = [*OTHER_WORDS.get(word, ()), *get_close_matches(word, by_word, n=1)]
     return next((by_word[word] for word in near if word in by_word), "")
 
 

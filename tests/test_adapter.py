@@ -521,3 +521,20 @@ def spoil_the_word(folder: Path, word: str) -> None:
     (table,) = [name for name in tensors if name.endswith("word_embeddings.weight")]
     tensors[table][token] = math.nan
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"top_k": 3}, "top_k is no field of Reranking; did you mean top_n"),
+        ({"k": 3}, "k is no field of Reranking; did you mean top_n"),
+        ({"modle": "x"}, "did you mean model"),
+        ({"score_treshold": 0.5}, "did you mean score_threshold"),
+        ({"zzz": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_misspelt_field_is_named_with_the_one_that_was_meant(
+    wrong: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Reranking(**wrong)  # type: ignore[arg-type]

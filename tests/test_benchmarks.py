@@ -225,12 +225,52 @@ def test_quality_compares_both_models_on_the_candidates_and_on_the_corpus(
 def test_quality_says_what_the_default_dtype_changes(monkeypatch: pytest.MonkeyPatch, small: None):
     monkeypatch.setattr(quality, "resolve_dtype", lambda dtype, device: "bfloat16")
 
-    (table,) = quality.run(Plan(1, quick=True, collections=("small",)))
+    table, types = quality.run(Plan(1, quick=True, collections=("small",)))
 
     assert [row["ranking"] for row in table.rows[5:]] == ["offline-minilm bfloat16"] * 2
     assert table.notes[0] == (
         "bfloat16 changes nDCG@10 by +0.0000 reranked and +0.0000 retrieved, within 0.002."
     )
+    assert [row["of"] for row in types.rows] == ["BM25's top 100", "whole corpus"]
+    assert types.rows[0] == {
+        "collection": "small",
+        "queries": 2,
+        "of": "BM25's top 100",
+        "float32": "0.5000",
+        "bfloat16": "0.5000",
+        "difference": "+0.0000",
+        "queries that changed": 0,
+        "within 0.002": "yes",
+    }
+
+
+def test_quality_of_a_named_dtype_asks_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, small: None
+):
+    table, types = quality.run(Plan(1, quick=True, collections=("small",), dtype="bfloat16"))
+
+    assert not any("mean-pooled" in str(row["ranking"]) for row in table.rows)
+    assert len(types.rows) == 2
+
+
+def test_quality_at_a_depth_encodes_no_other_document(monkeypatch: pytest.MonkeyPatch, small: None):
+    encoded: list[str] = []
+    documents = TextEncoder.documents
+
+    def watched(self: TextEncoder, texts: list[str], **options: bool):
+        encoded.extend(texts)
+        return documents(self, texts, **options)
+
+    monkeypatch.setattr(TextEncoder, "documents", watched)
+
+    table, types = quality.run(
+        Plan(1, quick=True, collections=("small",), dtype="bfloat16", depth=1)
+    )
+
+    # BM25's first for q1 is wrong, and it has none for q2.
+    assert encoded == [SMALL.documents["rain"]] * 2
+    assert [row["of"] for row in table.rows] == ["BM25's top 1"] * 3
+    assert [(row["of"], row["float32"]) for row in types.rows] == [("BM25's top 1", "0.0000")]
 
 
 def test_a_part_of_the_collections_does_not_take_the_place_of_the_whole(

@@ -259,10 +259,14 @@ def test_many_lines_in_one_paragraph_get_a_hint(run, pipe_in) -> None:
     assert "--split lines" in err
 
 
-def test_no_documents_are_no_error(run, pipe_in) -> None:
+def test_no_documents_are_an_error(run, pipe_in, tmp_path: Path) -> None:
     pipe_in(b"\n")
+    said = "error: no documents found in {}, so nothing can be ranked\n"
 
-    assert run(QUERY, "--json") == (0, "", "no documents found\n")
+    assert run(QUERY, "--json") == (1, "", said.format("standard input"))
+
+    (empty := tmp_path / "empty.txt").write_text("\n")
+    assert run(QUERY, empty, "-") == (1, "", said.format(f"{empty}, standard input"))
 
 
 def test_the_offline_model_knows_the_red_planet(
@@ -385,6 +389,36 @@ def test_the_home_of_nobody_is_a_folder_like_any_other(run, facts: Path, folder:
 
 def test_a_missing_file_is_one_line(run) -> None:
     assert run("q", "nowhere.txt") == (1, "", "error: nowhere.txt: no such file or folder\n")
+
+
+def test_a_query_without_quotes_is_told_so(run, facts: Path) -> None:
+    _, _, err = run("money", "back", "soon", facts)
+
+    assert err == (
+        "error: back: no such file or folder. If it is a word of the query, quote that: "
+        "'money back soon'\n"
+    )
+
+
+def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Mars is red.\n")
+    # The flaw lies behind a good record, which is left out with it.
+    (tmp_path / "b.jsonl").write_text('{"text": "Mars has two moons."}\n{"text": \n')
+    (tmp_path / "c.txt").write_bytes(b"%PDF-1.7\nMars\n")
+
+    status, out, err = run("mars", tmp_path, "--json")
+
+    assert status == 0
+    assert [record["text"] for record in records(out)] == ["Mars is red."]
+    assert f"note: left out, {tmp_path / 'b.jsonl'}:2: not JSON" in err
+    assert f"note: left out, {tmp_path / 'c.txt'} is a PDF file" in err
+
+
+def test_a_file_that_is_named_is_not_left_out(run, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("Mars is red.\n")
+    (tmp_path / "b.jsonl").write_text('{"text": \n')
+
+    assert run("mars", tmp_path / "a.txt", tmp_path / "b.jsonl")[0] == 1
 
 
 def test_a_flaw_in_a_file_is_one_line_with_its_place(run, tmp_path: Path) -> None:
@@ -703,7 +737,21 @@ def test_a_word_too_many_is_no_misspelt_option(
 ) -> None:
     err = refused(["info", "x.sqlite", word], capsys)[1]
 
-    assert err.endswith(f"unrecognized arguments: {word}".strip() + "\n")
+    assert err.endswith(
+        f"unrecognized arguments: {word}; colbert-rag info --help lists what there is\n"
+    )
+
+
+def test_an_option_that_is_like_none_points_to_help(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(["rerank", "q", "x.txt", "--zzz"], capsys)[1]
+
+    assert err.endswith("arguments: --zzz; colbert-rag rerank --help lists what there is\n")
+
+
+def test_a_search_for_words_without_quotes_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(["search", "money", "back", "x.sqlite"], capsys)[1]
+
+    assert err.endswith("x.sqlite; a QUERY of several words needs quotes around it\n")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -833,9 +881,9 @@ def test_wrong_usage_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str
 def test_what_a_file_holds_does_not_reach_the_terminal_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "red\x1b[31m.jsonl").write_text('{"te\x1bxt": 1}\n', encoding="utf-8")
+    (named := tmp_path / "red\x1b[31m.jsonl").write_text('{"te\x1bxt": 1}\n', encoding="utf-8")
 
-    status = main(["rerank", QUERY, str(tmp_path)])
+    status = main(["rerank", QUERY, str(named)])
 
     err = capsys.readouterr().err
     assert status == 1

@@ -106,6 +106,19 @@ def test_each_model_reranks_each_system(
     assert [list(found) for found in searched.values()] == [list(found) for found in again.values()]
 
 
+def test_options_of_the_model_that_ranks_are_not_those_of_an_index(
+    folder: Path, tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact = ["--model", str(tiny_checkpoint), "--dtype", "float32", "--device", "cpu"]
+    index = str(tmp_path / "tiny.sqlite")
+    assert main(["index", str(folder / "corpus.jsonl"), "--to", index, *exact]) == 0
+
+    command = ["evaluate", str(folder), "--index", index, "--document-length", "5"]
+
+    assert main([*command, *exact]) == 0
+    assert "over tiny.sqlite" in capsys.readouterr().out
+
+
 def test_the_name_of_a_collection_is_text_in_a_page(folder: Path, tmp_path: Path) -> None:
     named, page = tmp_path / "<b>&", tmp_path / "page.html"
     folder.rename(named)

@@ -244,7 +244,10 @@ def test_a_page_that_cannot_be_written_is_one_line(run: Run, facts: Path) -> Non
     )
 
 
-def test_no_documents_are_no_error(run: Run) -> None:
+def test_no_documents_are_an_error(run: Run) -> None:
     Path("empty.txt").write_text("\n", encoding="utf-8")
 
-    assert run(QUERY, "empty.txt") == (0, "", "no documents found\n")
+    status, out, err = run(QUERY, "empty.txt")
+
+    assert (status, out) == (1, "")
+    assert err == "error: no documents found in empty.txt, so nothing can be ranked\n"

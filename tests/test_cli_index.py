@@ -284,7 +284,7 @@ def test_standard_input_is_indexed(make: Run, monkeypatch: pytest.MonkeyPatch) -
 def test_no_documents_make_no_index(make: Run) -> None:
     Path("empty.txt").write_text("\n", encoding="utf-8")
 
-    assert make("empty.txt", "--to", "x.sqlite") == (0, "", "no documents found\n")
+    assert make("empty.txt", "--to", "x.sqlite") == (0, "", "no documents found in empty.txt\n")
     assert not Path("x.sqlite").exists()
 
 
@@ -302,7 +302,7 @@ def test_what_is_no_index_is_left_as_it_is(make: Run, facts: Path) -> None:
     status, _, err = make(facts, "--to", facts)
 
     assert (status, facts.read_bytes()) == (1, before)
-    assert err.startswith("error: facts.jsonl is damaged, or not an index")
+    assert err.startswith("error: facts.jsonl is not an index, or its beginning is damaged")
 
 
 @pytest.mark.parametrize(
@@ -478,7 +478,11 @@ def test_queries_are_read_from_standard_input(
 
 @pytest.mark.parametrize("command", [["search", "q"], ["info"]], ids=["search", "info"])
 def test_an_index_that_is_not_there_is_one_line(command: list[str], run: Run, facts: Path) -> None:
-    assert run(*command, "x.sqlite") == (1, "", "error: x.sqlite: there is no index here\n")
+    said = (
+        "error: x.sqlite: there is no index here; make one with: colbert-rag index FILE --to "
+        "x.sqlite\n"
+    )
+    assert run(*command, "x.sqlite") == (1, "", said)
     assert not Path("x.sqlite").exists()
 
 
@@ -601,7 +605,8 @@ def test_a_collection_that_is_not_there_is_one_line(run: Run, server: list) -> N
     assert run("info", "http://localhost/c") == (
         1,
         "",
-        "error: http://localhost/c: there is no index here\n",
+        "error: http://localhost/c: there is no index here; make one with: colbert-rag index FILE "
+        "--to http://localhost/c\n",
     )
 
 

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 import pytrec_eval
 
-from colbert_rag import ColBERT, many
+from colbert_rag import ColBERT, LocalIndex, many
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, rerank_many
-from colbert_rag.cli.reading import ReadingError, read_queries, read_run
+from colbert_rag.cli.candidates import read_ranked
+from colbert_rag.cli.runs import RunFile
+from colbert_rag.evaluation import read_queries
+from colbert_rag.index import Document
 
 QUERIES = {"q1": "which planet is red", "q2": "rings of ice", "q3": "a moon of rock"}
 DOCUMENTS = {
@@ -127,6 +130,156 @@ def test_json_lines_hold_a_query_each(rerank: Run, folder: Path, tiny_colbert: C
         assert [place["rank"] for place in record["ranked"]] == [place.rank for place in ranking]
 
 
+def test_bm25_finds_candidates_among_the_documents(
+    rerank: Run, folder: Path, tiny_colbert: ColBERT
+) -> None:
+    status, _, err = rerank("--bm25", "--to", "out.trec")
+
+    sharing = {
+        query: [
+            name
+            for name, text in DOCUMENTS.items()
+            if {*re.findall(r"\w+", text.lower())} & {*asked.split()}
+        ]
+        for query, asked in QUERIES.items()
+    }
+    assert (status, err) == (0, "")
+    assert same(read_trec(folder / "out.trec"), expected(tiny_colbert, sharing))
+
+
+def test_without_bm25s_the_extra_is_named(
+    rerank: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+
+    status, _, err = rerank("--bm25", "--to", "out.trec")
+
+    assert status == 1
+    assert "error: bm25s is not installed" in err
+    assert "[evaluate]" in err
+
+
+def test_depth_counts_what_bm25_finds(rerank: Run, folder: Path, tiny_colbert: ColBERT) -> None:
+    assert rerank("--bm25", "--depth", "1", "--to", "out.trec")[0] == 0
+
+    # Each query shares its rarest words with one document.
+    best = {"q1": ["mars"], "q2": ["saturn"], "q3": ["moon"]}
+    assert same(read_trec(folder / "out.trec"), expected(tiny_colbert, best))
+
+
+def test_a_query_without_candidates_is_left_out_and_noted(rerank: Run, folder: Path) -> None:
+    (folder / "q.tsv").write_text("q1\tred\nq2\tgreen\n")
+
+    status, _, err = rerank("--bm25", "corpus.jsonl", "--to", "out.trec", queries="q.tsv")
+
+    assert (status, err) == (0, "note: BM25 has nothing for 1 of 2 queries\n")
+    assert read_trec(folder / "out.trec").keys() == {"q1"}
+
+
+@pytest.mark.parametrize("words", ["green", "..."])
+def test_a_first_stage_that_finds_nothing_is_an_error(
+    rerank: Run, folder: Path, words: str
+) -> None:
+    (folder / "q.tsv").write_text(f"q1\t{words}\n")
+    (folder / "one.txt").write_text("...\n")
+
+    status, _, err = rerank("--bm25", "one.txt", "--to", "out.trec", queries="q.tsv")
+
+    assert status == 1
+    assert f"BM25 found nothing for any of 1 queries, such as {words!r}" in err
+
+
+@pytest.fixture
+def index(folder: Path, tiny_colbert: ColBERT) -> str:
+    """The collection as an index."""
+    with LocalIndex("c.sqlite", tiny_colbert) as made:
+        made.add([Document(name, text) for name, text in DOCUMENTS.items()])
+    return "c.sqlite"
+
+
+def test_an_index_finds_candidates_and_has_their_texts(
+    rerank: Run, folder: Path, index: str, tiny_colbert: ColBERT
+) -> None:
+    (folder / "corpus.jsonl").unlink()
+
+    assert rerank("--index", index, "--to", "out.trec", queries="q.tsv")[0] == 0
+
+    # A search does not find what has no words.
+    lists = {query: ["mars", "saturn", "moon"] for query in QUERIES}
+    assert same(read_trec(folder / "out.trec"), expected(tiny_colbert, lists))
+
+
+def test_an_index_is_searched_by_its_own_model(
+    rerank: Run, folder: Path, index: str, tiny_colbert: ColBERT
+) -> None:
+    # A shorter document length is that of the model that ranks, and not of the index.
+    arguments = ["--index", index, "--depth", "1", "--document-length", "4", "--to", "out.trec"]
+    assert rerank(*arguments)[0] == 0
+
+    with LocalIndex(index, tiny_colbert, read_only=True) as opened:
+        best = opened.search_many(list(QUERIES.values()), 1)
+    assert {query: list(found) for query, found in read_trec(folder / "out.trec").items()} == {
+        query: [hit.id for hit in hits] for query, hits in zip(QUERIES, best, strict=True)
+    }
+
+
+@pytest.mark.parametrize("stage", [["--bm25"], ["--index", "c.sqlite"]], ids=["bm25", "index"])
+def test_a_first_stage_finds_the_same_when_a_run_goes_on(
+    rerank: Run, folder: Path, index: str, stage: list[str]
+) -> None:
+    rerank(*stage, "--to", "out.trec")
+    whole = (folder / "out.trec").read_bytes()
+    (folder / "out.trec").write_bytes(whole[: len(whole) // 2])
+
+    status, _, err = rerank(*stage, "--to", "out.trec")
+
+    assert status == 0
+    assert "note: out.trec has 1 of 3 queries" in err
+    assert sorted((folder / "out.trec").read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--run", "bm25.trec", "--bm25"], "--run and --bm25 each say what is ranked: name one"),
+        (["--bm25", "--index", "c.sqlite"], "--bm25 and --index each say what is ranked"),
+        (["--depth", "5"], "--depth is for --run, --bm25, --index, and without one of them all"),
+        (["--index", "c.sqlite", "corpus.jsonl"], "has the texts of its documents: leave out corp"),
+        (["--bm25", "--collection", "c"], "are for an index on a server: --index URL"),
+        (["--index", ":memory:"], "expected a file or the URL of a server"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    command = ["rerank", "--queries", ".", "--to", "out.trec", "--model", "./no/such/model"]
+
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, *arguments])
+
+    assert message in capsys.readouterr().err
+
+
+def test_an_index_that_is_not_there_is_said_before_the_model(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["rerank", "--queries", ".", "--to", "out.trec", "--model", "./no/such/model"]
+
+    assert main([*command, "--index", "none.sqlite"]) == 1
+    assert "none.sqlite: there is no index here" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_write_one_file(rerank: Run, folder: Path) -> None:
+    with RunFile("out.trec", "other", {}).resumed({}):
+        status, _, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+
+        assert status == 1
+        assert "error: out.trec is being written by another process: wait until it ends" in err
+        assert (folder / "out.trec").read_bytes() == b""
+
+    assert rerank("--run", "bm25.trec", "--to", "out.trec")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -153,8 +306,8 @@ def test_depth_takes_the_best_by_score_whatever_the_ranks_say(folder: Path) -> N
     (folder / "run").write_text("q Q0 a 1 1.5 x\nq Q0 b 2 3e0 x\nq Q0 c 3 1.5 x\n")
 
     # trec_eval orders equal scores by the id, the larger first.
-    assert read_run("run", 0) == {"q": ["b", "c", "a"]}
-    assert read_run("run", 2) == {"q": ["b", "c"]}
+    assert read_ranked("run", None) == {"q": ["b", "c", "a"]}
+    assert read_ranked("run", 2) == {"q": ["b", "c"]}
 
 
 @pytest.mark.parametrize("to", ["out.trec", "out.jsonl"])
@@ -327,10 +480,10 @@ def test_a_line_of_something_else_is_not_taken_for_one_that_was_cut_off(
 @pytest.mark.parametrize(
     ("files", "arguments", "message"),
     [
-        ({"q.tsv": "q1 no tab\n"}, ["--queries", "q.tsv"], "q.tsv:1: 'q1 no tab' holds no tab"),
-        ({"q.tsv": "q\ta\nq\tb\n"}, ["--queries", "q.tsv"], "q.tsv:2: the id 'q' stands there tw"),
+        ({"q.tsv": "q1 no tab\n"}, ["--queries", "q.tsv"], "q.tsv:1: 'q1 no tab' is no query"),
+        ({"q.tsv": "q\ta\nq\tb\n"}, ["--queries", "q.tsv"], "q.tsv:2: the id 'q' is there already"),
         ({"q.tsv": "q\t \n"}, ["--queries", "q.tsv"], "q.tsv:1: the text is empty"),
-        ({"q.tsv": "\n"}, ["--queries", "q.tsv"], "q.tsv holds no query. Expected an id, a tab"),
+        ({"q.tsv": "\n"}, ["--queries", "q.tsv"], "q.tsv is empty: expected at least one query"),
         ({"q.x": '{"text": "a"}'}, ["--queries", "q.x"], "no id: looked for query_id"),
         ({"q.x": '{"_id": 1, "text": 2}'}, ["--queries", "q.x"], "found int as id and int as text"),
         ({"q.x": "{"}, ["--queries", "q.x"], "q.x:1: not JSON"),
@@ -430,12 +583,5 @@ def test_its_help_fits_80_columns_and_its_examples_are_valid(
     calls = re.findall(r"colbert-rag rerank(.*?)$", parser.epilog or "", re.MULTILINE)
 
     assert max(map(len, parser.format_help().splitlines())) <= 80
-    assert len(calls) == 3
+    assert len(calls) == 5
     assert [_parsed(parser, shlex.split(call)) for call in calls]
-
-
-def test_a_reading_error_is_a_value_error(folder: Path) -> None:
-    (folder / "bad.tsv").write_text("none\n")
-
-    with pytest.raises(ReadingError, match="holds no tab"):
-        read_queries("bad.tsv")

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -270,6 +271,19 @@ def test_a_text_of_another_type_is_named_as_the_fault(model: ColBERT) -> None:
 def test_what_holds_no_text_is_refused_with_its_keys(model: ColBERT) -> None:
     with pytest.raises(TypeError, match=r"texts\[1\] is a mapping with the keys 'body', expected"):
         model.rank(QUERY, ["mars", {"body": "mars"}])
+
+
+@pytest.mark.parametrize("call", ["rank", "score"])
+def test_texts_in_front_of_the_query_are_told_the_order(model: ColBERT, call: str) -> None:
+    with pytest.raises(InvalidQueryError, match="the other way round: the query comes first"):
+        getattr(model, call)(TEXTS, QUERY)
+
+
+def test_a_document_of_langchain_is_told_where_its_text_is(model: ColBERT) -> None:
+    document = SimpleNamespace(page_content="mars", metadata={})
+
+    with pytest.raises(TypeError, match=r"texts\[0\] is .* give the page_content, or give doc"):
+        model.rank(QUERY, [document])
 
 
 @pytest.mark.parametrize(

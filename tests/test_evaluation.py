@@ -37,8 +37,8 @@ from colbert_rag.evaluation import (
     write_run,
 )
 from colbert_rag.evaluation.demo import MODULES, QUESTIONS
+from colbert_rag.evaluation.keywords import words
 from colbert_rag.evaluation.measures import Measure, in_order, measure
-from colbert_rag.evaluation.systems import _words
 from tests.helpers import trec_oracle
 
 COLLECTIONS = ("scifact", "lfrqa", "cosqa", "xquad-de")
@@ -334,8 +334,8 @@ def test_bm25_finds_in_scripts_without_spaces(name: str) -> None:
 
 
 def test_words_are_runs_of_letters_and_pairs_where_there_are_no_spaces() -> None:
-    assert _words("The 2 red_ones, naïve!") == ["the", "2", "red_ones", "naïve"]
-    assert _words("红色的 a 星") == ["红色", "色的", "a", "星"]
+    assert words("The 2 red_ones, naïve!") == ["the", "2", "red_ones", "naïve"]
+    assert words("红色的 a 星") == ["红色", "色的", "a", "星"]
 
 
 def test_the_demonstration_is_judged_on_what_there_is() -> None:
@@ -380,6 +380,8 @@ def test_queries_and_judgements_are_read_in_other_formats_too(tmp_path: Path) ->
     judgements.write_text("1 0 mars 1\n2 0 venus 0\n")
 
     assert read_queries(queries) == {"1": "what is red?", "2": "who?"}
+    (tmp_path / "queries.jsonl").write_text('{"QID": 1, "question": "what is red?"}\n')
+    assert read_queries(tmp_path) == {"1": "what is red?"}
     assert read_judgements(judgements) == {"1": {"mars": 1}, "2": {"venus": 0}}
 
 
@@ -408,10 +410,13 @@ def test_a_run_is_written_as_it_is_read(tmp_path: Path) -> None:
         (read_judgements, "q d 1\nq d 0\n", "'d' is judged 0 for the query 'q', and 1 further up"),
         (read_judgements, "q d yes\n", "the grade is 'yes', expected a whole number"),
         (read_judgements, "query-id corpus-id score\n", "is empty: expected at least one"),
-        (read_queries, "what is red?\n", "is no query. Expected an id, a tab and a text"),
+        (read_queries, "what is red?\n", "is no query: it holds no tab. Expected an id, a tab"),
         (read_queries, "1\ta\n1\tb\n", "the id '1' is there already"),
-        (read_queries, '{"_id": "1"}\n', "no text: looked for text; found _id"),
+        (read_queries, '{"_id": "1"}\n', "no text: looked for text, query, question; found _id"),
+        (read_queries, '{"_id": "1", "text": 2}\n', "found str as id and int as text"),
+        (read_queries, "1\ta\0\n", "not a text file: it holds a zero byte"),
         (read_corpus, "{}\n", "no text"),
+        (read_corpus, '{"_id": 1, "text": null}\n', "text is null, expected a text"),
         (read_corpus, '{"text": "a"}\n', "no id: looked for _id, id"),
         (read_corpus, "[1]\n", "found a list. Expected one object"),
         (read_corpus, "hello\n", "not JSON"),

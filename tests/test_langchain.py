@@ -319,6 +319,19 @@ def test_an_error_of_one_input_is_not_that_of_the_batch(documents: list[Document
         step.batch(given)
 
 
+def test_a_batch_of_a_retriever_encodes_each_text_once(tiny_colbert: ColBERT) -> None:
+    texts = [f"planet {number} is a planet" for number in range(40)]
+    base = RunnableLambda(lambda query: [Document(text) for text in texts])
+    retriever = ColBERTRerank(colbert=tiny_colbert, top_n=2).as_retriever(base)
+    tiny_colbert.unload()  # with what it has in its cache
+    before = tiny_colbert.truncation_info().documents
+
+    found = retriever.batch(["red", "rings", "ice", "wind", "rock", "storms"])
+
+    assert [len(results) for results in found] == [2] * 6
+    assert tiny_colbert.truncation_info().documents - before == len(texts)
+
+
 def test_a_chain_hands_its_batch_on(
     base: BaseRetriever, tiny_colbert: ColBERT, asked: list[int]
 ) -> None:

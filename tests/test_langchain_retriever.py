@@ -613,6 +613,67 @@ def test_as_a_tool(retriever: ColBERTRetriever) -> None:
     assert "Refunds are paid" in tool.invoke({"query": MONEY})
 
 
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many queries each search was for."""
+    counts: list[int] = []
+    search = Index.search_embeddings
+
+    def watched(self: Index, queries: Any, *rest: Any, **options: Any) -> Any:
+        counts.append(len(queries))
+        return search(self, queries, *rest, **options)
+
+    monkeypatch.setattr(Index, "search_embeddings", watched)
+    return counts
+
+
+async def test_a_batch_is_one_search_and_a_run_for_each_query(
+    retriever: ColBERTRetriever, searches: list[int]
+) -> None:
+    queries = [MONEY, "password", "parcel to Spain"]
+    alone = [retriever.invoke(query, k=2) for query in queries]
+    configs: Any = [{"run_name": query, "tags": ["t"]} for query in queries]
+    del searches[:]
+
+    with collect_runs() as runs:
+        together = retriever.batch(queries, configs, k=2)
+        later = await retriever.abatch(queries, k=2)
+
+    assert searches == [3, 3]
+    for found in (together, later):
+        assert [ids(documents) for documents in found] == [ids(documents) for documents in alone]
+        assert [
+            document.metadata["relevance_score"] for documents in found for document in documents
+        ] == pytest.approx(
+            [document.metadata["relevance_score"] for documents in alone for document in documents],
+            abs=1e-5,
+        )
+    named = [run for run in runs.traced_runs if "t" in (run.tags or [])]
+    assert {run.name: run.inputs["query"] for run in named} == {name: name for name in queries}
+    assert {run.run_type for run in runs.traced_runs} == {"retriever"}
+
+
+def test_an_error_of_one_query_is_not_that_of_the_batch(
+    retriever: ColBERTRetriever, searches: list[int]
+) -> None:
+    with collect_runs() as runs:
+        found, blank = retriever.batch([MONEY, " "], return_exceptions=True)
+
+    assert ids(found)[0] == "refunds"
+    assert isinstance(blank, InvalidQueryError)
+    assert searches == [1]
+    assert sorted(run.error is None for run in runs.traced_runs) == [False, True]
+    with pytest.raises(ValueError, match="k is 0"):
+        retriever.batch([MONEY, "password"], k=0)
+
+
+def test_results_of_a_batch_share_no_metadata(retriever: ColBERTRetriever) -> None:
+    first, second = retriever.batch([MONEY, MONEY])
+    first[0].metadata["to"].append("us")
+
+    assert second[0].metadata["to"] == ["eu"]
+
+
 async def test_in_batches_and_threads(retriever: ColBERTRetriever) -> None:
     queries = [MONEY, "password", "parcel to Spain", "opening hours"] * 4
     expected = [ids(retriever.invoke(query)) for query in queries]

@@ -40,7 +40,7 @@ from llama_index.core.vector_stores import (
     MetadataFilter,
     MetadataFilters,
 )
-from pydantic import Field, ValidationError
+from pydantic import Field
 from qdrant_client import QdrantClient
 
 from colbert_rag import (
@@ -272,8 +272,10 @@ def test_similarity_top_k_below_one_is_refused(retriever: ColBERTRetriever, top_
 
 
 def test_a_misspelt_argument_is_refused() -> None:
-    with pytest.raises(ValidationError, match="top_n"):
+    with pytest.raises(TypeError, match=r"top_n is not .* did you mean similarity_top_k"):
         ColBERTRetriever("index.sqlite", top_n=3)
+    with pytest.raises(TypeError, match=r"modle is not .* did you mean model"):
+        ColBERTRetriever("index.sqlite", modle="x")
 
 
 @pytest.mark.parametrize("query", ["", " \n"])

@@ -85,7 +85,7 @@ def mean_reciprocal_ranks(notebook: NotebookNode) -> list[float]:
 
 
 def test_the_notebooks_are_numbered_from_one() -> None:
-    assert [path.stem.split("_")[0] for path in PATHS] == ["1", "2", "3", "4", "5"]
+    assert [path.stem.split("_")[0] for path in PATHS] == ["1", "2", "3", "4", "5", "6"]
 
 
 @runs
@@ -149,6 +149,29 @@ def test_both_indexes_find_the_same(fresh: Callable[[Path], NotebookNode]) -> No
 
     assert [same for same, _ in found] == ["True"] * 3
     assert max(float(apart) for _, apart in found) < 0.01
+
+
+@runs
+def test_many_questions_show_what_few_do_not(fresh: Callable[[Path], NotebookNode]) -> None:
+    shown = re.findall(r"(\d+) questions: .* p = (\S+)", printed(fresh(PATHS[5])))
+
+    # Five differences have 32 signs, of which two are as one-sided as can be: p is 1/16 at least.
+    assert [int(count) for count, _ in shown] == [5, 10, 25, 50]
+    assert float(shown[0][1]) > 0.06
+    assert float(shown[-1][1]) < 0.01
+
+
+@runs
+def test_deeper_reranking_is_better_and_dearer(fresh: Callable[[Path], NotebookNode]) -> None:
+    text = printed(fresh(PATHS[5]))
+    points = re.findall(r"depth +(\d+): nDCG@10 (\S+), +(\d+) documents", text)
+
+    assert [int(depth) for depth, _, _ in points] == [10, 20, 50, 100, 200]
+    before = float(re.findall(r"depth +0: nDCG@10 (\S+)", text)[0])
+    values = [float(value) for _, value, _ in points]
+    assert before < values[0] < values[-1]
+    encoded = [int(count) for _, _, count in points]
+    assert encoded == sorted(encoded)
 
 
 @each

@@ -367,6 +367,23 @@ def outcome(content: bytes, form: str) -> object:
         ),
         pytest.param("x.txt", "fine".encode("utf-16"), r"x\.txt:1: .*iconv -f UTF-16", id="UTF-16"),
         pytest.param("x.txt", b"a\n\0\n", r"x\.txt:2: not a text file", id="a binary file"),
+        pytest.param(
+            "x.bin",
+            b"a\n\xff\x01\n",
+            r"x\.bin:2: not a text file: it holds the byte 0x01",
+            id="bytes",
+        ),
+        pytest.param(
+            "x.pdf", b"%PDF-1.7\n%\xe2\xe3\n", r"x\.pdf is a PDF file, .*pdftotext FILE", id="a PDF"
+        ),
+        pytest.param("x.docx", b"PK\3\4\x14\0", r"x\.docx is an archive, as \.docx", id="Office"),
+        pytest.param("x.txt.gz", b"\x1f\x8b\x08\n", r"is compressed, .*gunzip FILE", id="gzip"),
+        pytest.param(
+            "x.txt",
+            b"SQLite format 3\0\n",
+            r"x\.txt is a database, .*colbert-rag search",
+            id="index",
+        ),
     ],
 )
 def test_a_flaw_is_named_with_its_file_and_line(

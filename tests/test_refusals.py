@@ -95,6 +95,9 @@ def test_an_unreachable_hub_names_the_offline_ways(
     assert "answerdotai/answerai-colbert-small-v1" in message
     assert "offline-minilm" in message
     assert "folder" in message
+    # What stood in the way, and not only that nothing is kept here.
+    assert "no network in this test" in message
+    assert "outgoing traffic has been disabled" not in message
 
 
 # Projection

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import save_file
 
 from colbert_rag.checkpoint import hub, open_checkpoint, source, weights
@@ -16,6 +17,7 @@ from colbert_rag.checkpoint.hub import needed_files
 from colbert_rag.checkpoint.source import locate
 from colbert_rag.errors import (
     CorruptWeightsError,
+    HubUnreachableError,
     MissingExtraError,
     NotACheckpointError,
     PickleWeightsError,
@@ -159,3 +161,34 @@ def test_no_header_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_misspelt_name_of_the_offline_model_is_no_hub_id() -> None:
     with pytest.raises(NotACheckpointError, match="did you mean 'offline-minilm'"):
         locate(Settings(checkpoint="ofline-minilm"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("colbertv2", "colbert-ir/colbertv2.0"),
+        ("answerai-colbert-small-v1", "answerdotai/answerai-colbert-small-v1"),
+        ("gte-moderncolbert-v1", "lightonai/GTE-ModernColBERT-v1"),
+        ("bge-m3", "BAAI/bge-m3"),
+    ],
+)
+def test_a_name_without_its_owner_gets_it(name: str, meant: str) -> None:
+    with pytest.raises(NotACheckpointError, match=f"did you mean '{meant}'"):
+        locate(Settings(checkpoint=name))
+
+
+def test_a_name_without_an_owner_that_nobody_knows_is_told_the_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(HfApi, "model_info", refuse_connections)
+
+    with pytest.raises(HubUnreachableError, match="is named owner/name"):
+        locate(Settings(checkpoint="nobodys-model"))
+    # With an owner it is not for us to say that another one was meant.
+    for name in ("owner/nobodys-model", "colbert-ir/colbertv2.1"):
+        with pytest.raises(HubUnreachableError, match=r"\(ConnectionError: no route\)"):
+            locate(Settings(checkpoint=name))
+
+
+def refuse_connections(*arguments: object, **options: object) -> None:
+    raise ConnectionError("no route")

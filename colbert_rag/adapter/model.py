@@ -17,7 +17,7 @@ from pydantic.json_schema import SkipJsonSchema
 from colbert_rag.colbert import shared
 from colbert_rag.device import resolved
 from colbert_rag.model import Model, Ranker
-from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings
+from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings, meant
 
 
 def path_as_text(value: object) -> object:
@@ -119,6 +119,24 @@ class SharedModel(BaseModel):
                         f"{opened[name]!r}: leave one of the two out, or make them equal"
                     )
         return data | own
+
+    # Pydantic runs it behind those of subclasses, which rename old arguments.
+    @model_validator(mode="before")
+    @classmethod
+    def _name_what_was_meant(cls, data: object) -> object:
+        """Say of a misspelt field which one it is near; pydantic says only that there is no such.
+
+        Raises:
+            ValueError: a field is misspelt.
+        """
+        if not isinstance(data, dict) or cls.model_config.get("extra") != "forbid":
+            return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        known.update(cls.model_fields)
+        for name in data:
+            if name not in known and (near := meant(str(name), sorted(known))):
+                raise ValueError(f"{name} is no field of {cls.__name__}; did you mean {near}?")
+        return data
 
     @model_validator(mode="after")
     def _refuse_impossible_options(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -80,27 +80,35 @@ class Retrieving(SharedIndex):
         return self
 
     def find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
-        """The best documents on the chosen scale, best first.
+        """The best documents on the chosen scale, best first; raises what `find_many` does."""
+        (hits,) = self.find_many([query], k, filter)
+        return hits
+
+    def find_many(
+        self, queries: Sequence[str], k: int, filter: Mapping[str, object] | None
+    ) -> list[list[Hit]]:
+        """The same for several queries, which are encoded and searched for together.
 
         Raises:
             FileNotFoundError: there is no index.
             IndexMismatchError: the index was made by another model.
             InvalidFilterError: the filter is not in the language.
-            InvalidQueryError: the query is blank or not a string.
+            InvalidQueryError: a query is blank or not a string.
             ValueError: `k` is less than 1.
         """
-        check_query(query)
+        for query in queries:
+            check_query(query)
         if k < 1:
             raise ValueError(f"k is {k}, expected at least 1")
         model = self._model
         index = self._open_index(model)
-        # Not `index.search`: an index that was given may have been opened without a model.
-        hits = index.search_embeddings(
-            model.encode_queries([query]), k, filter, exact=self.exact, effort=self.effort
-        )[0]
+        # Not `index.search_many`: an index that was given may have been opened without a model.
+        found = index.search_embeddings(
+            model.encode_queries(queries), k, filter, exact=self.exact, effort=self.effort
+        )
         if self.score == "sum":
-            return hits
-        return [replace(hit, score=hit.mean) for hit in hits]
+            return found
+        return [[replace(hit, score=hit.mean) for hit in hits] for hits in found]
 
     def store(self, documents: Iterable[Document], *, show_progress: bool) -> list[str]:
         """Encode and store documents, and return their ids."""

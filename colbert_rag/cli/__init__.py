@@ -218,9 +218,16 @@ def _parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.N
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
         near = meant(unknown[0].partition("=")[0], options) if unknown[0].startswith("-") else ""
-        hint = f"; did you mean {near}?" if near else ""
+        hint = f"; did you mean {near}?" if near else _expected(parser, unknown[0])
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     return found
+
+
+def _expected(parser: argparse.ArgumentParser, unknown: str) -> str:
+    takes_query = any(action.dest == "query" for action in parser._actions)
+    if takes_query and not unknown.startswith("-"):
+        return "; a QUERY of several words needs quotes around it"
+    return f"; {parser.prog} --help lists what there is"
 
 
 def _message(error: ColBERTRagError | OSError) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import add_server, known_info, where
+from colbert_rag.cli.indexes import add_server, known_info, open_own_model, where
 from colbert_rag.cli.options import (
     UsageError,
     add_long_documents,
@@ -214,8 +214,7 @@ def _systems(arguments: argparse.Namespace, opened: ExitStack) -> Iterator[Syste
         bases.append(bm25(depth=found))
     for name in arguments.index:
         place = where(arguments, name)
-        info = known_info(place)
-        model = open_model(settings_of(_with(arguments, None), info))
+        model = open_own_model(arguments, known_info(place))
         index = opened.enter_context(place.open(model, read_only=True))
         bases.append(searched(index, depth=found))
     yield from bases
@@ -225,7 +224,7 @@ def _systems(arguments: argparse.Namespace, opened: ExitStack) -> Iterator[Syste
             yield reranked(base, model, depth=arguments.depth, show_progress=shows_progress())
 
 
-def _with(arguments: argparse.Namespace, checkpoint: str | None) -> argparse.Namespace:
+def _with(arguments: argparse.Namespace, checkpoint: str) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(arguments), "checkpoint": checkpoint})
 
 

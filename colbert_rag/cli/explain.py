@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.options import (
-    FORMS,
     WHOLE,
     UsageError,
     add_long_documents,
     add_model,
-    add_reading,
     add_recipe,
     checked_query,
     counted_truncation,
@@ -24,6 +22,7 @@ from colbert_rag.cli.options import (
 )
 from colbert_rag.cli.output import note, say_json, width
 from colbert_rag.cli.rerank import best_documents, read_batches
+from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.display import Html, element, markup, one_line
 
 if TYPE_CHECKING:
@@ -83,8 +82,6 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--rank is {rank}, expected 1 for the best, or more")
     settings = settings_of(arguments)
     batches = read_batches(arguments)
-    if batches is None:
-        return 0
     colbert = open_model(settings)
     with counted_truncation(colbert, WHOLE):
         found, seen = best_documents(colbert, query, batches, top_k=rank)

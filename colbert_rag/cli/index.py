@@ -13,20 +13,17 @@ from typing import TYPE_CHECKING, cast
 
 from colbert_rag.cli.indexes import File, Where, add_server, is_index, where
 from colbert_rag.cli.options import (
-    FORMS,
     UsageError,
     add_model,
-    add_reading,
     add_recipe,
     counted_truncation,
-    hint_at_lines,
     open_model,
     parse_number,
-    read,
     settings_of,
 )
 from colbert_rag.cli.output import note, say, shows_progress
 from colbert_rag.cli.reading import STDIN, SourceDocument
+from colbert_rag.cli.sources import FORMS, add_reading, hint_at_lines, places, read
 from colbert_rag.errors import ColBERTRagError, IndexStorageError, ReadingError
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
 
@@ -110,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             "that is from there. Nothing was removed; to make a new index, remove this one"
         )
     if not first:
-        note("no documents found")
+        note(f"no documents found in {places(arguments)}")
         return 0
     hint_at_lines(first)
     _encode(arguments, chain(first, documents), target)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from colbert_rag.cli.options import UsageError
+from colbert_rag.cli.options import UsageError, open_model, settings_of
 from colbert_rag.cli.output import note
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ SQLITE = b"SQLite format 3\0"
 """How the file of an index begins."""
 
 MEMORY = ":memory:"
+
+RUNNING = ("device", "dtype", "batch_tokens", "cache_folder", "local_files_only", "allow_pickle")
+"""Options of a model that change none of its vectors."""
 
 
 class Where(Protocol):
@@ -199,8 +202,20 @@ def known_info(place: Where) -> IndexInfo:
     """
     info = place.info()
     if info is None:
-        raise FileNotFoundError(errno.ENOENT, "there is no index here", place.name)
+        made = f"there is no index here; make one with: colbert-rag index FILE --to {place.name}"
+        raise FileNotFoundError(errno.ENOENT, made, place.name)
     return info
+
+
+def open_own_model(arguments: argparse.Namespace, info: IndexInfo) -> ColBERT:
+    """The model that made an index, where options say how another one reads that ranks as well.
+
+    Raises:
+        UsageError: the device is not there.
+        CheckpointError: the checkpoint cannot be opened.
+    """
+    running = {name: getattr(arguments, name) for name in RUNNING}
+    return open_model(settings_of(argparse.Namespace(checkpoint=None, **running), info))
 
 
 def is_index(path: str) -> bool:

@@ -1,27 +1,16 @@
-"""Options that several commands share: which model, which files; spelled as they are in Python."""
+"""Options that several commands share, spelled as they are in Python."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import logging
 import math
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from colbert_rag.cli.output import note, shows_progress
-from colbert_rag.cli.reading import (
-    READERS,
-    SPLITS,
-    STDIN,
-    ReadingOptions,
-    SourceDocument,
-    read_documents,
-)
 from colbert_rag.cli.spelling import in_options
 from colbert_rag.settings import (
     DEFAULT_CHECKPOINT,
@@ -34,15 +23,6 @@ from colbert_rag.settings import (
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
     from colbert_rag.index import IndexInfo
-
-FORMS = """\
-  .jsonl .ndjson   one JSON object on each line (or one JSON string)
-  .json            the same, or one list of such objects
-  .csv .tsv        rows under a line that names the columns
-  .txt             a document is a paragraph, between blank lines
-  .md .markdown    a document is a section, with its headings as title"""
-"""What can be read, for the help of a command that reads."""
-
 
 WHOLE = "; --long-documents windows scores them whole"
 """Advice about documents that were cut, where they need not be."""
@@ -155,30 +135,6 @@ def add_finding(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Declare which files are read, and how."""
-    parser.add_argument("files", metavar="FILE", nargs="*", default=[], help="files, folders, or -")
-    group = parser.add_argument_group("reading")
-    group.add_argument("--format", choices=tuple(READERS), help="instead of going by the suffix")
-    group.add_argument("--split", choices=SPLITS, help="what is one document in text and Markdown")
-    group.add_argument(
-        "--field", metavar="NAME", help="where records have their text (default: text, content...)"
-    )
-    group.add_argument(
-        "--id-field",
-        metavar="NAME",
-        help="where they have an id (default: id, _id...); '' for none",
-    )
-    group.add_argument(
-        "--title-field",
-        metavar="NAME",
-        help="where they have a title (default: title); '' for none",
-    )
-    group.add_argument(
-        "--follow-links", action="store_true", help="read links that lead out of a folder, too"
-    )
-
-
 def add_long_documents(group: argparse._ArgumentGroup) -> None:
     """Declare what becomes of documents that are longer than the model reads."""
     group.add_argument(
@@ -234,50 +190,6 @@ def checked_query(query: str) -> str:
     except UnicodeEncodeError as error:
         raise UsageError("QUERY is not valid in the terminal's encoding") from error
     return query
-
-
-def read(arguments: argparse.Namespace) -> Iterator[SourceDocument]:
-    """The documents of the files that are named, or of standard input where none is.
-
-    Raises:
-        FileNotFoundError: a file does not exist; before anything is read.
-        UsageError: there is nothing to read from.
-    """
-    paths = arguments.files or [STDIN]
-    if STDIN in paths and sys.stdin is None:
-        raise UsageError("there is no standard input here: name a FILE")
-    hint = "" if arguments.files else _hint_at_query(getattr(arguments, "query", ""))
-    if not arguments.files and sys.stdin.isatty():
-        raise UsageError(f"no FILE is named, and nothing is piped in{hint}")
-    if hint:
-        note(f"note: standard input is read{hint}")
-    options = ReadingOptions(
-        format=arguments.format,
-        split=arguments.split,
-        text_field=arguments.field,
-        id_field=arguments.id_field,
-        title_field=arguments.title_field,
-        follow_links=arguments.follow_links,
-        skipped=lambda reason: note(f"note: {reason}"),
-    )
-    stdin: BinaryIO = sys.stdin.buffer if STDIN in paths else io.BytesIO()
-    return read_documents(paths, options, stdin=stdin)
-
-
-def _hint_at_query(query: str) -> str:
-    try:
-        return f"; QUERY is {query!r}, which is a file" if Path(query).is_file() else ""
-    except OSError:  # a query may be too long for the name of a file
-        return ""
-
-
-def hint_at_lines(documents: Sequence[SourceDocument]) -> None:
-    """One paragraph of many lines is often a list that was meant line by line."""
-    if len(documents) == 1 and "\n" in documents[0].text and not documents[0].title:
-        note(
-            f"note: {documents[0].source} is one document, since it holds no blank line; "
-            "--split lines makes one of each line"
-        )
 
 
 def settings_of(arguments: argparse.Namespace, info: IndexInfo | None = None) -> Settings:

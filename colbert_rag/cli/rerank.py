@@ -11,23 +11,21 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.options import (
-    FORMS,
     WHOLE,
     add_long_documents,
     add_model,
-    add_reading,
     add_recipe,
     add_results,
     checked_query,
     counted_truncation,
-    hint_at_lines,
     open_model,
     parse_number,
-    read,
     settings_of,
 )
-from colbert_rag.cli.output import Row, note, say, say_json, say_table, shows_progress
+from colbert_rag.cli.output import Row, say, say_json, say_table, shows_progress
 from colbert_rag.cli.reading import SourceDocument
+from colbert_rag.cli.sources import FORMS, add_reading, hint_at_lines, places, read
+from colbert_rag.errors import ReadingError
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
@@ -116,8 +114,6 @@ def run(arguments: argparse.Namespace) -> int:
     query = checked_query(arguments.query)
     settings = settings_of(arguments)
     batches = read_batches(arguments)
-    if batches is None:
-        return 0
     # A document is scored once in a run, so there is nothing to remember.
     start = time.perf_counter()
     colbert = open_model(replace(settings, document_cache=None))
@@ -147,16 +143,19 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def read_batches(arguments: argparse.Namespace) -> Iterator[list[SourceDocument]] | None:
-    """The documents, as many at a time as are scored together; None where there are none.
+def read_batches(arguments: argparse.Namespace) -> Iterator[list[SourceDocument]]:
+    """The documents, as many at a time as are scored together.
 
-    The first are read now, before any model is loaded: a wrong file name shows at once.
+    The first are read now, before any model is loaded: a wrong file name shows at once. A file of a
+    folder that cannot be read does not cost the answer: it is left out, with a note.
+
+    Raises:
+        ReadingError: there are none.
     """
-    batches = _batches(read(arguments))
+    batches = _batches(read(arguments, pass_over=True))
     first = next(batches, None)
     if first is None:
-        note("no documents found")
-        return None
+        raise ReadingError(f"no documents found in {places(arguments)}, so nothing can be ranked")
     hint_at_lines(first)
     return chain([first], batches)
 

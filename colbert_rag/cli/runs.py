@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 from colbert_rag.cli.output import json_line
 from colbert_rag.errors import ReadingError
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
+
+FAR = 2**31 - 2
+"""A byte of a file that no run reaches."""
 
 RESERVED = "\t\n\v\f\r "
 """What separates the columns of a TREC run, and so cannot be in an id."""
@@ -148,10 +153,16 @@ class RunFile:
 
         Raises:
             ReadingError: the file is something else, or was made by another model, with other
-                options or of other files.
+                options or of other files, or is being written.
         """
-        finished, end = self._finished(expected) if Path(self.path).exists() else (set(), 0)
         with Path(self.path).open("ab") as file:
+            if not _claimed(file):
+                raise ReadingError(
+                    f"{self.path} is being written by another process: wait until it ends, or name "
+                    "another file with --to"
+                )
+            # Read only now: until it was claimed, somebody else could have added to it.
+            finished, end = self._finished(expected)
             file.truncate(end)
 
             def write(query: str, found: Sequence[Found]) -> None:
@@ -207,3 +218,22 @@ class RunFile:
             f"{self.path} is there, and is not the beginning of this run: {why}. Name another file "
             "with --to, or remove this one"
         )
+
+
+def _claimed(file: BinaryIO) -> bool:
+    """Whether nobody else writes this file; until it is closed, or the process ends, we do."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # Locked is a byte far behind the end, since nobody can read what is locked there.
+            file.seek(FAR)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # A file system without locks, as some that are mounted over a network, refuses nobody.
+        return error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+    return True

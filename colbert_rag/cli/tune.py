@@ -18,7 +18,6 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import say, say_json
-from colbert_rag.cli.reading import read_queries
 
 DESCRIPTION = """\
 Make the level of a file, by which large ones are searched without reading all
@@ -78,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     queries: Sequence[str] | None = None
     colbert = None
     if arguments.queries is not None:
+        from colbert_rag.evaluation.files import read_queries
+
         queries = list(read_queries(arguments.queries).values())
         colbert = open_model(replace(settings_of(arguments, info), document_cache=None))
     from colbert_rag.index import LocalIndex

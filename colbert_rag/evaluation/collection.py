@@ -8,9 +8,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from colbert_rag.errors import EvaluationError, ReadingError
-from colbert_rag.evaluation.files import read_corpus, read_judgements, read_queries
+from colbert_rag.evaluation.files import (
+    CORPUS,
+    QUERIES,
+    read_corpus,
+    read_judgements,
+    read_queries,
+)
 
-CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
 SHOWN_IDS = 3
 
 

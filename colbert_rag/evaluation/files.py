@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +22,20 @@ Judgements = dict[str, dict[str, int]]
 Scores = dict[str, dict[str, float]]
 """Score by document id, by query id; higher is better."""
 
+LONGEST = 64 * 2**20
+"""Bytes of a line."""
+
 ID_FIELDS = ("_id", "id", "docid", "doc_id")
+QUERY_IDS = ("query_id", "query-id", "qid", *ID_FIELDS)
+QUERY_TEXTS = ("text", "query", "question")
+
+CORPUS, QUERIES = "corpus.jsonl", "queries.jsonl"
+"""Files of a folder in BEIR's layout."""
+
+QUERY = (
+    "Expected an id, a tab and a query on each line, or JSON Lines such as "
+    f'{{"_id": "1", "text": "..."}}, or a folder with {QUERIES}'
+)
 JUDGEMENTS = "QUERY DOCUMENT GRADE (BEIR), or QUERY 0 DOCUMENT GRADE (TREC)"
 RUN = "QUERY Q0 DOCUMENT RANK SCORE NAME (TREC)"
 
@@ -44,30 +57,38 @@ def read_corpus(path: str | Path) -> dict[str, str]:
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
-    """Text by query id.
+    """Text by query id, in the order of the file.
 
     Args:
-        path: JSON Lines of objects with `_id` and `text`; or an id, a tab and a text on each line.
+        path: JSON Lines of objects with an id (`_id`, `query_id`, `qid`, ...) and a text (`text`,
+            `query` or `question`); or an id, a tab and a text on each line, perhaps under a line
+            that names them; or a folder in BEIR's layout.
 
     Raises:
         ReadingError: a line is something else, or an id stands there twice.
+        OSError: the file cannot be read.
     """
     path = Path(path)
+    if path.is_dir():
+        path /= QUERIES
     texts: dict[str, str] = {}
-    if _starts_with_brace(path):
-        for place, record in _records(path):
-            _put(texts, _id(place, record), _text(place, record), place)
-        return _filled(texts, path, "query")
     for place, line in _lines(path):
-        name, tab, text = line.partition("\t")
-        if not tab or not text.strip():
-            raise ReadingError(
-                f"{place}: {line[:60]!r} is no query. Expected an id, a tab and a text, or JSON "
-                'such as {"_id": "1", "text": "..."}'
-            )
-        if not texts and (name, text) in (("query-id", "text"), ("_id", "text"), ("id", "text")):
-            continue
-        _put(texts, name.strip(), text.strip(), place)
+        if line.lstrip().startswith("{"):
+            name, text = _json_query(place, line)
+        else:
+            name, tab, text = line.partition("\t")
+            if not tab:
+                raise ReadingError(f"{place}: {line[:60]!r} is no query: it holds no tab. {QUERY}")
+            if (
+                not texts
+                and name.strip().lower() in QUERY_IDS
+                and text.strip().lower() in QUERY_TEXTS
+            ):
+                continue
+        name, text = name.strip(), text.strip()
+        if not name or not text:
+            raise ReadingError(f"{place}: the {'text' if name else 'id'} is empty. {QUERY}")
+        _put(texts, name, text, place)
     return _filled(texts, path, "query")
 
 
@@ -152,48 +173,70 @@ def write_run(path: str | Path, scores: Mapping[str, Mapping[str, float]], name:
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """The lines of a file that are not blank, each with its place."""
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
+            if len(line) > LONGEST:  # perhaps without an end, as /dev/zero
+                raise ReadingError(f"{path}:{number}: the line goes on beyond {LONGEST >> 20} MiB")
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ReadingError(
                     f"{path}:{number}: not UTF-8 at byte {error.start + 1} of the line"
                 ) from error
+            if "\0" in text:
+                raise ReadingError(f"{path}:{number}: not a text file: it holds a zero byte")
             if text.strip():
                 yield f"{path}:{number}", text.rstrip("\r\n")
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     for place, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ReadingError(f"{place}: not JSON: {error}. {_JSON}") from error
-        if not isinstance(record, dict):
-            raise ReadingError(f"{place}: found a {type(record).__name__}. {_JSON}")
-        yield place, record
+        yield place, _record(place, line, _JSON)
+
+
+def _record(place: str, line: str, expected: str) -> dict[str, object]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ReadingError(f"{place}: not JSON: {error}. {expected}") from error
+    if not isinstance(record, dict):
+        raise ReadingError(f"{place}: found a {type(record).__name__}. {expected}")
+    return record
 
 
 _JSON = 'Expected one object on each line, such as {"_id": "1", "text": "..."}'
 
 
-def _starts_with_brace(path: Path) -> bool:
-    return next((line for _, line in _lines(path)), "").lstrip().startswith("{")
+def _json_query(place: str, line: str) -> tuple[str, str]:
+    record = _record(place, line, QUERY)
+    name, text = _field(place, record, "id", QUERY_IDS), _field(place, record, "text", QUERY_TEXTS)
+    if not isinstance(text, str) or not isinstance(name, str | int):
+        raise ReadingError(
+            f"{place}: found {type(name).__name__} as id and {type(text).__name__} as text. {QUERY}"
+        )
+    return str(name), text
+
+
+def _field(place: str, record: dict[str, object], what: str, usual: Sequence[str]) -> object:
+    """The first of the usual fields that is there, however it is capitalised."""
+    present = {name.strip().lower(): value for name, value in record.items()}
+    found = next((name for name in usual if name in present), None)
+    if found is None:
+        raise ReadingError(
+            f"{place}: no {what}: looked for {', '.join(usual)}; found "
+            f"{', '.join(record) or 'no field'}"
+        )
+    return present[found]
 
 
 def _id(place: str, record: dict[str, object]) -> str:
-    name = next((name for name in ID_FIELDS if name in record), None)
-    if name is None:
-        raise ReadingError(
-            f"{place}: no id: looked for {', '.join(ID_FIELDS)}; found {', '.join(record)}"
-        )
-    return str(record[name])
+    return str(_field(place, record, "id", ID_FIELDS))
 
 
 def _text(place: str, record: dict[str, object]) -> str:
-    text = record.get("text")
+    text = _field(place, record, "text", ("text",))
     if not isinstance(text, str):
-        raise ReadingError(f"{place}: no text: looked for text; found {', '.join(record)}")
+        found = "null" if text is None else f"a {type(text).__name__}"
+        raise ReadingError(f"{place}: text is {found}, expected a text")
     return text
 
 

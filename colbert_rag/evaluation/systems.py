@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colbert_rag.errors import MissingExtraError
 from colbert_rag.evaluation.collection import JudgedCollection
 from colbert_rag.evaluation.files import Scores, read_run
+from colbert_rag.evaluation.keywords import bm25_scores
 from colbert_rag.evaluation.measures import in_order
 from colbert_rag.windows import find_windows
 
@@ -22,14 +21,6 @@ if TYPE_CHECKING:
 
 DEPTH = 100
 """How many documents a first stage finds, and a reranker orders."""
-
-BM25_PACKAGE = "bm25s"
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-"""Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese."""
-
-# Vowel signs are no letters to Python, and would cut Hindi and its neighbours into syllables.
-SIGNS = "\u0300-\u036f\u0900-\u0dff"
-RUNS = re.compile(rf"([{UNSPACED}]+)|((?:(?![{UNSPACED}])[\w{SIGNS}])+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,32 +207,7 @@ def _tokens(model: ColBERT, documents: Mapping[str, str]) -> tuple[dict[str, int
 
 
 def _bm25(collection: JudgedCollection, depth: int) -> Run:
-    try:
-        import bm25s
-    except ImportError as error:
-        raise MissingExtraError(BM25_PACKAGE, extra="evaluate") from error
     collection.needs_texts("BM25")
     start = time.perf_counter()
-    names = list(collection.documents)
-
-    engine = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
-    engine.index([_words(text) for text in collection.documents.values()], show_progress=False)
-    scores: Scores = {}
-    for query, text in collection.queries.items():
-        asked = _words(text)
-        found = engine.get_scores(asked) if asked else []
-        # What shares no word with the query scores 0, and was not found.
-        best = {names[place]: float(score) for place, score in enumerate(found) if score > 0}
-        scores[query] = {name: best[name] for name in in_order(best)[:depth]}
+    scores = bm25_scores(collection.queries, collection.documents, depth)
     return Run(scores=scores, cost=Cost(seconds=time.perf_counter() - start))
-
-
-def _words(text: str) -> list[str]:
-    """Runs of letters and digits; of scripts without spaces, each two neighbours."""
-    found: list[str] = []
-    for unspaced, word in RUNS.findall(text.lower()):
-        if word or len(unspaced) == 1:
-            found.append(word or unspaced)
-        else:
-            found += [unspaced[place : place + 2] for place in range(len(unspaced) - 1)]
-    return found

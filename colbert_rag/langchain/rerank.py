@@ -91,7 +91,8 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
         """A retriever that asks `base` and reranks what it finds.
 
         Every field of this reranker is a field of the retriever too, but `score_key` and
-        `rank_fields`, so `configurable_fields(top_n=...)` works on it.
+        `rank_fields`, so `configurable_fields(top_n=...)` works on it. Its `batch` runs in threads,
+        so that what `base` does belongs to the run of its query; they share what they encode.
         """
         return ColBERTRerankRetriever(base=base, reranker=self, **_reranking_fields(self))
 

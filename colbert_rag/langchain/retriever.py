@@ -14,11 +14,12 @@ from langchain_core.callbacks import (
 )
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever, LangSmithRetrieverParams
-from langchain_core.runnables import run_in_executor
+from langchain_core.runnables import RunnableConfig, run_in_executor
 from pydantic import ConfigDict, Field, PrivateAttr, field_validator
 
 from colbert_rag.adapter.index import read_info
 from colbert_rag.adapter.retrieving import Retrieving, with_index
+from colbert_rag.index import Hit
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.langchain.documents import Watch, to_document, to_stored
 
@@ -131,17 +132,63 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         """Remove documents, and return how many there were; unknown ids are no error."""
         return self.remove(ids)
 
+    def batch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """All queries in one search; each is a run of its own, with its own configuration."""
+        options = kwargs | {"found": self._found(inputs, **kwargs)}
+        return super().batch(inputs, config, return_exceptions=return_exceptions, **options)
+
+    async def abatch(
+        self,
+        inputs: list[str],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[list[Document]]:
+        """Like `batch`, in worker threads."""
+        found = await run_in_executor(None, partial(self._found, inputs, **kwargs))
+        options = kwargs | {"found": found}
+        return await super().abatch(inputs, config, return_exceptions=return_exceptions, **options)
+
+    def _found(self, queries: Sequence[str], **options: Any) -> dict[str, list[Hit]]:
+        """What one search finds for all queries; nothing where it fails.
+
+        Each query is then searched for in its own run, which is where its error belongs.
+        """
+        try:
+            asked = [query for query in dict.fromkeys(queries) if query.strip()]
+            return dict(zip(asked, self._searched(asked, **options), strict=True))
+        except Exception:
+            return {}
+
+    def _searched(
+        self,
+        queries: Sequence[str],
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        passing = self.filter if filter is None else filter
+        return self.find_many(queries, self.k if k is None else k, passing)
+
     def _get_relevant_documents(
         self,
         query: str,
         *,
         run_manager: CallbackManagerForRetrieverRun,
-        k: int | None = None,
-        filter: Mapping[str, Any] | None = None,
+        found: dict[str, list[Hit]] | None = None,
+        **options: Any,
     ) -> list[Document]:
-        hits = self.find(
-            query, self.k if k is None else k, self.filter if filter is None else filter
-        )
+        # Taken, since two results must not share metadata: a query may stand in a batch twice.
+        hits = None if found is None else found.pop(query, None)
+        if hits is None:
+            (hits,) = self._searched([query], **options)
         return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]
 
     # The base class would drop `k` and `filter` on this way.

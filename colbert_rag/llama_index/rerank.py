@@ -57,7 +57,10 @@ class ColBERTRerank(Reranking, BaseNodePostprocessor):
             ValueError: there is no query.
         """
         if query_bundle is None or query_bundle.query_str is None:
-            raise ValueError("Missing query bundle in extra info.")
+            raise ValueError(
+                "Missing query bundle in extra info: give postprocess_nodes a query_str= or a "
+                "query_bundle="
+            )
         query = query_bundle.query_str
         check_query(query)
         for index, found in enumerate(nodes):

@@ -16,10 +16,12 @@ from llama_index.core.schema import BaseNode, IndexNode, MetadataMode, NodeWithS
 from llama_index.core.vector_stores import MetadataFilters
 
 from colbert_rag.adapter.index import read_info
+from colbert_rag.adapter.model import SharedModel
 from colbert_rag.adapter.retrieving import SOURCE_KEY, Retrieving, with_index
 from colbert_rag.index import Document, Index
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
+from colbert_rag.settings import refuse_unknown
 
 INDEX_FILE = "colbert.sqlite"
 OPTIONS_FILE = "retriever.json"
@@ -72,8 +74,11 @@ class ColBERTRetriever(BaseRetriever):
 
         Raises:
             InvalidFilterError: a filter has no counterpart in our indexes.
+            TypeError: there is no such argument.
             ValueError: another argument is out of range.
         """
+        names = ("similarity_top_k", "filters", "metadata_mode", *SharedModel.model_fields)
+        refuse_unknown("an argument of ColBERTRetriever", model, known=names)
         super().__init__(callback_manager, object_map, objects, verbose)
         place = os.fspath(index) if isinstance(index, os.PathLike) else index
         self._retrieving = Retrieving(index=place, score=score, exact=exact, effort=effort, **model)

@@ -8,7 +8,6 @@ blank lines.
 from colbert_rag.cli.reading.document import ReadingOptions, SourceDocument
 from colbert_rag.cli.reading.files import LARGEST, READERS, STDIN, SUFFIXES, read_documents
 from colbert_rag.cli.reading.prose import SPLITS
-from colbert_rag.cli.reading.queries import corpus_of, read_queries, read_run
 from colbert_rag.errors import ReadingError
 
 __all__ = [
@@ -20,8 +19,5 @@ __all__ = [
     "ReadingError",
     "ReadingOptions",
     "SourceDocument",
-    "corpus_of",
     "read_documents",
-    "read_queries",
-    "read_run",
 ]

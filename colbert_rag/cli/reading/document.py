@@ -58,6 +58,8 @@ class ReadingOptions:
         id_field: Field that is its id; None takes a usual name, if there is one.
         title_field: Field that is its title; None takes "title", if there is one, and "" none.
         follow_links: Read what links in a folder lead to, also outside of it.
+        pass_over: Leave out what is not what its name says among the files of a folder; such a file
+            is then read twice, the first time to see whether it can be.
         skipped: Told of each file in a folder that is left out.
     """
 
@@ -67,6 +69,7 @@ class ReadingOptions:
     id_field: str | None = None
     title_field: str | None = None
     follow_links: bool = False
+    pass_over: bool = False
     skipped: Callable[[str], object] = str
 
 

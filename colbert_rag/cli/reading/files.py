@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,24 @@ READERS: dict[str, Reader] = {
 """To add a format, add its reader here and its suffixes to `SUFFIXES`."""
 
 
+EXTRACT = "Extract its text first, with a program for such files"
+KINDS = {
+    b"%PDF-": ("a PDF file", "Extract its text first, as with: pdftotext FILE"),
+    b"PK\3\4": ("an archive, as .docx, .xlsx, .epub and .zip files are", EXTRACT),
+    b"\xd0\xcf\x11\xe0": ("an old Office file", EXTRACT),
+    b"{\\rtf": ("an RTF file", EXTRACT),
+    b"\x1f\x8b": ("compressed", "Unpack it first, as with: gunzip FILE"),
+    b"\x28\xb5\x2f\xfd": ("compressed", "Unpack it first, as with: unzstd FILE"),
+    b"SQLite format 3\0": ("a database", "If it is an index: colbert-rag search QUERY FILE"),
+    b"\x89PNG": ("a picture", "Texts alone are ranked"),
+    b"\xff\xd8\xff": ("a picture", "Texts alone are ranked"),
+    b"\x7fELF": ("a program", "Texts alone are ranked"),
+}
+"""How files begin that are often taken for text: what they are, and what to do."""
+
+CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""Bytes that stand in no text, whatever its encoding; an escape may, before a colour."""
+
 LONGEST_HEADER = 10_000
 """Characters of a first line that may name the columns of a CSV file."""
 
@@ -67,8 +86,9 @@ def read_documents(
     """The documents of files, folders and standard input, in the order given.
 
     A folder is read with all its sub-folders in alphabetical order: its regular files, but not
-    hidden ones, nor, unless `options.follow_links`, links that lead out of it. A file that grows
-    is read as far as it went when it was opened.
+    hidden ones, nor, unless `options.follow_links`, links that lead out of it, nor, with
+    `options.pass_over`, those that cannot be read to their end. A file that grows is read as far
+    as it went when it was opened.
 
     Args:
         paths: Names of files and folders; `STDIN` for standard input.
@@ -94,10 +114,11 @@ def _documents(
             yield from _read("stdin", stdin, "", options)
             continue
         empty = True
+        spared = options.pass_over and Path(path).is_dir()
         for file in _files(Path(path), options):
             empty = False
-            with file.open("rb") as stream:
-                yield from _read(str(file), stream, file.suffix.lower(), options)
+            if not (spared and _is_flawed(file, options)):
+                yield from _read_file(file, options)
         if empty:
             raise ReadingError(
                 f"{path} holds nothing to read: expected files that end in {', '.join(SUFFIXES)}"
@@ -106,6 +127,22 @@ def _documents(
 
 def _files(path: Path, options: ReadingOptions) -> Iterator[Path]:
     return files_in(path, SUFFIXES, options) if path.is_dir() else iter([path])
+
+
+def _read_file(file: Path, options: ReadingOptions) -> Iterator[SourceDocument]:
+    with file.open("rb") as stream:
+        yield from _read(str(file), stream, file.suffix.lower(), options)
+
+
+def _is_flawed(file: Path, options: ReadingOptions) -> bool:
+    """Whether a file of a folder cannot be read to its end; says why."""
+    try:
+        for _ in _read_file(file, options):
+            pass
+    except (ReadingError, OSError) as error:
+        options.skipped(f"left out, {error}")
+        return True
+    return False
 
 
 def _read(
@@ -125,21 +162,6 @@ def _read(
             ) from error
         yield document
         given.held = 0
-
-
-def numbered_lines(path: str) -> Iterator[tuple[int, str]]:
-    """The lines of a file that are not blank, with their numbers.
-
-    Raises:
-        ReadingError: a line is no text.
-        OSError: the file cannot be read.
-    """
-    with Path(path).open("rb") as stream:
-        given = _Lines(path, stream)
-        for number, line in enumerate(given, start=1):
-            given.held = 0
-            if line.strip():
-                yield number, line.rstrip("\r\n")
 
 
 class _Lines:
@@ -176,19 +198,31 @@ class _Lines:
         return self._decoded(line)
 
     def _decoded(self, line: bytes) -> str:
+        place = f"{self._source}:{self._number}"
+        if self._number == 1:
+            _refuse_other_kinds(self._source, line)
         try:
             text = line.decode("utf-8-sig" if self._number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             utf16 = line[:2] in (b"\xff\xfe", b"\xfe\xff")
+            if not utf16 and (control := CONTROLS.search(line)):
+                raise ReadingError(
+                    f"{place}: not a text file: it holds the byte {control[0][0]:#04x}"
+                ) from error
             raise ReadingError(
-                f"{self._source}:{self._number}: not UTF-8 at byte {error.start + 1} of the line. "
+                f"{place}: not UTF-8 at byte {error.start + 1} of the line. "
                 f"Convert it first, as with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
             ) from error
         if "\0" in text:
-            raise ReadingError(
-                f"{self._source}:{self._number}: not a text file: it holds a zero byte"
-            )
+            raise ReadingError(f"{place}: not a text file: it holds a zero byte")
         return text
+
+
+def _refuse_other_kinds(source: str, start: bytes) -> None:
+    """Say of a file that is no text what it is, and not that its encoding is wrong."""
+    for magic, (kind, advice) in KINDS.items():
+        if start.startswith(magic):
+            raise ReadingError(f"{source} is {kind}, expected text. {advice}")
 
 
 def _size(stream: BinaryIO) -> int:

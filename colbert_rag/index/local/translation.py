@@ -47,6 +47,11 @@ def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action)
     kind = _kind(error)
     if is_busy(error):
         return busy(path, timeout)
+    if kind == sqlite3.SQLITE_NOTADB:
+        return IndexCorruptError(
+            f"{path} is not an index, or its beginning is damaged ({error}). If it was one before, "
+            "restore it from a copy; else name another path"
+        )
     if tells_damage(error):
         return corrupt(path, str(error))
     advice = (_ADVICE if action == "written" else _ADVICE_WITHOUT_A_WRITE).get(
