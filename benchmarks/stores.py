@@ -11,6 +11,7 @@ from torch import Tensor
 from benchmarks.cold_start import Program
 from colbert_rag import TokenEmbeddings
 from colbert_rag.index import Document, Index, IndexInfo, LocalIndex
+from colbert_rag.index.local import searcher
 
 DIM, QUERY_ROWS, K = 96, 32, 10
 INFO = IndexInfo(checkpoint="benchmark/random", fingerprint="0" * 64, dim=DIM, recipe={})
@@ -33,9 +34,13 @@ class Store:
     close: Callable[[], None]
 
 
+# All are searched exactly here, so building must not make what other searches go by.
+searcher.APPROXIMATE_FROM = 2**62
+
+
 def _index(index: Index) -> Store:
     def search(query: Tensor) -> Found:
-        (hits,) = index.search_embeddings(TokenEmbeddings.from_list([query]), K)
+        (hits,) = index.search_embeddings(TokenEmbeddings.from_list([query]), K, exact=True)
         return [(hit.id, hit.score) for hit in hits]
 
     return Store(index.add_encoded, search, index.close)
@@ -120,7 +125,10 @@ ENGINES = {
         lambda path: _index(LocalIndex(path, like=INFO)),
         True,
         Program(
-            "torch", _OURS, "", "index = LocalIndex(folder); index.search_embeddings(asked, 10)"
+            "torch",
+            _OURS,
+            "",
+            "index = LocalIndex(folder); index.search_embeddings(asked, 10, exact=True)",
         ),
     ),
     "LocalIndex, in memory": Engine(
@@ -131,7 +139,7 @@ ENGINES = {
             _OURS,
             "",
             "source = LocalIndex(folder); index = LocalIndex(':memory:', like=source.info)\n"
-            "copy_index(source, index); index.search_embeddings(asked, 10)",
+            "copy_index(source, index); index.search_embeddings(asked, 10, exact=True)",
         ),
     ),
     EDGE: Engine(
@@ -156,7 +164,7 @@ ENGINES = {
             "",
             "source = LocalIndex(folder)\n"
             "index = QdrantIndex(QdrantClient(':memory:'), 'benchmark', like=source.info)\n"
-            "copy_index(source, index); index.search_embeddings(asked, 10)",
+            "copy_index(source, index); index.search_embeddings(asked, 10, exact=True)",
         ),
         most=2_000,
     ),

@@ -8,6 +8,7 @@ import random
 import shutil
 import sqlite3
 import sys
+import threading
 from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -600,6 +601,57 @@ def test_a_maker_that_is_killed_is_taken_over(
         index.verify()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork server")
+def test_kills_at_any_moment_lose_and_spoil_nothing(
+    processes: ForkServerContext, path: Path
+) -> None:
+    """COLBERT_RAG_LEVEL_KILLS=50 kills so often."""
+    kills = int(os.environ.get("COLBERT_RAG_LEVEL_KILLS", "5"))
+    fill(path, COUNT)
+    chosen = random.Random(kills)
+    for _ in range(kills):
+        process, pipe = started(processes, write_with_level, path, 60.0)
+        assert answer(pipe) == "started"
+        process.join(chosen.uniform(0, 0.6))
+        process.kill()
+        process.join()
+        with LocalIndex(path, busy_timeout=30) as index:
+            names = {document.id for document in index}
+            assert {f"d{at}" for at in range(COUNT)} <= names
+            assert agree(search(index, effort=5, exact=False), search(index, exact=True)) > 0.95
+            index.optimize()
+            assert agree(search(index, effort=5, exact=False), search(index, exact=True)) > 0.95
+            index.verify()
+    left = [entry.name for entry in path.parent.iterdir() if "-level-" in entry.name]
+    assert [name for name in left if not name.endswith("-claim")] == []
+
+
+def test_threads_search_while_one_adds_and_optimises(index: LocalIndex) -> None:
+    own = topics(300, rows=12, seed=0)
+    wrong: list[object] = []
+    done = threading.Event()
+
+    def look(first: int) -> None:
+        at = first
+        while not done.is_set():
+            hit = index.search_embeddings(own[[at % 300]], 1, exact=False)[0][0]
+            if hit.id != f"d{at % 300}":
+                wrong.append(hit)
+            at += 7
+
+    threads = [threading.Thread(target=look, args=(at,)) for at in range(3)]
+    for thread in threads:
+        thread.start()
+    for part in range(6):
+        index.add_encoded(*documents(40, seed=50 + part, prefix=f"t{part}-"))
+        index.optimize()
+    done.set()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps a file that is mapped")
 def test_readers_are_right_while_others_write_and_optimise(
     processes: ForkServerContext, path: Path
@@ -610,6 +662,7 @@ def test_readers_are_right_while_others_write_and_optimise(
     readers = [started(processes, read_with_level, path, seconds)[1] for _ in range(3)]
 
     wrong = [answer(pipe) for pipe in readers]
+    assert answer(writer) == "started"
     rounds = answer(writer)
 
     assert wrong == [[], [], []]

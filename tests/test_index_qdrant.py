@@ -196,6 +196,8 @@ def test_prefetch_scores_only_the_nearest_by_mean_and_scores_those_exactly(clien
     assert len(narrow.search("storm on mars", 15)) == 15
     assert all(hit.score == pytest.approx(scores[hit.id]) for hit in hits)
     assert wide.search("storm on mars", 15) == exact.search("storm on mars", 15)
+    few = QdrantIndex(client, "t", WordEncoder(), prefetch=1)
+    assert few.search("storm on mars", 15, exact=True) == exact.search("storm on mars", 15)
 
 
 def test_a_writer_without_prefetch_keeps_the_mean_vectors_up(client: QdrantClient):

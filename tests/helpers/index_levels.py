@@ -79,6 +79,7 @@ def write_with_level(path: Path, seconds: float, pipe: Connection) -> None:
     make_small()
     end, rounds = time.monotonic() + seconds, 0
     with LocalIndex(path, busy_timeout=60) as index:
+        pipe.send("started")
         while time.monotonic() < end:
             index.add_encoded(*documents(20, seed=rounds, prefix=f"w{rounds}-"))
             if rounds:

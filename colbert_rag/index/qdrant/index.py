@@ -45,7 +45,8 @@ class QdrantIndex(Index):
 
     Vectors are float16 and compared by dot product. The graph index is switched off: over MaxSim,
     which is no metric, it takes long to build and finds the wrong documents. A search therefore
-    reads every document that passes the filter, unless `prefetch` narrows them first.
+    reads every document that passes the filter, unless `prefetch` narrows them first and the search
+    does not say `exact=True`. `effort` changes nothing here.
 
     Every method may raise an `IndexStorageError`: the server does not answer, refuses the API key,
     or says something else, which is quoted. The client stays the caller's to close.
