@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 
 from qdrant_client import QdrantClient, models
 from torch import Tensor
@@ -13,7 +14,7 @@ from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
-from colbert_rag.index.local.recall import WANTED, Recall
+from colbert_rag.index.local.recall import WANTED, Asking, Recall
 from colbert_rag.index.qdrant.codebook import codings
 from colbert_rag.index.qdrant.coding import Coder
 from colbert_rag.index.qdrant.collection import (
@@ -32,9 +33,10 @@ from colbert_rag.index.qdrant.collection import (
     read_collection,
     vectors_of,
 )
+from colbert_rag.index.qdrant.effort import EFFORTS
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
 from colbert_rag.index.qdrant.records import Records
-from colbert_rag.index.qdrant.shelf import Shelf
+from colbert_rag.index.qdrant.shelf import Choice, Shelf
 from colbert_rag.index.qdrant.stages import Prefetch, Stages, check_prefetch
 from colbert_rag.index.qdrant.translation import translated
 from colbert_rag.index.searching import How
@@ -226,7 +228,23 @@ class QdrantIndex(Index):
         Raises:
             ValueError: there are no codes (see `optimize`), or an argument is out of range.
         """
-        raise NotImplementedError
+        asking = Asking(k, sample, wanted)
+        if not self._made_for.codes or self._shelf.current() is None:
+            raise ValueError(
+                f"{self.name} has no codes, so every search is exact: call optimize() first"
+            )
+        asked = asking.queries(self, queries, lambda: self._passages(asking.sample))
+        found = asking.compare(self, asked, EFFORTS)
+        self._shelf.choose(
+            Choice(effort=found.chosen, recall=found.reached, k=found.k, queries=found.queries)
+        )
+        return found
+
+    def _passages(self, sample: int) -> TokenEmbeddings:
+        """The vectors of documents that point ids choose, which are as good as random."""
+        found = islice(self._records.scroll(None, payload=["id"], vectors=[TOKENS]), sample)
+        vectors = [rows for at in found if len(rows := vectors_of(at, self.info.dim))]
+        return TokenEmbeddings.from_list(vectors, dim=self.info.dim)
 
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
