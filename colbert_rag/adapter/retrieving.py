@@ -15,6 +15,7 @@ from colbert_rag.adapter.index import SharedIndex, path_of
 from colbert_rag.adapter.model import SharedModel
 from colbert_rag.index import Document, Hit, Index, LocalIndex, copy_index
 from colbert_rag.index.local import MEMORY
+from colbert_rag.index.searching import How
 from colbert_rag.inputs import check_query
 
 NODE_KEY = "_llama_index_node"
@@ -59,6 +60,16 @@ class Retrieving(SharedIndex):
     score: Literal["mean", "sum"] = "mean"
     """`"mean"` similarity of the query's vectors, from -1 to 1; `"sum"` is ColBERT's own score."""
 
+    exact: bool | None = None
+    """Whether every document is read; False and None as in `Index.search`."""
+    effort: int | None = None
+    """How much a search that is not exact does, 1 to 5; None is what `recall` chose, else 3."""
+
+    @model_validator(mode="after")
+    def _refuse_ways_that_contradict(self) -> Self:
+        How.checked(self.exact, self.effort)
+        return self
+
     @model_validator(mode="after")
     def _refuse_to_search_nothing(self) -> Self:
         if self.index is None or self.index == MEMORY:
@@ -84,7 +95,9 @@ class Retrieving(SharedIndex):
         model = self._model
         index = self._open_index(model)
         # Not `index.search`: an index that was given may have been opened without a model.
-        hits = index.search_embeddings(model.encode_queries([query]), k, filter)[0]
+        hits = index.search_embeddings(
+            model.encode_queries([query]), k, filter, exact=self.exact, effort=self.effort
+        )[0]
         if self.score == "sum":
             return hits
         return [replace(hit, score=hit.mean) for hit in hits]

@@ -25,6 +25,7 @@ from colbert_rag.cli import (
     rerank,
     rerank_many,
     search,
+    tune,
 )
 from colbert_rag.cli.options import UsageError
 from colbert_rag.cli.output import note, plain_logs
@@ -86,6 +87,7 @@ COMMANDS = (
     Command("explain", "say which words made the score of a document", explain),
     Command("index", "encode documents once, into a file or a Qdrant server", index),
     Command("search", "find the documents of an index that answer a query best", search),
+    Command("tune", "make a large index quick to search, and measure what is found", tune),
     Command("evaluate", "measure on judged queries whether reranking helps", evaluate),
     Command("info", "say what an index holds, and which model made it", info),
     Command(

@@ -71,6 +71,7 @@ def _record(
         "tokens": held.tokens,
         "bytes": held.bytes,
         "shared_bytes": held.shared_bytes,
+        "level_bytes": held.level_bytes,
         "bytes_per_token": None if per_token is None else round(per_token, 1),
         **info.to_json(),
         "verified": True if verified else None,
@@ -91,6 +92,8 @@ def _facts(
         yield "Size", f"{size(held.bytes)}{share and share + ' its vector)'}"
     if held.shared_bytes is not None:
         yield "Shared", f"{size(held.shared_bytes)} beside it, which processes that search map"
+    if held.level_bytes is not None:
+        yield "Level", f"{size(held.level_bytes)} beside it, by which large searches go"
     yield "Model", info.checkpoint
     recipe = ", ".join(f"{name} {value!r}" for name, value in info.recipe.items())
     yield "Recipe", recipe or "that of the checkpoint"

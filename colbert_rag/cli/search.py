@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from colbert_rag.index import Hit
 
 DESCRIPTION = """\
-Find the documents of an index that answer a query best, by late interaction
-with all of them. The index says which model it needs. QUERY may be - to read
-queries from standard input, one on each line.
+Find the documents of an index that answer a query best, by late interaction.
+A large file is searched by way of what lies beside it, see colbert-rag tune.
+The index says which model it needs. QUERY may be - to read queries from
+standard input, one on each line.
 
 A filter is JSON, and leaves documents out before they are scored:
   {"year": 2020}                          equal
@@ -49,6 +50,9 @@ examples:
   colbert-rag search "red planet" http://localhost:6333/facts --json | jq .text
   cat questions.txt | colbert-rag search - facts.sqlite --top-k 1 --json"""
 
+EFFORTS = range(1, 6)
+"""What `--effort` takes; the index has the table."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -59,6 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results = parser.add_argument_group("results")
     add_results(results)
     results.add_argument("--filter", metavar="JSON", help="which documents may be found")
+    ways = results.add_mutually_exclusive_group()
+    ways.add_argument("--exact", action="store_true", help="read all documents, however many")
+    ways.add_argument(
+        "--effort",
+        type=int,
+        choices=EFFORTS,
+        metavar="N",
+        help="how much of a large file to look at, 1 to 5 (default: what tune chose, else 3)",
+    )
     add_server(parser)
     add_model(parser, default=None, help="where the model of the index is, if it has moved")
     add_finding(parser)
@@ -76,7 +89,8 @@ def run(arguments: argparse.Namespace) -> int:
     with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
         loaded = time.perf_counter()
         held = index.count()
-        answers = index.search_many(queries, arguments.top_k or held, passing)
+        how = {"exact": arguments.exact or None, "effort": arguments.effort}
+        answers = index.search_many(queries, arguments.top_k or held, passing, **how)
         searched = time.perf_counter()
     mean = arguments.score == "mean"
     if not arguments.json:

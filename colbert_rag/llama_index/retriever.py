@@ -43,6 +43,8 @@ class ColBERTRetriever(BaseRetriever):
         similarity_top_k: int = DEFAULT_SIMILARITY_TOP_K,
         filters: MetadataFilters | None = None,
         score: Literal["mean", "sum"] = "mean",
+        exact: bool | None = None,
+        effort: int | None = None,
         metadata_mode: MetadataMode = MetadataMode.EMBED,
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -57,6 +59,9 @@ class ColBERTRetriever(BaseRetriever):
             similarity_top_k: How many nodes to return.
             filters: Which metadata they must have.
             score: `"mean"` similarity of the query's vectors, from -1 to 1; `"sum"` is ColBERT's.
+            exact: Whether every node is read; False and None as in `Index.search`.
+            effort: How much a search that is not exact does, from 1 to 5; None is what `recall`
+                chose for the index, else 3.
             metadata_mode: Which metadata is encoded along with the text of nodes that are added.
             callback_manager: As in every retriever.
             object_map: What `IndexNode`s stand for, by `index_id`.
@@ -71,7 +76,7 @@ class ColBERTRetriever(BaseRetriever):
         """
         super().__init__(callback_manager, object_map, objects, verbose)
         place = os.fspath(index) if isinstance(index, os.PathLike) else index
-        self._retrieving = Retrieving(index=place, score=score, **model)
+        self._retrieving = Retrieving(index=place, score=score, exact=exact, effort=effort, **model)
         self.similarity_top_k = similarity_top_k
         self.filters = filters
         self.metadata_mode = MetadataMode(metadata_mode)
@@ -150,6 +155,8 @@ class ColBERTRetriever(BaseRetriever):
             "similarity_top_k": self.similarity_top_k,
             "filters": None if self.filters is None else self.filters.model_dump(mode="json"),
             "score": self._retrieving.score,
+            "exact": self._retrieving.exact,
+            "effort": self._retrieving.effort,
             "metadata_mode": self.metadata_mode.value,
         }
         (folder / OPTIONS_FILE).write_text(json.dumps(options, indent=2), encoding="utf-8")

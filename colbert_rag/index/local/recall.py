@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +71,10 @@ class Recall:
     def reached(self) -> float:
         """What the chosen effort found."""
         return next(way for way in self.efforts if way.effort == self.chosen).recall
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         """A table, and what follows from it."""

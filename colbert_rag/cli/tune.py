@@ -1,0 +1,96 @@
+"""`colbert-rag tune`: makes an index quick to search, and measures what that costs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from colbert_rag.cli.indexes import File, known_info, where
+from colbert_rag.cli.options import (
+    UsageError,
+    add_finding,
+    add_model,
+    open_model,
+    parse_count,
+    parse_number,
+    settings_of,
+)
+from colbert_rag.cli.output import say, say_json
+from colbert_rag.cli.reading import read_queries
+
+DESCRIPTION = """\
+Make the level of a file, by which large ones are searched without reading all
+of it, or bring it up to date. Then compare what such searches find with exact
+ones, for every effort, and record the smallest effort that finds enough:
+searches use it from then on.
+
+Without queries of your own, pieces of stored passages are searched for, which
+are a little easier to find, and no model is loaded."""
+
+EPILOG = """\
+examples:
+  colbert-rag tune handbook.sqlite
+  colbert-rag tune handbook.sqlite --queries questions.tsv --recall 0.98
+  colbert-rag tune handbook.sqlite --json | jq .chosen"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.usage = "%(prog)s [options] INDEX"
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.add_argument("index", metavar="INDEX", help="file of an index")
+    measuring = parser.add_argument_group("measuring")
+    measuring.add_argument(
+        "--k", type=parse_count, default=10, metavar="N", help="how many of the best count (10)"
+    )
+    measuring.add_argument(
+        "--recall",
+        type=parse_number,
+        default=0.99,
+        metavar="PART",
+        help="part of the exact best that is to be found, 0 to 1 (0.99)",
+    )
+    measuring.add_argument(
+        "--queries", metavar="FILE", help="JSON Lines, or lines of an id, a tab and a text"
+    )
+    measuring.add_argument(
+        "--sample", type=parse_count, default=100, metavar="N", help="how many to ask (100)"
+    )
+    measuring.add_argument("--json", action="store_true", help="one JSON object")
+    add_model(parser, default=None, help="where the model of the index is, if it has moved")
+    add_finding(parser)
+    parser.set_defaults(collection=None, api_key_env=None)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tune, and print what was measured."""
+    if not 0 <= arguments.recall <= 1:
+        raise UsageError(f"--recall is {arguments.recall}, expected a part from 0 to 1")
+    for option in ("k", "sample"):
+        if getattr(arguments, option) == 0:
+            raise UsageError(f"--{option} is 0, expected 1 or more")
+    place = where(arguments, arguments.index)
+    if not isinstance(place, File):
+        raise UsageError("tune is for files: a server decides by itself how it searches")
+    info = known_info(place)
+    queries: Sequence[str] | None = None
+    colbert = None
+    if arguments.queries is not None:
+        queries = list(read_queries(arguments.queries).values())
+        colbert = open_model(replace(settings_of(arguments, info), document_cache=None))
+    from colbert_rag.index import LocalIndex
+
+    with LocalIndex(place.name, colbert) as index:
+        if index.count() == 0:
+            raise UsageError(f"{place.name} holds no document, so there is nothing to measure")
+        index.optimize(show_progress=sys.stderr.isatty())
+        measured = index.recall(
+            queries, arguments.k, sample=arguments.sample, wanted=arguments.recall
+        )
+    if arguments.json:
+        say_json(measured.to_dict())
+    else:
+        say(str(measured))
+    return 0
