@@ -13,7 +13,7 @@ from qdrant_client import QdrantClient, models
 
 from colbert_rag.index import Document, Hit, LocalIndex, QdrantIndex, copy_index
 from colbert_rag.index.local.level.kmeans import Centroids
-from colbert_rag.index.qdrant import coding
+from colbert_rag.index.qdrant import coding, stages
 from colbert_rag.index.qdrant.codebook import Codebook
 from colbert_rag.index.qdrant.effort import EFFORTS
 from colbert_rag.index.qdrant.shelf import BESIDE, Shelf
@@ -47,7 +47,7 @@ def client() -> Iterator[Watched]:
 
 @pytest.fixture(autouse=True)
 def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coding, "LEAST", 100)
+    monkeypatch.setattr(stages, "LEAST", 100)
 
 
 def documents(texts: Sequence[str], first: int = 0) -> list[Document]:
@@ -135,12 +135,19 @@ def test_without_prefetch_a_collection_is_searched_exactly_until_told_otherwise(
     assert client.staged == [False, True]
 
 
-def test_few_documents_get_no_codes(client: Watched):
+def test_few_documents_are_searched_exactly_until_told_otherwise(client: Watched):
     index = filled(client, texts=TEXTS[:50])
+    client.staged.clear()
 
     index.search("mars")
+    index.search("mars", exact=False)
 
-    assert client.staged == [False]
+    assert client.staged == [False, True]
+
+
+def test_an_empty_collection_gets_no_codebook(client: Watched):
+    QdrantIndex(client, "t", WordEncoder()).optimize()
+
     assert not client.collection_exists("t" + BESIDE)
 
 
@@ -328,7 +335,7 @@ def test_recall_is_measured_and_its_effort_kept_for_all_clients(client: Watched)
     assert [way.effort for way in found.efforts] == [1, 2, 3, 4, 5]
     assert found.efforts[-1].recall == 1.0  # more candidates than documents
     assert found.chosen == 1
-    assert Shelf(client, "t").choice().effort == 1
+    assert Shelf(client, "t").current().effort == 1
     assert index.recall(k=5, wanted=1.0, sample=4).queries == 4
     exact = [set(ids(hits)) for hits in index.search_many(QUERIES, 5, exact=True)]
     first = [set(ids(hits)) for hits in index.search_many(QUERIES, 5, effort=1)]
@@ -361,7 +368,7 @@ def test_qdrants_engine_finds_by_codes_what_it_finds_exactly(tmp_path: Path, cli
     hosted = QdrantIndex(client, "t", like=library.info)
     copy_index(library, hosted)
     hosted.optimize()
-    (book, _) = Shelf(client, "t").current()
+    book = Shelf(client, "t").current().codebook
     shard = _shard(tmp_path / "shard", library, points(client))
     queries = WordEncoder().encode_queries(QUERIES).to(dtype=torch.float16)
 

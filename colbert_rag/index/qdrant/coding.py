@@ -37,9 +37,6 @@ from colbert_rag.progress import Bar, progress_bar
 
 logger = logging.getLogger(__name__)
 
-LEAST = 5_000
-"""Documents below which an exact search is fast anyway."""
-
 _SEED = 0
 
 # Centroids for so many tokens are this times the square root.
@@ -77,8 +74,6 @@ class Coder:
         documents = self._client.count(self._collection, exact=True).count
         record = self._shelf.record()
         codebook = None if record is None else self._shelf.load(record)
-        if codebook is None and documents < LEAST:
-            return
         index_payload(self._client, self._collection, CODES, "integer")
         with progress_bar("code", total=documents, show=show_progress) as bar:
             if record is None or codebook is None or self._is_stale(record, codebook, documents):

@@ -182,7 +182,7 @@ class QdrantIndex(Index):
         """Do nothing: the client belongs to whoever made it."""
 
     def optimize(self, *, show_progress: bool = False) -> None:
-        """Give documents codes, by which searches find them; from 5,000 documents on.
+        """Give documents codes, by which searches find them; from 5,000 documents on by themselves.
 
         The first call reads all vectors, trains a codebook and stores it in a collection beside
         this one, named as it is with `-codebook` behind. From then on, documents get their codes as
@@ -287,7 +287,7 @@ class QdrantIndex(Index):
         self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
     ) -> None:
         current = self._shelf.current() if self._made_for.codes and documents else None
-        codebook = None if current is None else current[0]
+        codebook = None if current is None else current.codebook
         points = (
             point_of(document, rows, order=self._next(), means=self._made_for.means, coding=coding)
             for document, rows, coding in zip(

@@ -15,6 +15,7 @@ from typing import TypeVar
 from qdrant_client import QdrantClient, models
 
 from colbert_rag.index.qdrant.codebook import Codebook, digest_of
+from colbert_rag.index.qdrant.effort import DEFAULT
 
 _Kept = TypeVar("_Kept")
 
@@ -61,6 +62,21 @@ class Choice:
     queries: int
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Current:
+    """What searches and writers need.
+
+    Attributes:
+        codebook: The one to use.
+        documents: How many there were when it was trained.
+        effort: What was chosen, else the default.
+    """
+
+    codebook: Codebook
+    documents: int
+    effort: int
+
+
 class Shelf:
     """Keeps codebooks of one collection."""
 
@@ -74,20 +90,19 @@ class Shelf:
         """Which codebook the collection has."""
         return _read(self._metadata(), _RECORD, CodesRecord)
 
-    def choice(self) -> Choice | None:
-        """Which effort was chosen."""
-        return _read(self._metadata(), _CHOICE, Choice)
-
     def choose(self, choice: Choice) -> None:
         """Record an effort."""
         self._client.update_collection(self._collection, metadata={_CHOICE: asdict(choice)})
 
-    def current(self) -> tuple[Codebook, Choice | None] | None:
-        """The codebook of the collection and the chosen effort; None if there is none, or lost."""
+    def current(self) -> Current | None:
+        """The codebook of the collection; None if there is none, or it is lost."""
         metadata = self._metadata()
         record = _read(metadata, _RECORD, CodesRecord)
         codebook = None if record is None else self.load(record)
-        return None if codebook is None else (codebook, _read(metadata, _CHOICE, Choice))
+        if record is None or codebook is None:
+            return None
+        choice = _read(metadata, _CHOICE, Choice)
+        return Current(codebook, record.documents, DEFAULT if choice is None else choice.effort)
 
     def load(self, record: CodesRecord) -> Codebook | None:
         """The codebook of a record; None if it is lost or damaged."""

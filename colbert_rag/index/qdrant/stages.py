@@ -10,12 +10,15 @@ from torch import Tensor
 
 from colbert_rag.index.qdrant.codebook import Codebook
 from colbert_rag.index.qdrant.collection import CODES, MEAN, TOKENS, Held, coded_in, mean_of
-from colbert_rag.index.qdrant.effort import DEFAULT, EFFORTS, Effort
+from colbert_rag.index.qdrant.effort import EFFORTS, Effort
 from colbert_rag.index.qdrant.shelf import Shelf
 from colbert_rag.index.searching import How
 
 Prefetch: TypeAlias = int | Literal["auto"] | None
 Stage: TypeAlias = Callable[[Tensor], list[models.Prefetch]]
+
+LEAST = 5_000
+"""Documents below which an exact search is fast anyway."""
 
 
 def check_prefetch(prefetch: Prefetch) -> None:
@@ -48,17 +51,16 @@ class Stages:
             candidates = max(self._prefetch, top_k)
             return lambda rows: by_means(rows, passing, candidates)
         current = self._shelf.current() if self._held.codes else None
-        if current is None:
+        if current is None or (how == How() and current.documents < LEAST):
             return None
-        codebook, choice = current
-        chosen = DEFAULT if choice is None else choice.effort
-        effort = EFFORTS[chosen if how.effort is None else how.effort].for_results(top_k)
+        chosen = current.effort if how.effort is None else how.effort
+        effort = EFFORTS[chosen].for_results(top_k)
         if passing is not None:
             count = self._client.count(self._collection, count_filter=passing, exact=True).count
             # Among so few, a code that the query does not look for could hide one.
             if count <= effort.candidates:
                 return None
-        return lambda rows: by_codes(rows, passing, top_k, codebook, effort)
+        return lambda rows: by_codes(rows, passing, top_k, current.codebook, effort)
 
     def request(
         self, rows: Tensor, passing: models.Filter | None, limit: int, stage: Stage | None
