@@ -17,6 +17,7 @@ from colbert_rag.index.documents import Document, text_digest
 from colbert_rag.index.info import IndexInfo
 
 KeyType: TypeAlias = Literal["keyword", "integer", "float", "bool", "datetime"]
+Datatype: TypeAlias = Literal["float16", "turbo8", "turbo4"]
 Record: TypeAlias = models.Record | models.ScoredPoint
 
 TOKENS = "colbert"
@@ -42,6 +43,7 @@ def create_collection(
     *,
     means: bool,
     codes: bool,
+    datatype: Datatype,
     shard_number: int | None,
     replication_factor: int | None,
 ) -> None:
@@ -54,7 +56,7 @@ def create_collection(
         TOKENS: models.VectorParams(
             size=info.dim,
             distance=models.Distance.DOT,
-            datatype=models.Datatype.FLOAT16,
+            datatype=models.Datatype(datatype),
             multivector_config=models.MultiVectorConfig(
                 comparator=models.MultiVectorComparator.MAX_SIM
             ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import get_args
 
 from qdrant_client import QdrantClient, models
 from torch import Tensor
@@ -21,6 +22,7 @@ from colbert_rag.index.qdrant.collection import (
     FETCH,
     SCROLL,
     TOKENS,
+    Datatype,
     KeyType,
     create_collection,
     document_of,
@@ -67,6 +69,7 @@ class QdrantIndex(Index):
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
         prefetch: Prefetch = "auto",
+        datatype: Datatype = "float16",
         payload_indexes: Mapping[str, KeyType] | None = None,
         shard_number: int | None = None,
         replication_factor: int | None = None,
@@ -84,6 +87,9 @@ class QdrantIndex(Index):
                 codes, where the collection has them (see `optimize`). None: nothing. A number:
                 score only this many documents, those whose mean vector is nearest to the query's;
                 the collection must be made with it, since mean vectors are stored then.
+            datatype: Of the vectors of a new collection, on a server of 1.19 or later: `"turbo8"`
+                takes a half of `"float16"`, `"turbo4"` a quarter. Scores are those of what is
+                stored, and `embeddings` gives that, too.
             payload_indexes: Metadata keys that filters use often, and the type their values have
                 in every document, such as `{"author.name": "keyword", "year": "integer"}`.
             shard_number: Of a new collection on a cluster.
@@ -97,6 +103,9 @@ class QdrantIndex(Index):
                 fit the collection.
         """
         check_prefetch(prefetch)
+        if datatype not in get_args(Datatype):
+            expected = ", ".join(get_args(Datatype))
+            raise ValueError(f"datatype is {datatype!r}, expected one of {expected}")
         client = translated(client)
         name = f"collection {collection!r}"
         means = isinstance(prefetch, int)
@@ -107,6 +116,7 @@ class QdrantIndex(Index):
                 resolve_info(None, colbert, like, token_pooling, name),
                 means=means,
                 codes=not means,
+                datatype=datatype,
                 shard_number=shard_number,
                 replication_factor=replication_factor,
             )
