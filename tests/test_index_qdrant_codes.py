@@ -12,7 +12,7 @@ import torch
 from qdrant_client import QdrantClient, models
 
 from colbert_rag.index import Document, Hit, LocalIndex, QdrantIndex, copy_index
-from colbert_rag.index.local.level.kmeans import Centroids
+from colbert_rag.index.kmeans import Centroids
 from colbert_rag.index.qdrant import coding, stages
 from colbert_rag.index.qdrant.codebook import Codebook
 from colbert_rag.index.qdrant.effort import EFFORTS

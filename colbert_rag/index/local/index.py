@@ -16,9 +16,10 @@ from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.lookup import positions_of, resolved, vectors_at
 from colbert_rag.index.local.place import MEMORY, Place
-from colbert_rag.index.local.recall import WANTED, Recall, measure
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.searcher import Searcher
+from colbert_rag.index.local.tuning import measure
+from colbert_rag.index.recall import WANTED, Recall
 from colbert_rag.index.searching import How
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number

@@ -22,7 +22,7 @@ from qdrant_client import models
 from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index.local.level.kmeans import Centroids
+from colbert_rag.index.kmeans import Centroids
 from colbert_rag.index.qdrant.collection import Coding
 
 # Indices of a sparse vector have 32 bits, of which a codebook takes its own stretch.

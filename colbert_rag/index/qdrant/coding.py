@@ -20,7 +20,7 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexStorageError
-from colbert_rag.index.local.level.kmeans import train
+from colbert_rag.index.kmeans import train
 from colbert_rag.index.qdrant.codebook import HIGHEST_BASE, Codebook, as_codes
 from colbert_rag.index.qdrant.collection import (
     CODES,

@@ -15,7 +15,6 @@ from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
-from colbert_rag.index.local.recall import WANTED, Asking, Recall
 from colbert_rag.index.qdrant.codebook import codings
 from colbert_rag.index.qdrant.coding import Coder
 from colbert_rag.index.qdrant.collection import (
@@ -41,6 +40,7 @@ from colbert_rag.index.qdrant.records import Records
 from colbert_rag.index.qdrant.shelf import Choice, Shelf
 from colbert_rag.index.qdrant.stages import Prefetch, Stages, check_prefetch
 from colbert_rag.index.qdrant.translation import translated
+from colbert_rag.index.recall import WANTED, Asking, Recall
 from colbert_rag.index.searching import How
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number

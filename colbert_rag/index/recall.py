@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,14 +13,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import ingest
 from colbert_rag.index.base import Index
 from colbert_rag.index.documents import Hit
-from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.level.choice import Choice
-from colbert_rag.index.local.level.effort import EFFORTS
-from colbert_rag.index.local.searcher import Searcher
 from colbert_rag.settings import whole_number
-
-if TYPE_CHECKING:
-    from colbert_rag.index.local.index import LocalIndex
 
 WANTED = 0.99
 """The part of the exact best that the chosen effort must find."""
@@ -92,35 +84,11 @@ class Recall:
         return "\n".join([*lines, f"{verdict} ({self.queries} queries)"])
 
 
-def measure(
-    index: LocalIndex,
-    searcher: Searcher,
-    database: Database,
-    queries: Sequence[str] | TokenEmbeddings | None,
-    *,
-    k: int,
-    sample: int,
-    wanted: float,
-) -> Recall:
-    """Measure every effort, and record the one that is chosen; see `LocalIndex.recall`."""
-    asking = Asking(k, sample, wanted)
-    if not database.read(searcher.has_level):
-        raise ValueError(
-            f"{index.name} has no level, so every search is exact: call optimize() first"
-        )
-    asked = asking.queries(index, queries, lambda: database.read(searcher.sampled, asking.sample))
-    found = asking.compare(index, asked, EFFORTS)
-    choice = Choice(effort=found.chosen, recall=found.reached, k=found.k, queries=found.queries)
-    if not database.read_only:
-        database.write(choice.write, database)
-    return found
-
-
 class Asking:
     """What is asked, and of how many."""
 
     def __init__(self, k: int, sample: int, wanted: float) -> None:
-        """Take a caller's arguments; see `LocalIndex.recall`.
+        """Take a caller's arguments; see `Index.recall`.
 
         Raises:
             TypeError: one is of another type.
