@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import ingest
-from colbert_rag.index.base import Index
 from colbert_rag.index.documents import Hit
 from colbert_rag.settings import whole_number
+
+if TYPE_CHECKING:
+    from colbert_rag.index.base import Index
 
 WANTED = 0.99
 """The part of the exact best that the chosen effort must find."""
