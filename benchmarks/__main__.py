@@ -24,7 +24,7 @@ CPU_JOBS = (
     "growth",
     "index",
 )
-OTHER_JOBS = ("many", "quality", "gpu", "soak")
+OTHER_JOBS = ("many", "quality", "scale", "gpu", "soak")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
 
@@ -46,7 +46,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--queries", type=int, help="many, quality: of each collection; default all"
     )
-    parser.add_argument("--collections", default="", help="quality: comma-separated; default all")
+    parser.add_argument(
+        "--collections", default="", help="quality, scale: comma-separated; default all"
+    )
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float16"),

@@ -199,6 +199,10 @@ class States(RuleBasedStateMachine):
         self.handles[at].compact()
 
     @rule(at=which)
+    def optimize(self, at: int) -> None:
+        self.handles[at].optimize()
+
+    @rule(at=which)
     def verify(self, at: int) -> None:
         self.handles[at].verify()
 
@@ -245,6 +249,14 @@ class States(RuleBasedStateMachine):
 
         assert [hit.document for hit in hits] == passing[:k]
         for hit in hits:
+            assert abs(hit.score - score(query, hit.text)) < 1e-5 * hit.query_rows
+        # By its level, if there is one: of so few documents all are scored.
+        by_level = index.search(query, k, filter, exact=False)
+        assert [hit.score for hit in by_level] == pytest.approx(
+            [hit.score for hit in hits], abs=1e-4
+        )
+        for hit in by_level:
+            assert hit.document in passing
             assert abs(hit.score - score(query, hit.text)) < 1e-5 * hit.query_rows
 
     @rule(at=which, ids=st.lists(st.sampled_from(IDS), max_size=4))

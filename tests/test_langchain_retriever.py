@@ -237,10 +237,10 @@ async def test_an_async_call_leaves_the_event_loop_free(
     threads = []
     search = type(retriever.index).search_embeddings
 
-    def slow(self: Index, *arguments: Any) -> Any:
+    def slow(self: Index, *arguments: Any, **how: Any) -> Any:
         threads.append(threading.current_thread())
         time.sleep(0.2)
-        return search(self, *arguments)
+        return search(self, *arguments, **how)
 
     monkeypatch.setattr(type(retriever.index), "search_embeddings", slow)
     running = asyncio.create_task(retriever.ainvoke(MONEY))
@@ -251,6 +251,30 @@ async def test_an_async_call_leaves_the_event_loop_free(
 
     assert ticks > 3
     assert threading.main_thread() not in threads
+
+
+def test_how_thoroughly_is_passed_on(retriever: ColBERTRetriever) -> None:
+    asked = []
+    index = retriever.index
+    search = type(index).search_embeddings
+
+    def noted(self: Index, *arguments: Any, **how: Any) -> Any:
+        asked.append(how)
+        return search(self, *arguments, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(index), "search_embeddings", noted)
+        retriever.invoke(MONEY)
+        retriever.model_copy(update={"exact": True}).invoke(MONEY)
+        retriever.model_copy(update={"effort": 2}).invoke(MONEY)
+
+    assert asked == [
+        {"exact": None, "effort": None},
+        {"exact": True, "effort": None},
+        {"exact": None, "effort": 2},
+    ]
+    with pytest.raises(ValueError, match="leave one of them out"):
+        ColBERTRetriever(index=index, exact=True, effort=2)
 
 
 # Making, adding, deleting, opening

@@ -508,6 +508,21 @@ def test_what_is_persisted_opens_by_itself_and_can_be_changed(
     clear_cache()
 
 
+def test_how_thoroughly_is_passed_on_and_persisted(
+    index: Index, minilm: ColBERT, tmp_path: Path
+) -> None:
+    retriever = ColBERTRetriever.from_defaults([TextNode(text=MONEY)], index=index, colbert=minilm)
+    assert (retriever._retrieving.exact, retriever._retrieving.effort) == (None, None)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        ColBERTRetriever(index, exact=True, effort=2)
+
+    ColBERTRetriever(index, exact=False, effort=2, colbert=minilm).persist(tmp_path)
+
+    again = ColBERTRetriever.from_persist_dir(tmp_path, colbert=minilm)
+    assert (again._retrieving.exact, again._retrieving.effort) == (False, 2)
+    assert [node.text for node in again.retrieve(MONEY)] == [MONEY]
+
+
 def test_persisting_again_encodes_nothing_and_drops_what_is_gone(
     retriever: ColBERTRetriever, minilm: ColBERT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,10 +673,10 @@ async def test_an_async_call_leaves_the_event_loop_free(
     index = retriever._retrieving.index
     search = type(index).search_embeddings
 
-    def slow(self: Index, *arguments: Any) -> Any:
+    def slow(self: Index, *arguments: Any, **how: Any) -> Any:
         threads.append(threading.current_thread())
         time.sleep(0.2)
-        return search(self, *arguments)
+        return search(self, *arguments, **how)
 
     monkeypatch.setattr(type(index), "search_embeddings", slow)
     running = asyncio.create_task(retriever.aretrieve(MONEY))

@@ -90,5 +90,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say_json(measured.to_dict())
     else:
-        say(str(measured))
+        for line in str(measured).splitlines():
+            say(line)
     return 0

@@ -20,14 +20,19 @@ __all__ = [
     "IndexStats",
     "LocalIndex",
     "QdrantIndex",
+    "Recall",
     "copy_index",
 ]
 
 if TYPE_CHECKING:
-    from colbert_rag.index.local import LocalIndex
+    from colbert_rag.index.local import LocalIndex, Recall
     from colbert_rag.index.qdrant import QdrantIndex
 else:
-    _HOME = {"LocalIndex": "colbert_rag.index.local", "QdrantIndex": "colbert_rag.index.qdrant"}
+    _HOME = {
+        "LocalIndex": "colbert_rag.index.local",
+        "QdrantIndex": "colbert_rag.index.qdrant",
+        "Recall": "colbert_rag.index.local",
+    }
 
     def __getattr__(name: str) -> object:
         """Import an index when it is asked for: Qdrant's client is optional, and large."""

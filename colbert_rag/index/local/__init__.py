@@ -1,6 +1,7 @@
-"""`LocalIndex`: documents and token vectors in one SQLite file, searched exactly."""
+"""`LocalIndex`: documents and token vectors in one SQLite file."""
 
 from colbert_rag.index.local.index import LocalIndex
 from colbert_rag.index.local.place import MEMORY
+from colbert_rag.index.local.recall import Recall
 
-__all__ = ["MEMORY", "LocalIndex"]
+__all__ = ["MEMORY", "LocalIndex", "Recall"]

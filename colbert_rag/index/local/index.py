@@ -1,4 +1,4 @@
-"""`LocalIndex`: documents and token vectors in one SQLite file, searched exactly."""
+"""`LocalIndex`: documents and token vectors in one SQLite file."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ _PAGE = 1024
 
 
 class LocalIndex(Index):
-    """Documents, metadata and float16 token vectors in one file, searched exactly.
+    """Documents, metadata and float16 token vectors in one file, with exact scores.
 
     One process writes at a time, any number read; readers see a commit at their next search. A
     killed process loses at most the batch it was working on. Ties keep the order of insertion; a
     document whose text was replaced counts as inserted anew.
 
     Processes that search a large index on a CPU share one copy of its vectors: a file beside it,
-    named as it is with `-vectors` behind, which can be deleted at any time and is made again.
+    named as it is with `-vectors` behind, which can be deleted at any time and is made again. A
+    very large one is not read whole, but searched by a file with `-level` behind: see `search`.
 
     All methods may be called from any thread; searches of one index object take turns.
     """
