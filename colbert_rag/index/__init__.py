@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from colbert_rag.index.base import Index
 from colbert_rag.index.documents import Changes, Document, Hit
 from colbert_rag.index.info import IndexInfo, IndexStats
+from colbert_rag.index.recall import Recall
 from colbert_rag.index.transfer import copy_index
 
 __all__ = [
@@ -25,13 +26,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from colbert_rag.index.local import LocalIndex, Recall
+    from colbert_rag.index.local import LocalIndex
     from colbert_rag.index.qdrant import QdrantIndex
 else:
     _HOME = {
         "LocalIndex": "colbert_rag.index.local",
         "QdrantIndex": "colbert_rag.index.qdrant",
-        "Recall": "colbert_rag.index.local",
     }
 
     def __getattr__(name: str) -> object:

@@ -2,6 +2,5 @@
 
 from colbert_rag.index.local.index import LocalIndex
 from colbert_rag.index.local.place import MEMORY
-from colbert_rag.index.local.recall import Recall
 
-__all__ = ["MEMORY", "LocalIndex", "Recall"]
+__all__ = ["MEMORY", "LocalIndex"]
