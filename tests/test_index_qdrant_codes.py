@@ -145,6 +145,16 @@ def test_few_documents_are_searched_exactly_until_told_otherwise(client: Watched
     assert client.staged == [False, True]
 
 
+def test_where_most_documents_are_wanted_all_are_read(client: Watched):
+    index = filled(client)
+    client.staged.clear()
+
+    index.search("mars", 100)
+    index.search("mars", 100, exact=False)
+
+    assert client.staged == [False, True]
+
+
 def test_an_empty_collection_gets_no_codebook(client: Watched):
     QdrantIndex(client, "t", WordEncoder()).optimize()
 
@@ -196,6 +206,35 @@ def test_what_has_no_codes_is_scored_exactly(client: Watched):
     assert all(len(bases) == 1 and codes for bases, codes in points(client).values())
 
 
+def test_what_is_written_in_a_codebook_that_is_gone_is_scored_exactly(client: Watched):
+    index = filled(client)
+    [old] = points(client)["d5"][0]
+    index.add(documents(sentences(480, seed=3), first=240))
+    index.optimize()
+    expected = ids(index.search(TEXTS[5], 3, exact=True))
+    found, _ = client.scroll("t", limit=10_000)
+    late = [at.id for at in found if at.payload["id"] in expected]
+    # As a writer would have left them that looked for the codebook just before another came.
+    client.set_payload("t", {"codes": [old]}, late)
+    client.update_vectors(
+        "t",
+        [
+            models.PointVectors(
+                id=at, vector={"codes": models.SparseVector(indices=[old], values=[1.0])}
+            )
+            for at in late
+        ],
+    )
+    client.staged.clear()
+
+    assert ids(index.search(TEXTS[5], 3, effort=1)) == expected
+    assert client.staged == [True]
+
+    index.optimize()
+
+    assert len({tuple(bases) for bases, _ in points(client).values()}) == 1
+
+
 def test_counting_and_reading_see_no_codebook(client: Watched):
     index = filled(client)
 
@@ -245,6 +284,30 @@ def test_others_search_and_write_while_a_codebook_is_exchanged(
     assert seen == [True, True, True]
     assert {len(bases) for bases, _ in points(client).values()} == {1}
     assert len({bases[0] for bases, _ in points(client).values()}) == 1
+
+
+@pytest.mark.parametrize("coded_before", [False, True])
+def test_one_who_optimizes_and_is_stopped_harms_nobody(
+    client: Watched, monkeypatch: pytest.MonkeyPatch, coded_before: bool
+):
+    index = filled(client) if coded_before else QdrantIndex(client, "t", WordEncoder())
+    index.add(documents(sentences(480, seed=3), first=240))
+    expected = [ids(hits) for hits in index.search_many(QUERIES, 5, exact=True)]
+
+    def stopped(shelf: Shelf, record: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shelf, "publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            index.optimize()
+
+    assert [ids(hits) for hits in index.search_many(QUERIES, 5, effort=5)] == expected
+    index.optimize()
+    assert [ids(hits) for hits in index.search_many(QUERIES, 5, effort=5)] == expected
+    assert len({tuple(bases) for bases, _ in points(client).values()}) == 1
+    stored, _ = client.scroll("t" + BESIDE, limit=100)
+    assert len({at.payload["base"] for at in stored}) == 1
 
 
 def test_a_document_that_changes_while_it_is_coded_does_not_keep_codes_of_its_old_text(

@@ -77,7 +77,7 @@ class Coder:
         index_payload(self._client, self._collection, CODES, "integer")
         with progress_bar("code", total=documents, show=show_progress) as bar:
             if record is None or codebook is None or self._is_stale(record, codebook, documents):
-                self._exchange(codebook, documents, bar)
+                self._exchange(record, codebook, documents, bar)
             else:
                 self._fill(codebook, None, bar)
 
@@ -86,7 +86,9 @@ class Coder:
             return True
         return self._distance(codebook) > _DRIFTED * record.distance
 
-    def _exchange(self, old: Codebook | None, documents: int, bar: Bar) -> None:
+    def _exchange(
+        self, before: CodesRecord | None, old: Codebook | None, documents: int, bar: Bar
+    ) -> None:
         """Train a codebook, and change over to it; others search with the old one meanwhile."""
         sample, count = self._sample(documents)
         if not len(sample):
@@ -98,10 +100,14 @@ class Coder:
         )
         digest = self._shelf.put(codebook)
         self._fill(codebook, old, bar)
-        distance = self._distance(codebook)
-        self._shelf.publish(
-            CodesRecord(base=codebook.base, digest=digest, documents=documents, distance=distance)
+        record = CodesRecord(
+            base=codebook.base,
+            digest=digest,
+            documents=documents,
+            distance=self._distance(codebook),
+            retired=() if before is None else (*before.retired, before.base),
         )
+        self._shelf.publish(record)
         self._fill(codebook, old, bar)  # what was added while the others were coded
         if old is not None:
             self._forget(old, codebook)

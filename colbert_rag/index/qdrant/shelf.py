@@ -8,7 +8,7 @@ also older ones and other people's, would have to know what is no document.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -37,12 +37,14 @@ class CodesRecord:
         digest: Of its bytes.
         documents: How many there were when it was trained.
         distance: Of a token from its centroid, on average, then.
+        retired: The codebooks before it.
     """
 
     base: int
     digest: str
     documents: int
     distance: float
+    retired: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +70,12 @@ class Current:
 
     Attributes:
         codebook: The one to use.
-        documents: How many there were when it was trained.
+        record: What the metadata say of it.
         effort: What was chosen, else the default.
     """
 
     codebook: Codebook
-    documents: int
+    record: CodesRecord
     effort: int
 
 
@@ -102,7 +104,7 @@ class Shelf:
         if record is None or codebook is None:
             return None
         choice = _read(metadata, _CHOICE, Choice)
-        return Current(codebook, record.documents, DEFAULT if choice is None else choice.effort)
+        return Current(codebook, record, DEFAULT if choice is None else choice.effort)
 
     def load(self, record: CodesRecord) -> Codebook | None:
         """The codebook of a record; None if it is lost or damaged."""
