@@ -23,9 +23,9 @@ class Effort:
 
 
 EFFORTS = {
-    1: Effort(16, 128),
+    1: Effort(32, 128),
     2: Effort(32, 256),
-    3: Effort(32, 512),
+    3: Effort(64, 512),
     4: Effort(64, 1_024),
     5: Effort(128, 2_048),
 }
