@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.errors import IndexCorruptError
+from colbert_rag.errors import IndexCorruptError, IndexStorageError
 from colbert_rag.index import Document, Hit, LocalIndex
 from colbert_rag.index.local import searcher
 from colbert_rag.index.local.level import candidates, level, making, postings
@@ -330,7 +330,8 @@ def test_one_that_is_only_read_uses_the_level_and_makes_none(index: LocalIndex, 
         assert agree(search(reader), search(index, exact=True)) > 0.9
         assert reader.recall(queries(), wanted=0).chosen == 1
         level_file(path).unlink()
-        reader.optimize()
+        with pytest.raises(IndexStorageError, match="open for reading only"):
+            reader.optimize()
         assert search(reader) == search(reader, exact=True)
 
     assert not level_file(path).exists()

@@ -79,7 +79,8 @@ class Index(Searchable):
         size = whole_number("batch_size", batch_size, least=1)
         batches = ingest.in_batches(documents, size, total=total, show_progress=show_progress)
         return self._writing(
-            lambda: sum((self._add_batch(batch, colbert) for batch in batches), Changes())
+            lambda: sum((self._add_batch(batch, colbert) for batch in batches), Changes()),
+            show_progress=show_progress,
         )
 
     def _add_batch(self, batch: Sequence[Document], colbert: Model) -> Changes:
@@ -282,8 +283,11 @@ class Index(Searchable):
     def _delete(self, ids: Sequence[str]) -> int:
         """Remove documents, and return how many there were."""
 
-    def _writing(self, work: Callable[[], Result]) -> Result:
-        """`work()`, without other writers where an engine has one at a time."""
+    def _writing(self, work: Callable[[], Result], *, show_progress: bool = False) -> Result:
+        """`work()`, without other writers where an engine has one at a time.
+
+        What an engine does afterwards with a large index may draw a bar.
+        """
         return work()
 
     def __repr__(self) -> str:

@@ -193,8 +193,7 @@ class Database:
     def _create_tables(self, info: IndexInfo) -> None:
         if not self._is_new():  # another process was faster
             return
-        self._run(SCHEMA)
-        self._run(UPGRADE)
+        self._run(f"{SCHEMA};{UPGRADE}")
         self.record(info)
         self.connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
@@ -273,14 +272,22 @@ class Database:
             IndexStorageError: the index is open for reading only, or its folder is read-only.
         """
         self._check_process()
+        self.check_writable()
+        self.place.check()
+        with self._claim.held() as held:
+            return held.last(work)
+
+    def check_writable(self) -> None:
+        """Refuse to write.
+
+        Raises:
+            IndexStorageError: the index is open for reading only, or its folder is read-only.
+        """
         if self.read_only:
             raise IndexStorageError(
                 f"{self.path} is open for reading only; open it without read_only, from a folder "
                 "and file that are writable"
             )
-        self.place.check()
-        with self._claim.held() as held:
-            return held.last(work)
 
     def version(self) -> tuple[int, int]:
         """Changes whenever anybody commits to the file."""

@@ -205,7 +205,11 @@ class LocalIndex(Index):
 
         Args:
             show_progress: Draw a bar.
+
+        Raises:
+            IndexStorageError: the index is open for reading only.
         """
+        self._database.check_writable()
         self._searcher.optimize(show_progress=show_progress)
 
     def recall(
@@ -325,9 +329,9 @@ class LocalIndex(Index):
         found = self._database.read(self._rows.ids_and_metadata)
         return [name for name, metadata in found if condition.matches(metadata)]
 
-    def _writing(self, work: Callable[[], Result]) -> Result:
+    def _writing(self, work: Callable[[], Result], *, show_progress: bool = False) -> Result:
         result = self._database.claimed(work)
-        self._searcher.optimize(show_progress=False, by_itself=True)
+        self._searcher.optimize(show_progress=show_progress, by_itself=True)
         return result
 
 

@@ -132,11 +132,12 @@ class Searcher:
             show_progress: Draw a bar.
             by_itself: Nobody has asked for it, and a small index needs none.
         """
-        if self.level is None or self._database.read_only:
+        if self.level is None:
             return
         _, tokens = self._database.read(self._record.totals)
         if tokens >= (APPROXIMATE_FROM if by_itself else 1):
-            device = self._device
+            # Others lack sparse products.
+            device = self._device if self._device.startswith("cuda") else "cpu"
             self.level.make(device=device, show_progress=show_progress, by_itself=by_itself)
 
     def has_level(self) -> bool:

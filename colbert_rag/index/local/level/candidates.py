@@ -24,7 +24,7 @@ from colbert_rag.index.local.level.postings import spread
 from colbert_rag.maxsim.torch_kernel import maxima_by_product
 
 # So many documents are scored by their codes without a look at the centroids' lists.
-_ALL = 2**15
+_ALL = 2**14
 
 # Where too few documents were found, so many times more centroids are looked at.
 _WIDER = 4

@@ -98,7 +98,9 @@ class Level:
         if opened is None or opened.head.token not in tokens:
             return False
         removed, self._entry = self._record.removed(self._entry)
-        self._alive[np.isin(opened.positions, removed)] = False
+        places = np.searchsorted(opened.positions, removed)
+        places = places[places < len(opened.positions)]
+        self._alive[places[np.isin(opened.positions[places], removed)]] = False
         self._behind.refresh()
         _, edits = self._rows.counters()
         if edits != self._edits:
@@ -210,15 +212,14 @@ class Level:
     def make(self, *, device: str, show_progress: bool, by_itself: bool) -> None:
         """Make, extend or train it as far as it is stale; outside any transaction."""
         for _ in range(2):  # whether the centroids still fit is known once it was extended
-            stale = self._database.read(self.stale, by_itself=by_itself)
+            stale, opened, alive = self._database.read(self._found, by_itself)
             if stale is None:
                 return
-            old, alive = (None if stale else self._opened), self._alive
+            old = None if stale else opened
             if not self._maker.make(old, alive, device=device, show_progress=show_progress):
                 return
             self._damaged = None
 
-    @property
-    def documents(self) -> int | None:
-        """How many documents are in it; None if it cannot be used."""
-        return len(self._alive) if self.refresh() else None
+    def _found(self, by_itself: bool) -> tuple[bool | None, Opened | None, NDArray[np.bool_]]:
+        """Whether it is stale, and what it is at the same moment; other threads go on."""
+        return self.stale(by_itself=by_itself), self._opened, self._alive.copy()

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,14 @@ class _Piece:
         rest = (self.positions[documents:], self.lengths[documents:], self.codes[tokens:])
         return _Piece(*first, share), _Piece(*rest, self.distance - share)
 
-    def joined(self, other: _Piece) -> _Piece:
-        """Both, one after the other."""
-        return _Piece(
-            np.concatenate([self.positions, other.positions]),
-            np.concatenate([self.lengths, other.lengths]),
-            np.concatenate([self.codes, other.codes]),
-            self.distance + other.distance,
+    @classmethod
+    def cat(cls, pieces: Sequence[_Piece]) -> _Piece:
+        """All of them, one after the other; at least one."""
+        return cls(
+            np.concatenate([piece.positions for piece in pieces]),
+            np.concatenate([piece.lengths for piece in pieces]),
+            np.concatenate([piece.codes for piece in pieces]),
+            sum(piece.distance for piece in pieces),
         )
 
 
@@ -249,12 +250,13 @@ class _Work:
             self._tell(old.tokens)
         centroids = writer.centroids.to(self._device)
         after = int(rest.positions[-1]) if len(rest.positions) else writer.after
+        pieces = [rest]
         for piece in self._pieces(centroids, after):
-            rest = rest.joined(piece)
-            while len(rest.positions) >= postings.BLOCK:
-                full, rest = rest.cut(postings.BLOCK)
-                writer.append(full.packed(len(centroids)), int(full.positions[-1]))
+            pieces.append(piece)
+            if sum(len(some.positions) for some in pieces) >= postings.BLOCK:
+                pieces = [_append_full(writer, _Piece.cat(pieces))]
             self._tell(len(piece.codes))
+        rest = _Piece.cat(pieces)
         if len(rest.positions):
             writer.append(rest.packed(len(centroids)), int(rest.positions[-1]))
 
@@ -272,6 +274,14 @@ class _Work:
     def _read(self, after: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         positions, lengths = self._record.run(after, self._mark.last, self._size)
         return positions, lengths, self._rows.vectors(torch.from_numpy(positions)).values
+
+
+def _append_full(writer: Writer, piece: _Piece) -> _Piece:
+    """Append full blocks, and return what is left."""
+    while len(piece.positions) >= postings.BLOCK:
+        full, piece = piece.cut(postings.BLOCK)
+        writer.append(full.packed(writer.head.centroids), int(full.positions[-1]))
+    return piece
 
 
 def _copied(writer: Writer, old: Opened, alive: NDArray[np.bool_]) -> _Piece:
