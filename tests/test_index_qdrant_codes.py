@@ -269,12 +269,12 @@ def test_others_search_and_write_while_a_codebook_is_exchanged(
     publish = Shelf.publish
     seen = []
 
-    def meanwhile(shelf: Shelf, record: object) -> None:
+    def meanwhile(shelf: Shelf, codebook: object, record: object) -> None:
         client.staged.clear()
         seen.append(ids(other.search(TEXTS[5], 5)) == ids(other.search(TEXTS[5], 5, exact=True)))
         seen.append(client.staged == [True, False])  # the old codes are still there
         other.add([Document("new", "an entirely new text")])
-        publish(shelf, record)
+        publish(shelf, codebook, record)
         seen.append(other.search("an entirely new text", 1)[0].id == "new")
 
     monkeypatch.setattr(Shelf, "publish", meanwhile)
@@ -286,6 +286,37 @@ def test_others_search_and_write_while_a_codebook_is_exchanged(
     assert len({bases[0] for bases, _ in points(client).values()}) == 1
 
 
+def test_two_who_optimize_at_the_same_time_lose_nothing(
+    client: Watched, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = (QdrantIndex(client, "t", WordEncoder()) for _ in range(2))
+    first.add(documents(TEXTS))
+    publish, inside = Shelf.publish, []
+
+    def meanwhile(shelf: Shelf, codebook: object, record: object) -> None:
+        if not inside:
+            inside.append(True)
+            second.optimize()  # and throws away all codebooks but its own
+        publish(shelf, codebook, record)
+
+    monkeypatch.setattr(Shelf, "publish", meanwhile)
+    first.optimize()
+    client.staged.clear()
+
+    for query in QUERIES:
+        assert ids(second.search(query, 5, effort=5)) == ids(first.search(query, 5, exact=True))
+    assert client.staged == [True, False] * len(QUERIES)
+
+
+def test_an_effort_that_somebody_else_recorded_is_not_followed(client: Watched):
+    index = filled(client)
+    client.update_collection("t", metadata={"colbert_rag_effort": {"effort": 9}})
+    assert len(index.search("mars", 3, exact=False)) == 3
+    strange = {"effort": 9, "recall": 1.0, "k": 1, "queries": 1}
+    client.update_collection("t", metadata={"colbert_rag_effort": strange})
+    assert len(index.search("mars", 3, exact=False)) == 3
+
+
 @pytest.mark.parametrize("coded_before", [False, True])
 def test_one_who_optimizes_and_is_stopped_harms_nobody(
     client: Watched, monkeypatch: pytest.MonkeyPatch, coded_before: bool
@@ -294,7 +325,7 @@ def test_one_who_optimizes_and_is_stopped_harms_nobody(
     index.add(documents(sentences(480, seed=3), first=240))
     expected = [ids(hits) for hits in index.search_many(QUERIES, 5, exact=True)]
 
-    def stopped(shelf: Shelf, record: object) -> None:
+    def stopped(shelf: Shelf, codebook: object, record: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

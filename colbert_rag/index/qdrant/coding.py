@@ -107,11 +107,11 @@ class Coder:
             distance=self._distance(codebook),
             retired=() if before is None else (*before.retired, before.base),
         )
-        self._shelf.publish(record)
+        self._shelf.publish(codebook, record)
         self._fill(codebook, old, bar)  # what was added while the others were coded
         if old is not None:
             self._forget(old, codebook)
-        self._shelf.keep_only(codebook.base)
+        self._shelf.tidy()
         logger.info(
             "%s: %d centroids for %d documents", self._collection, len(centroids), documents
         )

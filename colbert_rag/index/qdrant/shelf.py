@@ -15,7 +15,7 @@ from typing import TypeVar
 from qdrant_client import QdrantClient, models
 
 from colbert_rag.index.qdrant.codebook import Codebook, digest_of
-from colbert_rag.index.qdrant.effort import DEFAULT
+from colbert_rag.index.qdrant.effort import DEFAULT, EFFORTS
 
 _Kept = TypeVar("_Kept")
 
@@ -104,7 +104,8 @@ class Shelf:
         if record is None or codebook is None:
             return None
         choice = _read(metadata, _CHOICE, Choice)
-        return Current(codebook, record, DEFAULT if choice is None else choice.effort)
+        effort = DEFAULT if choice is None or choice.effort not in EFFORTS else choice.effort
+        return Current(codebook, record, effort)
 
     def load(self, record: CodesRecord) -> Codebook | None:
         """The codebook of a record; None if it is lost or damaged."""
@@ -138,13 +139,18 @@ class Shelf:
             self._client.upsert(self._beside, [point], wait=True)
         return digest_of(data)
 
-    def publish(self, record: CodesRecord) -> None:
+    def publish(self, codebook: Codebook, record: CodesRecord) -> None:
         """Say that a codebook is the one to use."""
+        if self.load(record) is None:  # another who trained at the same time threw it away
+            self.put(codebook)
         self._client.update_collection(self._collection, metadata={_RECORD: asdict(record)})
 
-    def keep_only(self, base: int) -> None:
-        """Throw all other codebooks away."""
-        others = models.Filter(must_not=_of(base).must)
+    def tidy(self) -> None:
+        """Throw all codebooks away but the one in use."""
+        record = self.record()
+        if record is None:
+            return
+        others = models.Filter(must_not=[_of(record.base)])
         self._client.delete(self._beside, models.FilterSelector(filter=others), wait=True)
 
     def _metadata(self) -> models.Payload:
@@ -155,10 +161,8 @@ def _part_id(base: int, part: int) -> int:
     return (base << 16) + part
 
 
-def _of(base: int) -> models.Filter:
-    return models.Filter(
-        must=[models.FieldCondition(key="base", match=models.MatchValue(value=base))]
-    )
+def _of(base: int) -> models.FieldCondition:
+    return models.FieldCondition(key="base", match=models.MatchValue(value=base))
 
 
 def _read(metadata: models.Payload, key: str, kind: type[_Kept]) -> _Kept | None:
