@@ -88,7 +88,7 @@ class QdrantIndex(Index):
                 score only this many documents, those whose mean vector is nearest to the query's;
                 the collection must be made with it, since mean vectors are stored then.
             datatype: Of the vectors of a new collection, on a server of 1.19 or later: `"turbo8"`
-                takes a half of the space of `"float16"`, `"turbo4"` two fifths. Scores are those
+                takes a half of the space of `"float16"`, `"turbo4"` a quarter. Scores are those
                 of what is stored, which nothing rescores, and `embeddings` gives that, too.
             payload_indexes: Metadata keys that filters use often, and the type their values have
                 in every document, such as `{"author.name": "keyword", "year": "integer"}`.
