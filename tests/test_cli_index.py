@@ -673,6 +673,17 @@ def test_an_index_is_copied_to_a_server(made: str, run: Run, server: list) -> No
     assert server[0] == ("https://host/prefix", None)
 
 
+def test_a_collection_on_a_server_is_tuned(made: str, run: Run, server: list) -> None:
+    run("index", made, "--to", "https://host/c")
+
+    status, out, _ = run("tune", "https://host/c", "--json", "--k", "2")
+
+    assert status == 0
+    assert records(out)[0]["chosen"] == 1  # it looks at more documents than there are
+    client = indexes.connect("", None)
+    assert client.get_collection("c").config.metadata["colbert_rag_effort"]["effort"] == 1
+
+
 def test_info_of_a_server_leaves_out_what_it_does_not_count(
     made: str, run: Run, server: list
 ) -> None:

@@ -72,7 +72,6 @@ def test_tune_as_json_with_queries_of_ones_own(run: Run, made: Path, tmp_path: P
     [
         (("made.sqlite", "--recall", "1.5"), "--recall is 1.5, expected a part from 0 to 1"),
         (("made.sqlite", "--k", "0"), "--k is 0, expected 1 or more"),
-        (("http://localhost:6333/facts",), "tune is for files"),
     ],
 )
 def test_what_tune_refuses(

@@ -125,6 +125,14 @@ def test_the_collection_is_made_for_exact_search_in_float16(client: QdrantClient
     assert vectors["mean"].multivector_config is None
 
 
+def test_vectors_can_be_smaller(client: QdrantClient):
+    QdrantIndex(client, "t", WordEncoder(), datatype="turbo8")
+
+    assert client.get_collection("t").config.params.vectors["colbert"].datatype == "turbo8"
+    with pytest.raises(ValueError, match=r"datatype is 'int8', expected one of float16, turbo8"):
+        QdrantIndex(client, "u", WordEncoder(), datatype="int8")
+
+
 def test_points_are_named_by_uuid_and_keep_the_id_in_the_payload(client: QdrantClient):
     index = QdrantIndex(client, "t", WordEncoder())
     index.add([Document("a/b:1", "mars", {"n": 1})])
@@ -214,8 +222,9 @@ def test_prefetch_needs_a_collection_made_with_it(client: QdrantClient):
 
     with pytest.raises(ValueError, match="made without prefetch"):
         QdrantIndex(client, "t", WordEncoder(), prefetch=5)
-    with pytest.raises(ValueError, match="prefetch is 0"):
-        QdrantIndex(client, "u", WordEncoder(), prefetch=0)
+    for wrong in (0, True, "mean"):
+        with pytest.raises(ValueError, match=f"prefetch is {wrong!r}, expected 'auto', None, or"):
+            QdrantIndex(client, "u", WordEncoder(), prefetch=wrong)
 
 
 @pytest.fixture

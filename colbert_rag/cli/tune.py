@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from colbert_rag.cli.indexes import File, known_info, where
+from colbert_rag.cli.indexes import add_server, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_finding,
@@ -20,10 +20,10 @@ from colbert_rag.cli.options import (
 from colbert_rag.cli.output import say, say_json
 
 DESCRIPTION = """\
-Make the level of a file, by which large ones are searched without reading all
-of it, or bring it up to date. Then compare what such searches find with exact
-ones, for every effort, and record the smallest effort that finds enough:
-searches use it from then on.
+Make the level of a file, or the codes of a collection in Qdrant, by which large
+ones are searched without reading all of it, or bring them up to date. Then
+compare what such searches find with exact ones, for every effort, and record
+the smallest effort that finds enough: searches use it from then on.
 
 Without queries of your own, pieces of stored passages are searched for, which
 are a little easier to find, and no model is loaded."""
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage = "%(prog)s [options] INDEX"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("index", metavar="INDEX", help="file of an index")
+    parser.add_argument(
+        "index", metavar="INDEX", help="file of an index, or URL of a Qdrant server"
+    )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
         "--k", type=parse_count, default=10, metavar="N", help="how many of the best count (10)"
@@ -59,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     measuring.add_argument("--json", action="store_true", help="one JSON object")
     add_model(parser, default=None, help="where the model of the index is, if it has moved")
+    add_server(parser)
     add_finding(parser)
-    parser.set_defaults(collection=None, api_key_env=None)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -71,8 +73,6 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option) == 0:
             raise UsageError(f"--{option} is 0, expected 1 or more")
     place = where(arguments, arguments.index)
-    if not isinstance(place, File):
-        raise UsageError("tune is for files: a server decides by itself how it searches")
     info = known_info(place)
     queries: Sequence[str] | None = None
     colbert = None
@@ -81,9 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         queries = list(read_queries(arguments.queries).values())
         colbert = open_model(replace(settings_of(arguments, info), document_cache=None))
-    from colbert_rag.index import LocalIndex
-
-    with LocalIndex(place.name, colbert) as index:
+    with place.open(colbert) as index:
         if index.count() == 0:
             raise UsageError(f"{place.name} holds no document, so there is nothing to measure")
         index.optimize(show_progress=sys.stderr.isatty())

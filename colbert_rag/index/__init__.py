@@ -24,15 +24,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from colbert_rag.index.base import Index
-    from colbert_rag.index.local import LocalIndex, Recall
+    from colbert_rag.index.local import LocalIndex
     from colbert_rag.index.qdrant import QdrantIndex
+    from colbert_rag.index.recall import Recall
     from colbert_rag.index.transfer import copy_index
 else:
     _HOME = {
         "Index": "colbert_rag.index.base",
         "LocalIndex": "colbert_rag.index.local",
         "QdrantIndex": "colbert_rag.index.qdrant",
-        "Recall": "colbert_rag.index.local",
+        "Recall": "colbert_rag.index.recall",
         "copy_index": "colbert_rag.index.transfer",
     }
 

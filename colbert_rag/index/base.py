@@ -24,6 +24,7 @@ from colbert_rag.index.documents import (
 )
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.index.info import IndexStats
+from colbert_rag.index.recall import WANTED, Recall
 from colbert_rag.index.searching import Searchable
 from colbert_rag.inputs import has_words
 from colbert_rag.model import Model
@@ -243,6 +244,21 @@ class Index(Searchable):
 
         Args:
             show_progress: Draw a bar.
+        """
+
+    @abstractmethod
+    def recall(
+        self,
+        queries: Sequence[str] | TokenEmbeddings | None = None,
+        k: int = 10,
+        *,
+        sample: int = 100,
+        wanted: float = WANTED,
+    ) -> Recall:
+        """Measure what searches that are not exact find, and record the effort that is enough.
+
+        Raises:
+            ValueError: every search is exact (see `optimize`), or an argument is out of range.
         """
 
     @abstractmethod

@@ -62,7 +62,7 @@ def serve() -> Iterator[Server]:
                 result = _answer(store, self.command, path, body)
             self.answer(200, {"result": result, "status": "ok", "time": 0.0})
 
-        do_GET = do_PUT = do_POST = do_DELETE = do  # noqa: N815
+        do_GET = do_PUT = do_POST = do_PATCH = do_DELETE = do  # noqa: N815
 
         def answer(self, code: int, content: object) -> None:
             data = json.dumps(content).encode()
@@ -100,8 +100,13 @@ def _answer(store: QdrantClient, method: str, path: str, body: dict[str, Any]) -
         case "PUT", "":
             asked = models.CreateCollection.model_validate(body)
             return store.create_collection(
-                name, vectors_config=asked.vectors, metadata=asked.metadata
+                name,
+                vectors_config=asked.vectors,
+                sparse_vectors_config=asked.sparse_vectors,
+                metadata=asked.metadata,
             )
+        case "PATCH", "":
+            return store.update_collection(name, metadata=body["metadata"])
         case "PUT", "index":
             return _done()
         case "PUT", "points":
@@ -116,12 +121,14 @@ def _answer(store: QdrantClient, method: str, path: str, body: dict[str, Any]) -
                 )
             )
         case "POST", "points/delete":
-            return _json(store.delete(name, models.PointIdsList.model_validate(body)))
+            kind = models.FilterSelector if "filter" in body else models.PointIdsList
+            return _json(store.delete(name, kind.model_validate(body)))
         case "POST", "points/batch":
             operations = models.UpdateOperations.model_validate(body).operations
             return _json(store.batch_update_points(name, operations))
         case "POST", "points/count":
-            return _json(store.count(name, exact=True))
+            asked = models.CountRequest.model_validate(body)
+            return _json(store.count(name, count_filter=asked.filter, exact=True))
         case "POST", "points/scroll":
             asked = models.ScrollRequest.model_validate(body)
             points, following = store.scroll(

@@ -1,6 +1,5 @@
 """`LocalIndex`: documents and token vectors in one SQLite file."""
 
 from colbert_rag.index.local.index import LocalIndex
-from colbert_rag.index.local.recall import Recall
 
-__all__ = ["LocalIndex", "Recall"]
+__all__ = ["LocalIndex"]

@@ -22,10 +22,11 @@ from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.lookup import documents_at, embeddings_at, encoded_page, vectors_of
 from colbert_rag.index.local.opening import resolved
 from colbert_rag.index.local.place import Place
-from colbert_rag.index.local.recall import WANTED, Recall, measure
 from colbert_rag.index.local.rewriting import Rewriting
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.searcher import Searcher
+from colbert_rag.index.local.tuning import measure
+from colbert_rag.index.recall import WANTED, Recall
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
@@ -16,10 +17,14 @@ from colbert_rag.index.documents import Document, text_digest
 from colbert_rag.index.info import IndexInfo
 
 KeyType: TypeAlias = Literal["keyword", "integer", "float", "bool", "datetime"]
+Datatype: TypeAlias = Literal["float16", "turbo8", "turbo4"]
 Record: TypeAlias = models.Record | models.ScoredPoint
 
 TOKENS = "colbert"
 MEAN = "mean"
+CODES = "codes"
+"""A sparse vector, and in the payload the codebooks that it is written in."""
+
 SCROLL = 1000
 _INFO = "colbert_rag"
 _NAMESPACE = uuid.UUID("8f2b5e0e-6a53-5c2e-9d0f-3f6d3c1f7a10")
@@ -27,6 +32,7 @@ _NAMESPACE = uuid.UUID("8f2b5e0e-6a53-5c2e-9d0f-3f6d3c1f7a10")
 # A server refuses requests above 32 MiB. A float16 takes at most 24 bytes as JSON, 17 on average.
 _REQUEST_BYTES = 30 * 2**20
 _VALUE_BYTES = 24
+_CODE_BYTES = 16
 FETCH = 64
 
 
@@ -34,7 +40,10 @@ def create_collection(
     client: QdrantClient,
     collection: str,
     info: IndexInfo,
-    prefetch: int | None,
+    *,
+    means: bool,
+    codes: bool,
+    datatype: Datatype,
     shard_number: int | None,
     replication_factor: int | None,
 ) -> None:
@@ -47,20 +56,21 @@ def create_collection(
         TOKENS: models.VectorParams(
             size=info.dim,
             distance=models.Distance.DOT,
-            datatype=models.Datatype.FLOAT16,
+            datatype=models.Datatype(datatype),
             multivector_config=models.MultiVectorConfig(
                 comparator=models.MultiVectorComparator.MAX_SIM
             ),
             hnsw_config=models.HnswConfigDiff(m=0),  # explicit: the default builds a graph
         )
     }
-    if prefetch is not None:
+    if means:
         vectors[MEAN] = models.VectorParams(
             size=info.dim, distance=models.Distance.DOT, datatype=models.Datatype.FLOAT16
         )
     client.create_collection(
         collection,
         vectors_config=vectors,
+        sparse_vectors_config={CODES: models.SparseVectorParams()} if codes else None,
         shard_number=shard_number,
         replication_factor=replication_factor,
         metadata={_INFO: info.to_json()},
@@ -74,8 +84,27 @@ def create_collection(
     index_payload(client, collection, "text_digest", "keyword")
 
 
-def read_collection(client: QdrantClient, collection: str) -> tuple[IndexInfo, bool]:
-    """Who made a collection, and whether it holds mean vectors."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a collection is made for.
+
+    Attributes:
+        info: Which model made it.
+        means: Whether documents have mean vectors.
+        codes: Whether they may have codes.
+    """
+
+    info: IndexInfo
+    means: bool
+    codes: bool
+
+
+def read_collection(client: QdrantClient, collection: str) -> Held:
+    """What a collection holds.
+
+    Raises:
+        IndexCorruptError: it was made by somebody else.
+    """
     config = client.get_collection(collection).config
     record = (config.metadata or {}).get(_INFO)
     vectors = config.params.vectors
@@ -84,7 +113,8 @@ def read_collection(client: QdrantClient, collection: str) -> tuple[IndexInfo, b
             f"collection {collection!r} was not made by colbert_rag: it does not say which model "
             "its vectors are from. It was left untouched; choose another name"
         )
-    return IndexInfo.from_json(record, f"collection {collection!r}"), MEAN in vectors
+    info = IndexInfo.from_json(record, f"collection {collection!r}")
+    return Held(info, MEAN in vectors, CODES in (config.params.sparse_vectors or {}))
 
 
 def index_payload(client: QdrantClient, collection: str, key: str, kind: KeyType) -> None:
@@ -93,6 +123,24 @@ def index_payload(client: QdrantClient, collection: str, key: str, kind: KeyType
     if options.get("location") == ":memory:" or options.get("path") is not None:
         return  # the embedded form has no payload indexes, and warns
     client.create_payload_index(collection, key, models.PayloadSchemaType(kind), wait=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """What a document has as codes.
+
+    Attributes:
+        codes: Of all codebooks that it is written in.
+        bases: These codebooks.
+    """
+
+    codes: models.SparseVector
+    bases: tuple[int, ...]
+
+
+def coded_in(base: int) -> models.FieldCondition:
+    """Which documents are written in a codebook."""
+    return models.FieldCondition(key=CODES, match=models.MatchValue(value=base))
 
 
 def point_id(name: str) -> str:
@@ -130,7 +178,12 @@ def mean_of(rows: Tensor) -> list[float]:
 
 
 def point_of(
-    document: Document, rows: Tensor, *, order: int, means: bool
+    document: Document,
+    rows: Tensor,
+    *,
+    order: int,
+    means: bool,
+    coding: Coding | None = None,
 ) -> tuple[models.PointStruct, int]:
     """The point for a document, and how many bytes it takes in a request, at most.
 
@@ -144,7 +197,9 @@ def point_of(
         "text_digest": text_digest(document.text).hex(),
         "order": order,
     }
-    size = rows.numel() * _VALUE_BYTES + len(json.dumps(payload))
+    if coding is not None:
+        payload[CODES] = list(coding.bases)
+    size = rows.numel() * _VALUE_BYTES + len(json.dumps(payload)) + len(rows) * _CODE_BYTES
     if size > _REQUEST_BYTES:
         raise ValueError(
             f"document {document.id!r} with {len(rows)} token vectors takes up to "
@@ -154,6 +209,8 @@ def point_of(
     vector: dict[str, models.Vector] = {TOKENS: rows.tolist()} if len(rows) else {}
     if means and len(rows):
         vector[MEAN] = mean_of(rows.float())
+    if coding is not None and coding.codes.indices:
+        vector[CODES] = coding.codes
     return models.PointStruct(id=point_id(document.id), vector=vector, payload=payload), size
 
 

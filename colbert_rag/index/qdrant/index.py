@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import get_args
 
 from qdrant_client import QdrantClient, models
 from torch import Tensor
@@ -14,26 +16,32 @@ from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo, IndexStats, resolve_info
+from colbert_rag.index.qdrant.codebook import codings
+from colbert_rag.index.qdrant.coding import Coder
 from colbert_rag.index.qdrant.collection import (
     FETCH,
-    MEAN,
     SCROLL,
     TOKENS,
+    Datatype,
     KeyType,
     create_collection,
     document_of,
     id_of,
     in_requests,
     index_payload,
-    mean_of,
     payload_of,
     point_id,
     point_of,
     read_collection,
     vectors_of,
 )
+from colbert_rag.index.qdrant.effort import EFFORTS
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
+from colbert_rag.index.qdrant.records import Records
+from colbert_rag.index.qdrant.shelf import Choice, Shelf
+from colbert_rag.index.qdrant.stages import Prefetch, Stages, check_prefetch
 from colbert_rag.index.qdrant.translation import translated
+from colbert_rag.index.recall import WANTED, Asking, Recall
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -45,8 +53,8 @@ class QdrantIndex(Index):
 
     Vectors are float16 and compared by dot product. The graph index is switched off: over MaxSim,
     which is no metric, it takes long to build and finds the wrong documents. A search therefore
-    reads every document that passes the filter, unless `prefetch` narrows them first and the search
-    does not say `exact=True`. `effort` changes nothing here.
+    reads every document that passes the filter, until `optimize` has given documents codes: from
+    then on it scores those that the codes of the query find, and scores them exactly.
 
     Every method may raise an `IndexStorageError`: the server does not answer, refuses the API key,
     or says something else, which is quoted. The client stays the caller's to close.
@@ -60,7 +68,8 @@ class QdrantIndex(Index):
         *,
         like: IndexInfo | None = None,
         token_pooling: float | None = None,
-        prefetch: int | None = None,
+        prefetch: Prefetch = "auto",
+        datatype: Datatype = "float16",
         payload_indexes: Mapping[str, KeyType] | None = None,
         shard_number: int | None = None,
         replication_factor: int | None = None,
@@ -74,9 +83,13 @@ class QdrantIndex(Index):
                 `LocalIndex`.
             like: Instead of a model, for a new collection: the `info` of another index.
             token_pooling: As in `LocalIndex`.
-            prefetch: Score only this many documents, those whose mean vector is nearest to the
-                query's: faster, no longer exact. The collection must be made with it, since mean
-                vectors are stored beside the others then.
+            prefetch: What narrows the documents of a search that is not told to be exact. `"auto"`:
+                codes, where the collection has them (see `optimize`). None: nothing. A number:
+                score only this many documents, those whose mean vector is nearest to the query's;
+                the collection must be made with it, since mean vectors are stored then.
+            datatype: Of the vectors of a new collection, on a server of 1.19 or later: `"turbo8"`
+                takes a half of the space of `"float16"`, `"turbo4"` a quarter. Scores are those
+                of what is stored, which nothing rescores, and `embeddings` gives that, too.
             payload_indexes: Metadata keys that filters use often, and the type their values have
                 in every document, such as `{"author.name": "keyword", "year": "integer"}`.
             shard_number: Of a new collection on a cluster.
@@ -89,24 +102,35 @@ class QdrantIndex(Index):
             ValueError: nothing says which model a new collection is for, or `prefetch` does not
                 fit the collection.
         """
-        if prefetch is not None and prefetch < 1:
-            raise ValueError(f"prefetch is {prefetch}, expected at least 1, or None")
+        check_prefetch(prefetch)
+        if datatype not in get_args(Datatype):
+            expected = ", ".join(get_args(Datatype))
+            raise ValueError(f"datatype is {datatype!r}, expected one of {expected}")
         client = translated(client)
-        if not client.collection_exists(collection):
-            info = resolve_info(None, colbert, like, token_pooling, f"collection {collection!r}")
-            create_collection(client, collection, info, prefetch, shard_number, replication_factor)
         name = f"collection {collection!r}"
-        stored, has_means = read_collection(client, collection)
-        info = resolve_info(stored, colbert, like, token_pooling, name)
-        if prefetch is not None and not has_means:
+        means = isinstance(prefetch, int)
+        if not client.collection_exists(collection):
+            create_collection(
+                client,
+                collection,
+                resolve_info(None, colbert, like, token_pooling, name),
+                means=means,
+                codes=not means,
+                datatype=datatype,
+                shard_number=shard_number,
+                replication_factor=replication_factor,
+            )
+        held = read_collection(client, collection)
+        info = resolve_info(held.info, colbert, like, token_pooling, name)
+        if means and not held.means:
             raise ValueError(
                 f"{name} was made without prefetch, so it holds no mean vectors. Leave prefetch "
                 "out, or copy it to a new collection that is made with prefetch"
             )
-        self._client = client
-        self._collection = collection
-        self._prefetch = prefetch
-        self._has_means = has_means
+        self._client, self._collection = client, collection
+        self._records, self._shelf = Records(client, collection), Shelf(client, collection)
+        self._stages = Stages(client, collection, held, self._shelf, prefetch)
+        self._made_for = held
         self._order = 0
         super().__init__(name, info, colbert)
         for key, kind in (payload_indexes or {}).items():
@@ -119,7 +143,7 @@ class QdrantIndex(Index):
             KeyError: names the ids that the index does not hold.
         """
         listed = check_ids(ids)
-        found = {id_of(record): document_of(record) for record in self._fetch(set(listed))}
+        found = {id_of(record): document_of(record) for record in self._records.fetch(set(listed))}
         check_found(listed, found, self.name)
         return [found[name] for name in listed]
 
@@ -130,7 +154,7 @@ class QdrantIndex(Index):
             KeyError: names the ids that the index does not hold.
         """
         listed = check_ids(ids)
-        records = self._fetch(set(listed), payload=["id"], vectors=True)
+        records = self._records.fetch(set(listed), payload=["id"], vectors=True)
         found = {id_of(record): vectors_of(record, self.info.dim) for record in records}
         check_found(listed, found, self.name)
         return TokenEmbeddings.from_list([found[name] for name in listed], dim=self.info.dim)
@@ -141,7 +165,7 @@ class QdrantIndex(Index):
         What is added or removed meanwhile may or may not be among it.
         """
         batch_size = whole_number("batch_size", batch_size, least=1)
-        for records in self._in_order(batch_size, vectors=True):
+        for records in self._records.in_order(batch_size, vectors=True):
             vectors = [vectors_of(record, self.info.dim) for record in records]
             yield (
                 [document_of(record) for record in records],
@@ -150,7 +174,7 @@ class QdrantIndex(Index):
 
     def __iter__(self) -> Iterator[Document]:
         """Every document, in order of insertion."""
-        for records in self._in_order(SCROLL, vectors=False):
+        for records in self._records.in_order(SCROLL, vectors=False):
             yield from map(document_of, records)
 
     def count(self) -> int:
@@ -167,24 +191,90 @@ class QdrantIndex(Index):
     def close(self) -> None:
         """Do nothing: the client belongs to whoever made it."""
 
+    def optimize(self, *, show_progress: bool = False) -> None:
+        """Give documents codes, by which searches find them; from 5,000 documents on by themselves.
+
+        The first call reads all vectors, trains a codebook and stores it in a collection beside
+        this one, named as it is with `-codebook` behind. From then on, documents get their codes as
+        they are added. Later calls code what is without, and train anew where the collection has
+        doubled or its documents have become others. Everybody searches and writes meanwhile, and
+        what has no codes is scored exactly.
+
+        Args:
+            show_progress: Draw a bar.
+
+        Raises:
+            ValueError: the collection was made without a place for codes.
+        """
+        if not self._made_for.codes:
+            raise ValueError(
+                f"{self.name} has no place for codes: it was made by an earlier version, or with a "
+                "number as prefetch. Copy it with copy_index to a new collection, and optimize that"
+            )
+        device = "cpu" if self.colbert is None else self.colbert.device
+        coder = Coder(self._client, self._collection, self.info.dim, self._shelf, device)
+        coder.optimize(show_progress=show_progress)
+
+    def recall(
+        self,
+        queries: Sequence[str] | TokenEmbeddings | None = None,
+        k: int = 10,
+        *,
+        sample: int = 100,
+        wanted: float = WANTED,
+    ) -> Recall:
+        """Measure what searches by codes find, and choose the effort for this collection.
+
+        Every effort is compared with the exact search. The smallest one that finds the part
+        `wanted` of the best `k` is recorded in the collection's metadata, for all its clients.
+
+        Args:
+            queries: Such as your users ask; vectors need no model. None takes pieces of stored
+                passages, which are a little easier.
+            k: How many of the best documents count.
+            sample: How many of the queries are asked, at most.
+            wanted: From 0 to 1.
+
+        Raises:
+            ValueError: there are no codes (see `optimize`), or an argument is out of range.
+        """
+        asking = Asking(k, sample, wanted)
+        if not self._made_for.codes or self._shelf.current() is None:
+            raise ValueError(
+                f"{self.name} has no codes, so every search is exact: call optimize() first"
+            )
+        asked = asking.queries(self, queries, lambda: self._passages(asking.sample))
+        found = asking.compare(self, asked, EFFORTS)
+        self._shelf.choose(
+            Choice(effort=found.chosen, recall=found.reached, k=found.k, queries=found.queries)
+        )
+        return found
+
+    def _passages(self, sample: int) -> TokenEmbeddings:
+        """The vectors of documents that point ids choose, which are as good as random."""
+        found = islice(self._records.scroll(None, payload=["id"], vectors=[TOKENS]), sample)
+        vectors = [rows for at in found if len(rows := vectors_of(at, self.info.dim))]
+        return TokenEmbeddings.from_list(vectors, dim=self.info.dim)
+
     def _search(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
     ) -> list[list[Hit]]:
         passing = None if condition is None else _passing(condition)
+        stage = self._stages.choose(how, top_k, passing)
         hits: list[list[Hit]] = []
         matrices = [rows.float().cpu() for rows in queries]
         for start in range(0, len(matrices), _QUERIES):
             some = matrices[start : start + _QUERIES]
             # One more than asked for: it shows whether the last place is shared.
-            requests = [self._request(rows, top_k, passing, top_k + 1, how) for rows in some]
+            requests = [self._stages.request(rows, passing, top_k + 1, stage) for rows in some]
             answers = self._client.query_batch_points(self._collection, requests)
             for rows, request, answer in zip(some, requests, answers, strict=True):
-                points = self._best(request, answer.points, top_k)
+                points = self._stages.best(request, answer.points, top_k)
                 hits.append([Hit(document_of(at), float(at.score), len(rows)) for at in points])
         return hits
 
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
-        records = self._fetch(ids, payload=["id", "text_digest", "metadata"])
+        records = self._records.fetch(ids, payload=["id", "text_digest", "metadata"])
         payloads = [payload_of(record) for record in records]
         return {
             at["id"]: Stored(bytes.fromhex(at["text_digest"]), at["metadata"]) for at in payloads
@@ -197,7 +287,7 @@ class QdrantIndex(Index):
         for start in range(0, len(listed), FETCH):
             some = models.MatchAny(any=listed[start : start + FETCH])
             chosen = models.Filter(must=[models.FieldCondition(key="text_digest", match=some)])
-            for record in self._scroll(chosen, payload=["text_digest"], vectors=True):
+            for record in self._records.scroll(chosen, payload=["text_digest"], vectors=[TOKENS]):
                 found[digests[payload_of(record)["text_digest"]]] = vectors_of(
                     record, self.info.dim
                 )
@@ -206,9 +296,13 @@ class QdrantIndex(Index):
     def _write(
         self, documents: Sequence[Document], vectors: TokenEmbeddings, edited: Sequence[Document]
     ) -> None:
+        current = self._shelf.current() if self._made_for.codes and documents else None
+        codebook = None if current is None else current.codebook
         points = (
-            point_of(document, rows, order=self._next(), means=self._has_means)
-            for document, rows in zip(documents, vectors, strict=True)
+            point_of(document, rows, order=self._next(), means=self._made_for.means, coding=coding)
+            for document, rows, coding in zip(
+                documents, vectors, codings(codebook, vectors), strict=True
+            )
         )
         for some in in_requests(points):
             self._client.upsert(self._collection, some, wait=True)
@@ -229,86 +323,14 @@ class QdrantIndex(Index):
         return self._order
 
     def _ids_where(self, condition: Condition) -> list[str]:
-        found = self._scroll(_passing(condition), payload=["id"])
+        found = self._records.scroll(_passing(condition), payload=["id"])
         return [id_of(record) for record in found]
 
     def _delete(self, ids: Sequence[str]) -> int:
-        held = [record.id for record in self._fetch(set(ids), payload=["id"])]
+        held = [record.id for record in self._records.fetch(set(ids), payload=["id"])]
         if held:
             self._client.delete(self._collection, models.PointIdsList(points=held), wait=True)
         return len(held)
-
-    def _request(
-        self, rows: Tensor, top_k: int, passing: models.Filter | None, limit: int, how: How
-    ) -> models.QueryRequest:
-        request = models.QueryRequest(
-            query=rows.tolist(),
-            using=TOKENS,
-            filter=passing,
-            limit=limit,
-            with_payload=["id", "text", "metadata", "order"],
-        )
-        if self._prefetch is not None and not how.exact:
-            request.prefetch = models.Prefetch(
-                query=mean_of(rows), using=MEAN, filter=passing, limit=max(self._prefetch, top_k)
-            )
-        return request
-
-    def _best(
-        self, request: models.QueryRequest, points: list[models.ScoredPoint], top_k: int
-    ) -> list[models.ScoredPoint]:
-        """The first `top_k`, ties in order of insertion, which the server does not know."""
-        limit = top_k + 1
-        while len(points) == limit and points[top_k - 1].score == points[-1].score:
-            limit *= 4
-            request.limit = limit
-            points = self._client.query_batch_points(self._collection, [request])[0].points
-        return sorted(points, key=lambda point: (-point.score, payload_of(point)["order"]))[:top_k]
-
-    def _in_order(self, size: int, *, vectors: bool) -> Iterator[list[models.Record]]:
-        """All records by rising order of insertion; Qdrant itself scrolls by point id."""
-        records = self._scroll(None, payload=["id", "order"])
-        names = [
-            id_of(record) for record in sorted(records, key=lambda at: payload_of(at)["order"])
-        ]
-        for start in range(0, len(names), size):
-            some = names[start : start + size]
-            found = {id_of(record): record for record in self._fetch(some, vectors=vectors)}
-            yield [found[name] for name in some if name in found]
-
-    def _fetch(
-        self, ids: Iterable[str], *, payload: list[str] | None = None, vectors: bool = False
-    ) -> list[models.Record]:
-        """Records by our ids, in no order; `payload` names what is wanted of it, None is all."""
-        names = [point_id(name) for name in ids]
-        step = FETCH if vectors else SCROLL
-        records: list[models.Record] = []
-        for start in range(0, len(names), step):
-            records += self._client.retrieve(
-                self._collection,
-                names[start : start + step],
-                with_payload=True if payload is None else payload,
-                with_vectors=[TOKENS] if vectors else False,
-            )
-        return records
-
-    def _scroll(
-        self, chosen: models.Filter | None, *, payload: list[str], vectors: bool = False
-    ) -> Iterator[models.Record]:
-        """All records that pass `chosen`, by rising point id."""
-        offset = None
-        while True:
-            records, offset = self._client.scroll(
-                self._collection,
-                scroll_filter=chosen,
-                limit=FETCH if vectors else SCROLL,
-                offset=offset,
-                with_payload=payload,
-                with_vectors=[TOKENS] if vectors else False,
-            )
-            yield from records
-            if offset is None:
-                return
 
 
 def _passing(condition: Condition) -> models.Filter:

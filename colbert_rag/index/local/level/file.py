@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.index.kmeans import Centroids
 from colbert_rag.index.local.derived import DerivedFile, private, sync
 from colbert_rag.index.local.level import postings
-from colbert_rag.index.local.level.kmeans import Centroids
 from colbert_rag.index.local.level.layout import (
     BLOCK_HEADER,
     HEADER,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colbert_rag.index.local.level.kmeans import Centroids
+from colbert_rag.index.kmeans import Centroids
 from colbert_rag.index.local.level.pages import PAGE
 
 MAGIC, VERSION = b"ColBlevl", 1

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from colbert_rag.errors import IndexBusyError, IndexStorageError
+from colbert_rag.index.kmeans import Centroids, train
 from colbert_rag.index.local.claim import Claim
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.file import LevelFile, Opened, Writer
-from colbert_rag.index.local.level.kmeans import Centroids, train
 from colbert_rag.index.local.level.layout import NARROW, Block, Head
 from colbert_rag.index.local.level.pages import DamagedPageError
 from colbert_rag.index.local.level.postings import inverted

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,10 @@ import torch
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import ingest
 from colbert_rag.index.documents import Hit
-from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.level.choice import Choice
-from colbert_rag.index.local.level.effort import EFFORTS
-from colbert_rag.index.local.searcher import Searcher
 from colbert_rag.settings import whole_number
 
 if TYPE_CHECKING:
-    from colbert_rag.index.local.index import LocalIndex
+    from colbert_rag.index.base import Index
 
 WANTED = 0.99
 """The part of the exact best that the chosen effort must find."""
@@ -69,6 +65,11 @@ class Recall:
     efforts: tuple[Measured, ...]
     chosen: int
 
+    @property
+    def reached(self) -> float:
+        """What the chosen effort found."""
+        return next(way for way in self.efforts if way.effort == self.chosen).recall
+
     def to_dict(self) -> dict[str, object]:
         """Plain values, as for JSON."""
         return asdict(self)
@@ -80,7 +81,7 @@ class Recall:
             name = "exact" if way.effort is None else str(way.effort)
             name += " *" if way.effort == self.chosen else ""
             lines.append(f"{name:<6}  {way.recall:>10.3f}  {way.p50:>8.1f}  {way.p95:>8.1f}")
-        reached = next(way for way in self.efforts if way.effort == self.chosen).recall
+        reached = self.reached
         verdict = (
             f"* effort {self.chosen} is the smallest that finds {self.wanted:.1%} of the best"
             if reached >= self.wanted
@@ -89,54 +90,62 @@ class Recall:
         return "\n".join([*lines, f"{verdict} ({self.queries} queries)"])
 
 
-def measure(
-    index: LocalIndex,
-    searcher: Searcher,
-    database: Database,
-    queries: Sequence[str] | TokenEmbeddings | None,
-    *,
-    k: int,
-    sample: int,
-    wanted: float,
-) -> Recall:
-    """Measure every effort, and record the one that is chosen; see `LocalIndex.recall`."""
-    k, sample = whole_number("k", k, least=1), whole_number("sample", sample, least=1)
-    if not 0 <= wanted <= 1:
-        raise ValueError(f"wanted is {wanted}, expected a part from 0 to 1")
-    if not database.read(searcher.has_level):
-        raise ValueError(
-            f"{index.name} has no level, so every search is exact: call optimize() first"
+class Asking:
+    """What is asked, and of how many."""
+
+    def __init__(self, k: int, sample: int, wanted: float) -> None:
+        """Take a caller's arguments; see `Index.recall`.
+
+        Raises:
+            TypeError: one is of another type.
+            ValueError: one is out of range.
+        """
+        self._k = whole_number("k", k, least=1)
+        self.sample = whole_number("sample", sample, least=1)
+        if not 0 <= wanted <= 1:
+            raise ValueError(f"wanted is {wanted}, expected a part from 0 to 1")
+        self._wanted = wanted
+
+    def queries(
+        self,
+        index: Index,
+        queries: Sequence[str] | TokenEmbeddings | None,
+        passages: Callable[[], TokenEmbeddings],
+    ) -> TokenEmbeddings:
+        """The vectors of what was given, else pieces of stored passages.
+
+        Raises:
+            ValueError: there are none.
+        """
+        given = None if queries is None else _vectors(index, queries)
+        asked = _pieces(passages()) if given is None else _some(given, self.sample)
+        if not len(asked):
+            raise ValueError("there are no queries to measure with")
+        return asked
+
+    def compare(self, index: Index, asked: TokenEmbeddings, efforts: Iterable[int]) -> Recall:
+        """Every effort, from the smallest, beside the exact search."""
+        # Together, since each would read everything; a few of them alone for the time.
+        best = index.search_embeddings(asked, self._k, exact=True)
+        exact, _ = _timed(index, asked[:_TIMED], self._k, None)
+        truth = [{hit.id for hit in hits} for hits in best]
+        ways = []
+        for effort in efforts:
+            times, found = _timed(index, asked, self._k, effort)
+            ways.append(_measured(effort, times, _part_found(truth, found)))
+        chosen = next((way for way in ways if way.recall >= self._wanted), ways[-1])
+        assert chosen.effort is not None
+        return Recall(
+            k=self._k,
+            queries=len(asked),
+            wanted=self._wanted,
+            exact=_measured(None, exact, 1.0),
+            efforts=tuple(ways),
+            chosen=chosen.effort,
         )
-    if queries is None:
-        asked = _pieces(database.read(searcher.sampled, sample))
-    else:
-        asked = _some(_vectors(index, queries), sample)
-    if not len(asked):
-        raise ValueError("there are no queries to measure with")
-    # Together, since each would read everything; a few of them alone for the time.
-    best = index.search_embeddings(asked, k, exact=True)
-    exact, _ = _timed(index, asked[:_TIMED], k, None)
-    truth = [{hit.id for hit in hits} for hits in best]
-    efforts = []
-    for effort in EFFORTS:
-        times, found = _timed(index, asked, k, effort)
-        efforts.append(_measured(effort, times, _part_found(truth, found)))
-    chosen = next((way for way in efforts if way.recall >= wanted), efforts[-1])
-    assert chosen.effort is not None
-    choice = Choice(effort=chosen.effort, recall=chosen.recall, k=k, queries=len(asked))
-    if not database.read_only:
-        database.write(choice.write, database)
-    return Recall(
-        k=k,
-        queries=len(asked),
-        wanted=wanted,
-        exact=_measured(None, exact, 1.0),
-        efforts=tuple(efforts),
-        chosen=chosen.effort,
-    )
 
 
-def _vectors(index: LocalIndex, queries: Sequence[str] | TokenEmbeddings) -> TokenEmbeddings:
+def _vectors(index: Index, queries: Sequence[str] | TokenEmbeddings) -> TokenEmbeddings:
     if isinstance(queries, TokenEmbeddings):
         return queries
     if isinstance(queries, str):
@@ -162,7 +171,7 @@ def _some(queries: TokenEmbeddings, sample: int) -> TokenEmbeddings:
 
 
 def _timed(
-    index: LocalIndex, queries: TokenEmbeddings, k: int, effort: int | None
+    index: Index, queries: TokenEmbeddings, k: int, effort: int | None
 ) -> tuple[list[float], list[list[Hit]]]:
     """Milliseconds of each query, asked alone, and what it found; `effort` None is exact."""
     times, found = [], []
