@@ -57,6 +57,8 @@ def vectors_of(rows: Rows, texts: Sequence[str]) -> dict[str, Tensor]:
     """The vectors of those of some texts that the index holds."""
     digests = {text: text_digest(text) for text in texts}
     positions = rows.positions_of_texts(set(digests.values()))
-    held = [text for text, digest in digests.items() if digest in positions]
-    vectors = vectors_at(rows, [positions[digests[text]] for text in held])
-    return dict(zip(held, vectors, strict=True))
+    rising = sorted(set(positions.values()))
+    # Not `vectors_at`, which copies all of them into the order of the texts.
+    vectors = rows.vectors(torch.tensor(rising, dtype=torch.int64))
+    at = dict(zip(rising, vectors, strict=True))
+    return {text: at[positions[d]] for text, d in digests.items() if d in positions}
