@@ -28,6 +28,7 @@ from benchmarks import corpora
 from benchmarks.checkpoints import CACHE
 from benchmarks.report import Plan, Table
 from colbert_rag import ColBERT, LocalIndex, TokenEmbeddings
+from colbert_rag.codings import coding_named
 from colbert_rag.index import Document, IndexInfo
 from colbert_rag.index.local import searcher
 from colbert_rag.index.local.level.effort import EFFORTS
@@ -44,6 +45,9 @@ LARGEST = 1_000_000
 DIM, ROWS, CHUNK, DEPTH = 96, 32, 2_000, 100
 NOISE = 0.33
 """Length of the noise beside a unit vector: a cosine of 1 / sqrt(1 + NOISE ** 2) = .95."""
+
+VECTORS = os.environ.get("COLBERT_RAG_SCALE_VECTORS", "float16")
+"""How vectors are stored; the exact best are those over the stored ones."""
 
 QUERIES, JUDGED = 100, 40
 INFO = IndexInfo(checkpoint="offline-minilm, 96 wide", fingerprint="0" * 64, dim=DIM, recipe={})
@@ -212,8 +216,9 @@ def _answer(pipe: Connection, work: Callable[..., object], arguments: tuple[obje
 
 def fill(names: tuple[str, ...], size: int) -> float | None:
     """Fill an index, and note the exact best of each chunk; seconds, None if it was full."""
-    path = FOLDER / f"{size}.sqlite"
+    path = _index_of(size)
     path.parent.mkdir(parents=True, exist_ok=True)
+    coding = coding_named(VECTORS)
     missing = [number for number in range(size // CHUNK) if not _noted(path, number).exists()]
     if not missing:
         return None
@@ -221,14 +226,19 @@ def fill(names: tuple[str, ...], size: int) -> float | None:
     judged = TokenEmbeddings.from_list(list(found.queries[:JUDGED]))
     searcher.APPROXIMATE_FROM = 2**62  # the level is made once, at the end
     start = time.perf_counter()
-    with LocalIndex(path, like=INFO) as index:
+    with LocalIndex(path, like=INFO, vectors=coding.name) as index:
         for number in missing:
-            documents, vectors = found.chunk(number)
+            documents, given = found.chunk(number)
+            vectors = coding.encoded(given).decoded()
             index.add_encoded(documents, vectors)
             scores, places = maxsim_many(judged, vectors).topk(DEPTH, 1)
             places = places + number * CHUNK
             np.savez(_noted(path, number), scores=scores.numpy(), places=places.numpy())
     return time.perf_counter() - start
+
+
+def _index_of(size: int) -> Path:
+    return FOLDER / f"{size}{'' if VECTORS == 'float16' else f'-{VECTORS}'}.sqlite"
 
 
 def _noted(path: Path, number: int) -> Path:
@@ -238,7 +248,7 @@ def _noted(path: Path, number: int) -> Path:
 def make_level(size: int) -> dict[str, object]:
     """Make the level in a process that does nothing else."""
     before = _resident()
-    with LocalIndex(FOLDER / f"{size}.sqlite") as index:
+    with LocalIndex(_index_of(size)) as index:
         start = time.perf_counter()
         index.optimize(show_progress=True)
         made = time.perf_counter() - start
@@ -248,6 +258,7 @@ def make_level(size: int) -> dict[str, object]:
     assert held.level_bytes is not None
     return {
         "passages": size,
+        "vectors": held.vectors,
         "tokens": held.tokens,
         "level s": round(made, 1),
         "level us/token": round(1e6 * made / held.tokens, 2),
@@ -261,7 +272,7 @@ def make_level(size: int) -> dict[str, object]:
 def search(names: tuple[str, ...], size: int) -> list[dict[str, object]]:
     """Time every effort, warm, and the first query with a cold page cache."""
     queries = pool(names).queries
-    path = FOLDER / f"{size}.sqlite"
+    path = _index_of(size)
     chunks = [np.load(_noted(path, number)) for number in range(size // CHUNK)]
     scores = np.concatenate([chunk["scores"] for chunk in chunks], 1)
     places = np.concatenate([chunk["places"] for chunk in chunks], 1)
