@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from colbert_rag.index.how import MOST_EFFORT
 from colbert_rag.index.kmeans import Centroids, train
 from colbert_rag.index.local.level import candidates, postings
 from colbert_rag.index.local.level.candidates import Candidates
@@ -23,7 +24,6 @@ from colbert_rag.index.local.level.effort import EFFORTS, Effort
 from colbert_rag.index.local.level.file import LevelFile, Opened, Writer
 from colbert_rag.index.local.level.layout import Block, Head
 from colbert_rag.index.local.level.pages import PAGE, DamagedPageError, Pages, page_sums
-from colbert_rag.index.searching import MOST_EFFORT
 from tests.helpers.index_sharers import INFO
 
 TOKEN = bytes(range(8))

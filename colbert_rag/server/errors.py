@@ -24,6 +24,7 @@ from colbert_rag.errors import (
     IndexStorageError,
     MissingExtraError,
     ScoringError,
+    ServerError,
 )
 from colbert_rag.remote.wire import error_body
 
@@ -51,6 +52,7 @@ OURS: Mapping[type[ColBERTRagError], tuple[HTTPStatus, str]] = {
     IndexStorageError: (HTTPStatus.INSUFFICIENT_STORAGE, "index_storage"),
     MissingExtraError: (HTTPStatus.NOT_IMPLEMENTED, "missing_extra"),
     ScoringError: (HTTPStatus.INTERNAL_SERVER_ERROR, "no_finite_score"),
+    ServerError: (HTTPStatus.BAD_GATEWAY, "server_behind_failed"),
 }
 """Errors of the package that are not the client's fault; all others are a bad request."""
 
