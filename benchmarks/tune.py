@@ -16,8 +16,8 @@ from benchmarks import corpora
 from benchmarks.machine import ROOT
 from colbert_rag import ColBERT
 from colbert_rag.evaluation import JudgedCollection, evaluate, reranked, run_file
-from colbert_rag.evaluation.figure import Figure
 from colbert_rag.evaluation.measures import in_order
+from colbert_rag.figure import Figure
 
 RESULTS = ROOT / "benchmarks" / "results" / "tune.json"
 IMAGES = ROOT / "docs" / "images"

@@ -6,6 +6,7 @@ import hashlib
 import html
 import math
 import unicodedata
+from collections.abc import Iterable, Sequence
 
 # Control characters would end a terminal's line, colour it, or be refused by an HTML parser; each
 # has a picture. Two marks would reverse all that follows in a line, ours included.
@@ -103,6 +104,32 @@ def panel(*children: str, css: str = "") -> Html:
     name = f"colbert-{hashlib.sha256(sheet.encode()).hexdigest()[:8]}"
     style = Html(f"<style>{'.' + '.'.join([name] * 3)}{{{sheet}}}</style>")
     return element("div", style, *children, class_=name)
+
+
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], *, marked: int | None = None
+) -> Html:
+    """A table of text whose first column names the rows, and the others are numbers.
+
+    Args:
+        heads: What stands above each column.
+        rows: Their cells.
+        marked: The row that has the class `marked`.
+    """
+
+    def cells(tag: str, row: Sequence[str], kind: str | bool = False) -> Html:
+        return element(
+            "tr",
+            *(
+                element(tag, one_line(cell), class_="number" if place else "name")
+                for place, cell in enumerate(row)
+            ),
+            class_=kind,
+        )
+
+    body = [cells("td", row, number == marked and "marked") for number, row in enumerate(rows)]
+    head = element("thead", cells("th", heads))
+    return element("div", element("table", head, element("tbody", *body)), class_="scroll")
 
 
 def visible(text: str) -> str:

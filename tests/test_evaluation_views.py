@@ -11,8 +11,8 @@ import pytest
 from benchmarks import tune
 from colbert_rag import ColBERT
 from colbert_rag.evaluation import Evaluation, JudgedCollection, Run, System, evaluate, reranked
-from colbert_rag.evaluation.figure import Figure
 from colbert_rag.evaluation.text_view import to_text
+from colbert_rag.figure import Figure
 from tests.test_evaluation import TEXTS
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -152,6 +152,17 @@ def test_both_indexes_find_the_same(fresh: Callable[[Path], NotebookNode]) -> No
 
 
 @runs
+def test_the_smallest_effort_that_finds_all_is_chosen(
+    fresh: Callable[[Path], NotebookNode],
+) -> None:
+    found = re.findall(r"^([1-5])( \*)? +(\d\.\d{3}) ", printed(fresh(PATHS[4])), re.MULTILINE)
+
+    assert [effort for effort, _, _ in found] == ["1", "2", "3", "4", "5"]
+    enough = [effort for effort, _, recall in found if float(recall) == 1.0]
+    assert [effort for effort, star, _ in found if star] == enough[:1]
+
+
+@runs
 def test_many_questions_show_what_few_do_not(fresh: Callable[[Path], NotebookNode]) -> None:
     shown = re.findall(r"(\d+) questions: .* p = (\S+)", printed(fresh(PATHS[5])))
 

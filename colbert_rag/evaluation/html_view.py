@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from colbert_rag.display import Html, element, one_line, panel
+from colbert_rag.display import Html, element, one_line, panel, table
 from colbert_rag.evaluation import words
-from colbert_rag.evaluation.figure import NESTED, Figure
+from colbert_rag.figure import NESTED, Figure
 
 if TYPE_CHECKING:
     from colbert_rag.evaluation.results import Evaluation
@@ -19,8 +19,6 @@ _CSS = """
 & h4{margin:16px 0 4px;font-size:13px;font-weight:600}
 & .scroll{overflow-x:auto}& .head{font-size:15px;font-weight:600}
 & td:first-child{min-width:9em}& td.number{vertical-align:top}
-& svg{display:block;width:100%;max-width:560px;height:auto;margin:8px 0;
-font:13px system-ui,-apple-system,"Segoe UI",sans-serif}
 & summary{cursor:pointer;color:var(--soft);font-size:12px}
 & details p{margin:4px 0}
 """
@@ -31,7 +29,7 @@ def to_html(view: Evaluation) -> str:
     name, _, rest = words.heading(view).partition(": ")
     parts = [
         element("p", element("span", one_line(name), class_="head"), " ", element("small", rest)),
-        _table(
+        table(
             ["quality", *view.measures],
             [
                 [result.system, *(f"{result.mean(name):.4f}" for name in view.measures)]
@@ -53,7 +51,7 @@ def _differences(view: Evaluation) -> Iterator[Html]:
         return
     baseline = view.results[0].system
     yield element("h4", f"{view.measures[0]} against {baseline}")
-    yield _table(
+    yield table(
         ["", "difference", "interval", "p", "better / same / worse"],
         [
             [
@@ -110,7 +108,7 @@ def _curve(view: Evaluation) -> Iterator[Html]:
 
 
 def _costs(view: Evaluation) -> Html:
-    return _table(
+    return table(
         ["cost", "seconds", "documents encoded", "tokens"],
         [
             [
@@ -122,18 +120,3 @@ def _costs(view: Evaluation) -> Html:
             for result in view.results
         ],
     )
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
-    def cells(tag: str, row: Sequence[str]) -> Html:
-        return element(
-            "tr",
-            *(
-                element(tag, one_line(cell), class_="number" if place else "name")
-                for place, cell in enumerate(row)
-            ),
-        )
-
-    body = [cells("td", row) for row in rows]
-    head = element("thead", cells("th", heads))
-    return element("div", element("table", head, element("tbody", *body)), class_="scroll")

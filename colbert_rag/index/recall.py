@@ -74,20 +74,39 @@ class Recall:
         """Plain values, as for JSON."""
         return asdict(self)
 
-    def __str__(self) -> str:
-        """A table, and what follows from it."""
+    @property
+    def verdict(self) -> str:
+        """What follows from the table."""
+        words = (
+            f"effort {self.chosen} is the smallest that finds {self.wanted:.1%} of the best"
+            if self.reached >= self.wanted
+            else f"no effort finds {self.wanted:.1%} of the best; {self.chosen} finds the most"
+        )
+        return f"* {words} ({self.queries} queries)"
+
+    def name(self, way: Measured) -> str:
+        """What a way is called in a table: its effort, and a star for the chosen one."""
+        if way.effort is None:
+            return "exact"
+        return f"{way.effort} *" if way.effort == self.chosen else str(way.effort)
+
+    def __repr__(self) -> str:
+        """A table for the terminal, and what follows from it."""
         lines = [f"effort  {f'recall@{self.k}':>10}  {'p50 ms':>8}  {'p95 ms':>8}"]
         for way in (*self.efforts, self.exact):
-            name = "exact" if way.effort is None else str(way.effort)
-            name += " *" if way.effort == self.chosen else ""
-            lines.append(f"{name:<6}  {way.recall:>10.3f}  {way.p50:>8.1f}  {way.p95:>8.1f}")
-        reached = self.reached
-        verdict = (
-            f"* effort {self.chosen} is the smallest that finds {self.wanted:.1%} of the best"
-            if reached >= self.wanted
-            else f"* no effort finds {self.wanted:.1%} of the best; {self.chosen} finds the most"
-        )
-        return "\n".join([*lines, f"{verdict} ({self.queries} queries)"])
+            numbers = f"{way.recall:>10.3f}  {way.p50:>8.1f}  {way.p95:>8.1f}"
+            lines.append(f"{self.name(way):<6}  {numbers}")
+        return "\n".join([*lines, self.verdict])
+
+    def to_html(self) -> str:
+        """The table and a plot of recall by time: a block of HTML without script."""
+        from colbert_rag.index.html_view import to_html
+
+        return to_html(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()
 
 
 class Asking:

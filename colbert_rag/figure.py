@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from colbert_rag.display import Html, element, visible
 
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 62, 54
 LINE = 16
+TICK = 44
+"""What a tick takes where ticks could run into each other."""
+
 MARKS = ("circle", "square", "triangle", "diamond")
 """Shapes beside colours: a figure is also read in grey."""
 
@@ -23,6 +27,7 @@ color-scheme: light dark;
 RULES = {
     ".paper": "fill:var(--paper)",
     ".grid": "stroke:var(--line)",
+    ".leader": "stroke:var(--soft)",
     "text": "fill:var(--soft)",
     ".question": "fill:var(--ink);font-weight:600",
     ".name": "fill:var(--ink)",
@@ -33,9 +38,13 @@ RULES = {
     ".series": "fill:none;stroke-width:2;stroke:var(--c)",
     ".level": "stroke-dasharray:5 4",
     ".mark": "stroke:var(--c);fill:var(--c)",
+    ".ring": "fill:none;stroke:var(--ink);stroke-width:1.5",
 }
 
-NESTED = "".join(f"& svg {selector}{{{rules}}}" for selector, rules in RULES.items())
+NESTED = """
+& svg{display:block;width:100%;max-width:560px;height:auto;margin:8px 0;
+font:13px system-ui,-apple-system,"Segoe UI",sans-serif}
+""" + "".join(f"& svg {selector}{{{rules}}}" for selector, rules in RULES.items())
 """The rules for a figure within a page: a style sheet inside of it would be that of the whole page,
 and would restyle all other drawings."""
 
@@ -50,6 +59,8 @@ class Figure:
         ticks: What stands below each place: one line, or two parted by a line end.
         lines: Values at these places, by the name of the line; NaN where there is none.
         levels: Values that do not depend on the place, drawn across.
+        places: How far to the right each place is, from 0 to 1; evenly far if there are none.
+        ringed: The place whose values have a ring around them.
     """
 
     question: str
@@ -57,6 +68,8 @@ class Figure:
     ticks: Sequence[str]
     lines: Mapping[str, Sequence[float]]
     levels: Mapping[str, float]
+    places: Sequence[float] = ()
+    ringed: int | None = None
 
     def svg(self, *, standalone: bool = False) -> Html:
         """The figure as an element; `standalone` brings the style that `NESTED` gives a page."""
@@ -98,7 +111,21 @@ class Figure:
 
     def _x(self, place: int) -> float:
         room = WIDTH - LEFT - RIGHT - 40
-        return LEFT + 20 + room * place / max(len(self.ticks) - 1, 1)
+        part = self.places[place] if self.places else place / max(len(self.ticks) - 1, 1)
+        return LEFT + 20 + room * part
+
+    def _tick_x(self) -> list[float]:
+        """Where ticks stand: below their places, or beside each other where those are close."""
+        where = [self._x(place) for place in range(len(self.ticks))]
+        if self.places:
+            order = sorted(range(len(where)), key=where.__getitem__)
+            for left, right in pairwise(order):
+                where[right] = max(where[right], where[left] + TICK)
+            last = WIDTH - RIGHT - TICK / 2
+            for place in reversed(order):
+                where[place] = last = min(where[place], last)
+                last -= TICK
+        return where
 
     def _y(self, value: float) -> float:
         low, high, _ = self._range()
@@ -112,10 +139,22 @@ class Figure:
             y = f"{self._y(value):.1f}"
             yield element("line", class_="grid", x1=str(LEFT), x2=str(WIDTH - RIGHT), y1=y, y2=y)
             yield _text(LEFT - 6, float(y) + 4, f"{value:,.{digits}f}", "tick", anchor="end")
-        for place, tick in enumerate(self.ticks):
+        for place, (tick, x) in enumerate(zip(self.ticks, self._tick_x(), strict=True)):
+            if self.places:
+                yield self._leader(self._x(place), x)
             for row, part in enumerate(tick.split("\n")):
-                y = str(HEIGHT - BOTTOM + 18 + LINE * row)
-                yield _text(self._x(place), float(y), part, "tick", anchor="middle")
+                yield _text(x, HEIGHT - BOTTOM + 18 + LINE * row, part, "tick", anchor="middle")
+
+    def _leader(self, x: float, tick: float) -> Html:
+        """From a place on the axis to its tick, which may stand beside it."""
+        return element(
+            "line",
+            class_="leader",
+            x1=f"{x:.1f}",
+            x2=f"{tick:.1f}",
+            y1=str(HEIGHT - BOTTOM),
+            y2=str(HEIGHT - BOTTOM + 6),
+        )
 
     def _series(self) -> Iterator[Html]:
         for number, values in enumerate(self.lines.values()):
@@ -128,6 +167,8 @@ class Figure:
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
             yield element("polyline", class_=f"series {kind}", points=points)
             yield from (_mark(x, y, number) for x, y in places)
+            if self.ringed is not None and math.isfinite(values[self.ringed]):
+                yield _ring(self._x(self.ringed), self._y(values[self.ringed]))
         for number, value in enumerate(self.levels.values(), start=len(self.lines)):
             y = f"{self._y(value):.1f}"
             yield element(
@@ -157,7 +198,9 @@ class Figure:
         for name, values in self.lines.items():
             pairs = zip(self.ticks, values, strict=True)
             yield f"{name}: " + ", ".join(
-                f"{value:.3g} at {tick.splitlines()[0]}" for tick, value in pairs
+                f"{value:.3g} at {tick.splitlines()[0]}"
+                for tick, value in pairs
+                if math.isfinite(value)
             )
         for name, value in self.levels.items():
             yield f"{name}: {value:.3g}"
@@ -174,6 +217,10 @@ def _mark(x: float, y: float, number: int) -> Html:
     }[shape]
     points = " ".join(f"{x + right:.1f},{y + down:.1f}" for right, down in around)
     return element("polygon", class_=kind, points=points)
+
+
+def _ring(x: float, y: float) -> Html:
+    return element("circle", class_="ring", cx=f"{x:.1f}", cy=f"{y:.1f}", r="8")
 
 
 def _text(x: float, y: float, text: str, role: str, *, anchor: str = "start") -> Html:
