@@ -24,7 +24,7 @@ CPU_JOBS = (
     "growth",
     "index",
 )
-OTHER_JOBS = ("many", "serve", "quality", "codings", "scale", "gpu", "soak")
+OTHER_JOBS = ("many", "serve", "quality", "codings", "efforts", "scale", "gpu", "soak")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
 
@@ -44,10 +44,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--quick", action="store_true", help="toy sizes: shows that all runs, nothing to quote"
     )
     parser.add_argument(
-        "--queries", type=int, help="many, quality, codings: of each collection; default all"
+        "--queries",
+        type=int,
+        help="many, quality, codings, efforts: of each collection; default all",
     )
     parser.add_argument(
-        "--collections", default="", help="quality, codings, scale: comma-separated; default all"
+        "--collections",
+        default="",
+        help="quality, codings, efforts, scale: comma-separated; default all",
     )
     parser.add_argument(
         "--dtype",

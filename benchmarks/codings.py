@@ -49,7 +49,7 @@ def measure(name: str, plan: Plan) -> Table:
     found = corpora.collection(name)
     judged = [query for query in found.queries if query in found.judgements]
     queries = judged[: 3 if plan.quick else plan.queries]
-    documents, vectors = _encoded(name, found, queries)
+    documents, vectors = encoded(name, found, queries)
     info = IndexInfo(
         checkpoint=OFFLINE_CHECKPOINT, fingerprint="0" * 64, dim=documents.dim, recipe={}
     )
@@ -77,8 +77,8 @@ def measure(name: str, plan: Plan) -> Table:
                 "against float16": judge(ranked, found.judgements).gain(
                     judge(runs[FLOAT16.name], found.judgements)
                 ),
-                "R@10": f"{_kept(ranked, runs[FLOAT16.name], 10):.4f}",
-                "R@100": f"{_kept(ranked, runs[FLOAT16.name], 100):.4f}",
+                "R@10": f"{kept(ranked, runs[FLOAT16.name], 10):.4f}",
+                "R@100": f"{kept(ranked, runs[FLOAT16.name], 100):.4f}",
             }
         )
         if coding in timings:
@@ -87,7 +87,7 @@ def measure(name: str, plan: Plan) -> Table:
     return table
 
 
-def _encoded(
+def encoded(
     name: str, found: Collection, queries: Sequence[str]
 ) -> tuple[TokenEmbeddings, TokenEmbeddings]:
     """Vectors of all documents, in float16, and of the queries."""
@@ -118,7 +118,8 @@ def _one_by_one(index: LocalIndex, vectors: TokenEmbeddings) -> None:
         index.search_embeddings(vectors[at : at + 1], 10)
 
 
-def _kept(ranked: Mapping[str, list[str]], base: Mapping[str, list[str]], depth: int) -> float:
+def kept(ranked: Mapping[str, list[str]], base: Mapping[str, list[str]], depth: int) -> float:
+    """The part of the best of `base` that is among the best of `ranked`: the mean of queries."""
     shares = [
         len({*ranked[query][:depth]} & {*base[query][:depth]}) / len(base[query][:depth])
         for query in base

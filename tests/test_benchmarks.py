@@ -19,6 +19,7 @@ from benchmarks import (
     codings,
     cold_start,
     corpora,
+    efforts,
     encode,
     explain,
     gpu,
@@ -246,7 +247,19 @@ def test_codings_compares_them_on_the_corpus_and_keeps_what_was_encoded(
 def test_places_that_a_coding_keeps_are_counted():
     base = {"q": ["a", "b", "c", "d"], "r": ["a", "b"]}
 
-    assert codings._kept({"q": ["b", "a", "x", "c"], "r": ["a", "x"]}, base, 2) == 0.75
+    assert codings.kept({"q": ["b", "a", "x", "c"], "r": ["a", "x"]}, base, 2) == 0.75
+
+
+def test_efforts_are_compared_with_the_exact_search(
+    monkeypatch: pytest.MonkeyPatch, small: None, tmp_path: Path
+):
+    monkeypatch.setattr(codings, "KEPT", str(tmp_path))
+
+    (table,) = efforts.run(Plan(1, quick=True, collections=("small",)))
+
+    # With so few documents every effort scores all of them.
+    columns = ("R@10", "R@100", "nDCG@10 of exact", "R@10, 50 %")
+    assert [tuple(row[column] for column in columns) for row in table.rows] == [("1.0000",) * 4] * 5
 
 
 def test_quality_says_what_the_default_dtype_changes(monkeypatch: pytest.MonkeyPatch, small: None):
