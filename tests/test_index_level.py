@@ -9,9 +9,10 @@ import shutil
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import torch
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError, IndexStorageError
 from colbert_rag.index import Document, Hit, LocalIndex
-from colbert_rag.index.local import searcher
+from colbert_rag.index.local import claim, searcher
 from colbert_rag.index.local.level import candidates, level, making, postings
 from colbert_rag.index.local.level.choice import Choice
 from colbert_rag.index.local.level.effort import EFFORTS, Effort
@@ -344,6 +345,29 @@ def test_publishing_makes_a_level_of_what_is_published(index: LocalIndex, tmp_pa
     with LocalIndex(tmp_path / "other.sqlite") as other:
         assert level_file(tmp_path / "other.sqlite").exists()
         assert search(other, effort=5) == search(index, effort=5)
+
+
+@pytest.mark.parametrize("write", [LocalIndex.optimize, lambda index: index.delete(["d1"])])
+def test_no_claim_ends_where_a_fork_would_not_wait(
+    index: LocalIndex,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[LocalIndex], object],
+) -> None:
+    level_file(path).unlink()
+    # A COMMIT of `__exit__` is outside `no_fork`: a child that is forked in it hangs for ever.
+    locked = []
+
+    class Watched(claim._Held):
+        def __exit__(self, *error: Any) -> None:
+            locked.append(self.in_transaction)
+            super().__exit__(*error)
+
+    monkeypatch.setattr(claim, "_Held", Watched)
+    write(index)
+
+    assert locked
+    assert not any(locked)
 
 
 # --- a file that is not what it should be
