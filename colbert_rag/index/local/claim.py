@@ -48,7 +48,8 @@ class _Held(sqlite3.Connection):
     def of(cls, claim: Claim) -> Self:
         """One that has locked nothing yet."""
         with no_fork():
-            held = cls(":memory:")
+            # Any thread may be the one that forks, and so the one that renews it in the child.
+            held = cls(":memory:", check_same_thread=False)
         held.claim = claim
         renewed_after_fork(held)
         return held
@@ -83,7 +84,7 @@ class _Held(sqlite3.Connection):
         let_go(self)
         if not is_torn():
             # A block that goes on in the child ends with nothing to do.
-            super().__init__(":memory:")
+            super().__init__(":memory:", check_same_thread=False)
             self.claim = claim
 
     def _wait(self) -> None:
