@@ -131,8 +131,7 @@ class Maker:
             return False
         claim = Claim(Place(str(self._database.place.absolute)), "level-claim", timeout=0)
         try:
-            with claim.held() as held:
-                held.last(lambda: self._make(old, alive, device, show_progress))
+            claim.during(lambda: self._make(old, alive, device, show_progress))
         except IndexBusyError:
             return False
         except (OSError, sqlite3.Error, IndexStorageError) as error:
