@@ -100,8 +100,10 @@ def _renew_all() -> None:
     _door, _locks, _waiting = threading.RLock(), weakref.WeakKeyDictionary(), False
     if hasattr(_own, "lock"):
         _locks[_own.lock] = threading.current_thread()
-    for renewable in list(_RENEWABLES):
-        renewable.renew()
+    # All of them, whichever fails: what is raised in the end is printed.
+    with contextlib.ExitStack() as all_of_them:
+        for renewable in list(_RENEWABLES):
+            all_of_them.callback(renewable.renew)
 
 
 def is_torn() -> bool:

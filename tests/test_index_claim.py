@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from colbert_rag.index.local import claim
 from colbert_rag.index.local.claim import Claim
 from colbert_rag.index.local.place import Place
 from tests.helpers.index_fakes import WordEncoder
+from tests.helpers.interrupts import elsewhere
 
 
 @pytest.fixture
@@ -133,3 +135,43 @@ def test_a_file_that_is_replaced_while_it_is_opened_is_not_held(
     other.close()
     with Claim(Place(str(path)), timeout=0.1).held():
         pass
+
+
+def test_who_writes_next_leaves_a_block_alone_that_has_not_ended(path: Path):
+    shared = Claim(Place(str(path)), timeout=0)
+
+    def next_one() -> bool:
+        return shared.during(lambda: True)
+
+    with shared.held() as first:
+        assert first.last(lambda: "written") == "written"  # which lets go of the lock
+        assert elsewhere(next_one)
+    assert next_one()
+    shared.close()
+
+
+def test_writers_of_many_threads_leave_one_connection_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = []
+
+    class Noted(claim._Held):
+        def __enter__(self) -> Noted:
+            made.append(self)
+            return super().__enter__()
+
+    def is_open(held: sqlite3.Connection) -> bool:
+        try:
+            return held.total_changes == 0
+        except sqlite3.ProgrammingError:
+            return False
+
+    monkeypatch.setattr(claim, "_Held", Noted)
+    with LocalIndex(path, WordEncoder(), busy_timeout=20) as index:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda at: index.add([f"venus {at}"]).added, range(60)))
+
+        assert found == [1] * 60
+        assert len(made) == 60
+        assert sum(map(is_open, made)) == 1
+    assert not any(map(is_open, made))

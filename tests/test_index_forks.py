@@ -17,6 +17,8 @@ import pytest
 from colbert_rag import forks
 from colbert_rag.errors import IndexBusyError
 from colbert_rag.index import Document, LocalIndex
+from colbert_rag.index.local.claim import Claim
+from colbert_rag.index.local.place import Place
 from tests.helpers.forked import beside_threads, ended, in_child, needs_fork
 from tests.helpers.index_fakes import WordEncoder, sentences
 from tests.helpers.interrupts import Interrupted, elsewhere
@@ -186,6 +188,40 @@ def test_a_fork_waits_for_the_reads_of_others_and_not_for_its_own(path: Path):
 
     assert index._database.read(lambda: in_child(lambda: True)) == 0
     assert index.count() == elsewhere(index.count) == 20
+
+
+def test_what_fails_to_be_renewed_keeps_nothing_else_from_it():
+    class Renewed:
+        times = 0
+
+        def renew(self) -> None:
+            self.times += 1
+            raise ValueError("for the test")
+
+    both = Renewed(), Renewed()
+    for one in both:
+        forks.renewed_after_fork(one)
+
+    assert in_child(lambda: [one.times for one in both] == [1, 1]) == 0
+    assert [one.times for one in both] == [0, 0]
+
+
+@pytest.mark.parametrize("fork_first", [False, True])
+def test_a_claim_of_another_thread_is_renewed_wherever_it_stands(path: Path, fork_first: bool):
+    claim = Claim(Place(str(path)), timeout=0)
+    held = elsewhere(claim.held)  # it is not locked yet, nor the file opened
+
+    def renewed() -> bool:
+        held.renew()
+        return not held.in_transaction and held.execute("SELECT 1").fetchone() == (1,)
+
+    def forked_again() -> bool:
+        # Renewed by a thread of the child that ends, and then by the one that forks.
+        elsewhere(held.renew)
+        return in_child(renewed) == 0
+
+    assert in_child(forked_again if fork_first else renewed) == 0
+    elsewhere(held.close)
 
 
 def test_threads_that_take_turns_do_not_keep_a_fork_waiting(path: Path):

@@ -9,22 +9,24 @@ import shutil
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError, IndexStorageError
-from colbert_rag.index import Document, Hit, LocalIndex
-from colbert_rag.index.local import searcher
+from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex
+from colbert_rag.index.local import claim, searcher
 from colbert_rag.index.local.level import candidates, level, making, postings
 from colbert_rag.index.local.level.choice import Choice
 from colbert_rag.index.local.level.effort import EFFORTS, Effort
 from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 from tests.helpers.index_levels import (
+    DIM,
     INFO,
     documents,
     fill,
@@ -344,6 +346,54 @@ def test_publishing_makes_a_level_of_what_is_published(index: LocalIndex, tmp_pa
     with LocalIndex(tmp_path / "other.sqlite") as other:
         assert level_file(tmp_path / "other.sqlite").exists()
         assert search(other, effort=5) == search(index, effort=5)
+
+
+@pytest.mark.parametrize("dim", [DIM, DIM // 2])
+@pytest.mark.parametrize(("count", "is_large"), [(COUNT, True), (COUNT // 10, False)])
+def test_publishing_over_the_level_of_another_model(
+    index: LocalIndex, path: Path, tmp_path: Path, dim: int, count: int, is_large: bool
+) -> None:
+    index._database.write(Choice(effort=5, recall=1.0, queries=9).write, index._database)
+    other = IndexInfo(checkpoint="tests/other", fingerprint="e" * 64, dim=dim, recipe={})
+    listed, vectors = documents(count, seed=3, prefix="o")
+    values = torch.nn.functional.normalize(vectors.values[:, :dim].float(), dim=1)
+    vectors = TokenEmbeddings(values.half(), vectors.offsets)
+    with LocalIndex(tmp_path / "other.sqlite", like=other) as source:
+        source.add_encoded(listed, vectors)
+        source.publish(path)
+
+    assert level_file(path).exists() == is_large
+    with LocalIndex(path) as published:
+        assert published.info == other
+        assert published._database.read(published._searcher.has_level) == is_large
+        assert published._database.read(Choice.read, published._database) == Choice()
+        published.verify()
+        for exact in (True, False):
+            found = published.search_embeddings(vectors[:9], 1, exact=exact)
+            assert [hit.id for hits in found for hit in hits] == [f"o{at}" for at in range(9)]
+
+
+@pytest.mark.parametrize("write", [LocalIndex.optimize, lambda index: index.delete(["d1"])])
+def test_no_claim_ends_where_a_fork_would_not_wait(
+    index: LocalIndex,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[LocalIndex], object],
+) -> None:
+    level_file(path).unlink()
+    # A COMMIT of `__exit__` is outside `no_fork`: a child that is forked in it hangs for ever.
+    locked = []
+
+    class Watched(claim._Held):
+        def __exit__(self, *error: Any) -> None:
+            locked.append(self.in_transaction)
+            super().__exit__(*error)
+
+    monkeypatch.setattr(claim, "_Held", Watched)
+    write(index)
+
+    assert locked
+    assert not any(locked)
 
 
 # --- a file that is not what it should be

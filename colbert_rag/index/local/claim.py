@@ -43,12 +43,14 @@ class _Held(sqlite3.Connection):
     claim: Claim
     file: tuple[int, int] | None = None
     thread: threading.Thread | None = None
+    ended = False
 
     @classmethod
     def of(cls, claim: Claim) -> Self:
         """One that has locked nothing yet."""
         with no_fork():
-            held = cls(":memory:")
+            # Any thread may be the one that forks, and so the one that renews it in the child.
+            held = cls(":memory:", check_same_thread=False)
         held.claim = claim
         renewed_after_fork(held)
         return held
@@ -77,14 +79,23 @@ class _Held(sqlite3.Connection):
             with no_fork():
                 self.commit()
 
+    def leave(self) -> None:
+        """Behind the block: from now on whoever holds the claim next may close the connection."""
+        if self.thread is None:  # it was never held, or by the process that this was forked from
+            return
+        self.ended = True
+        if self.claim.last is not self:  # who already does has let it alone
+            with no_fork():
+                self.close()
+
     def renew(self) -> None:
         """In a forked child, which holds no lock of its parent: forget the file."""
-        claim = self.claim
+        claim, ended = self.claim, self.ended
         let_go(self)
         if not is_torn():
             # A block that goes on in the child ends with nothing to do.
-            super().__init__(":memory:")
-            self.claim = claim
+            super().__init__(":memory:", check_same_thread=False)
+            self.claim, self.ended = claim, ended
 
     def _wait(self) -> None:
         claim = self.claim
@@ -96,9 +107,11 @@ class _Held(sqlite3.Connection):
             time.sleep(_PAUSE)
         self.thread = threading.current_thread()
         previous, claim.last = claim.last, self
-        if previous is not None:
-            with no_fork():
+        with no_fork():
+            # The lock is let go of before the block ends: its `__exit__` needs the connection.
+            if previous is not None and previous.ended:
                 previous.close()
+            del previous
 
     def _attempt(self) -> bool:
         with no_fork():
@@ -158,13 +171,27 @@ class Claim:
         self.last: _Held | None = None
 
     def held(self) -> _Held:
-        """The claim, for the length of a block: of one call of `last`, or inside `no_fork`.
+        """The claim, for the length of a block that is inside `no_fork`; others use `during`.
 
         Raises:
             IndexBusyError: somebody else is the writer, or this thread is.
             IndexStorageError: something else has the name of the file.
         """
         return _Held.of(self)
+
+    def during(self, work: Callable[[], Result]) -> Result:
+        """`work()` while the claim is held; a fork waits for none of it but SQLite's part.
+
+        Raises:
+            IndexBusyError: somebody else is the writer, or this thread is.
+            IndexStorageError: something else has the name of the file.
+        """
+        held = self.held()
+        try:
+            with held:
+                return held.last(work)
+        finally:
+            held.leave()
 
     def refuse_nesting(self) -> None:
         """A thread would wait for itself.

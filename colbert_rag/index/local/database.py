@@ -266,8 +266,7 @@ class Database:
         self._check_process()
         self.check_writable()
         self.place.check()
-        with self._claim.held() as held:
-            return held.last(work)
+        return self._claim.during(work)
 
     def check_writable(self) -> None:
         """Refuse to write.

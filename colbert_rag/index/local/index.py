@@ -278,7 +278,11 @@ class LocalIndex(Index):
         # What is there may be by another model; only where nothing is does ours make the file.
         like = None if place.file and Path(place.path).stat().st_size else self.info
         with LocalIndex(place.path, like=like, busy_timeout=self._database.busy_timeout) as other:
-            other._writing(lambda: self._rewriting.publish(other._database))
+            other._database.claimed(lambda: self._rewriting.publish(other._database))
+            other._searcher.remove_level()
+        # Its model may be another one than what was open.
+        with LocalIndex(place.path, busy_timeout=self._database.busy_timeout) as published:
+            published._searcher.optimize(show_progress=False, by_itself=True)
 
     def close(self) -> None:
         """Close the file; may be called again, but nothing else."""

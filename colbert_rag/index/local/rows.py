@@ -17,7 +17,7 @@ from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
 from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.schema import NOTE_REMOVED
+from colbert_rag.index.local.schema import CLEAR, NOTE_REMOVED
 from colbert_rag.index.local.translation import corrupt
 
 # What is stored of a document beside its text, in the order that `_checksum` takes.
@@ -275,12 +275,9 @@ class Rows:
         return len(found)
 
     def clear(self) -> None:
-        """Remove every document."""
-        for table in ("vectors", "documents", "levels", "removed"):
-            self._connection.execute(f"DELETE FROM {table}")
-        self._connection.execute(
-            "UPDATE settings SET value = '0' WHERE name IN ('documents', 'tokens')"
-        )
+        """Remove every document, and what was measured of them."""
+        for statement in CLEAR:
+            self._connection.execute(statement)
         self._count("removals", 1)
 
     def set_metadata(self, documents: Sequence[Document]) -> None:

@@ -44,6 +44,16 @@ CREATE TABLE removed (
 );
 """
 
+# Every document goes, and with them what was made and measured of them; positions go on rising.
+CLEAR = (
+    "DELETE FROM vectors",
+    "DELETE FROM documents",
+    "DELETE FROM levels",
+    "DELETE FROM removed",
+    "DELETE FROM settings WHERE name = 'effort'",
+    "UPDATE settings SET value = '0' WHERE name IN ('documents', 'tokens')",
+)
+
 # For the levels that were made from the index, if there are any; see `level.record`.
 NOTE_REMOVED = """
 INSERT INTO removed (position) SELECT value FROM json_each(?)

@@ -181,6 +181,11 @@ class Searcher:
         if self._shared is not None:
             self._shared.remove()
 
+    def remove_level(self) -> None:
+        """Remove the file of a level that fits nothing any more."""
+        if self._file is not None:
+            self._file.remove()
+
     def forget(self) -> None:
         """Let go of all that is held or mapped."""
         self._snapshot.forget()

@@ -131,18 +131,7 @@ class Maker:
             return False
         claim = Claim(Place(str(self._database.place.absolute)), "level-claim", timeout=0)
         try:
-            with claim.held():
-                mark, documents, tokens = self._begun()
-                if shutil.disk_usage(self._file.path.parent).free < 2 * _BYTES * tokens:
-                    raise OSError("too little space is left")
-                with progress_bar(None, total=tokens, unit=" tokens", show=show_progress) as bar:
-                    work = _Work(self, mark, documents, tokens, device, bar.update)
-                    self._file.make(
-                        mark.token,
-                        lambda: work.trained() if old is None else work.continued(old),
-                        lambda writer: work.fill(writer, old, alive),
-                    )
-                self._finished(mark)
+            claim.during(lambda: self._make(old, alive, device, show_progress))
         except IndexBusyError:
             return False
         except (OSError, sqlite3.Error, IndexStorageError) as error:
@@ -153,6 +142,22 @@ class Maker:
         finally:
             claim.close()
         return True
+
+    def _make(
+        self, old: Opened | None, alive: NDArray[np.bool_], device: str, show_progress: bool
+    ) -> None:
+        """As the one who makes it."""
+        mark, documents, tokens = self._begun()
+        if shutil.disk_usage(self._file.path.parent).free < 2 * _BYTES * tokens:
+            raise OSError("too little space is left")
+        with progress_bar(None, total=tokens, unit=" tokens", show=show_progress) as bar:
+            work = _Work(self, mark, documents, tokens, device, bar.update)
+            self._file.make(
+                mark.token,
+                lambda: work.trained() if old is None else work.continued(old),
+                lambda writer: work.fill(writer, old, alive),
+            )
+        self._finished(mark)
 
     def _begun(self) -> tuple[Mark, int, int]:
         """The level to make: one that a killed maker left, or a new one; and how much there is."""
