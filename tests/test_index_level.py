@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -624,6 +625,37 @@ def test_kills_at_any_moment_lose_and_spoil_nothing(
             index.verify()
     left = [entry.name for entry in path.parent.iterdir() if "-level-" in entry.name]
     assert [name for name in left if not name.endswith("-claim")] == []
+
+
+def leave_half_made(index: LocalIndex, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Leave what a maker leaves that is killed when it calls a function of `making`."""
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.optimize()
+
+
+def test_blocks_are_not_copied_to_other_centroids_that_a_killed_maker_left(
+    index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(searcher, "APPROXIMATE_FROM", 10**9)
+        index.add_encoded(*documents(400, seed=5, prefix="n"))
+    leave_half_made(index, monkeypatch, "_append_full")  # with new centroids, and without a block
+    index.delete([f"n{at}" for at in range(250)])  # the old ones would do again
+
+    index.optimize()
+
+    opened = index._searcher.level._file.open()
+    assert opened is not None
+    codes = np.concatenate([part.block.codes(slice(None)) for part in opened.parts])
+    stored = index._database.read(index._rows.vectors, torch.from_numpy(opened.positions)).values
+    assert codes.tolist() == opened.centroids.nearest(stored)[0].tolist()
+    assert agree(search(index, effort=3), search(index, exact=True)) > 0.9
 
 
 def test_threads_search_while_one_adds_and_optimises(index: LocalIndex) -> None:

@@ -245,7 +245,8 @@ class _Work:
     def fill(self, writer: Writer, old: Opened | None, alive: NDArray[np.bool_]) -> None:
         """Append what is missing."""
         rest = _NOTHING
-        if old is not None and not writer.after:
+        # What a killed maker left may have centroids of its own, and codes are numbers of them.
+        if old is not None and not writer.after and _are_same(old.centroids, writer.centroids):
             rest = _copied(writer, old, alive)
             self._tell(old.tokens)
         centroids = writer.centroids.to(self._device)
@@ -274,6 +275,12 @@ class _Work:
     def _read(self, after: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         positions, lengths = self._record.run(after, self._mark.last, self._size)
         return positions, lengths, self._rows.vectors(torch.from_numpy(positions)).values
+
+
+def _are_same(some: Centroids, others: Centroids) -> bool:
+    """Whether a code means the same among both."""
+    pairs = ((some.values, others.values), (some.bounds, others.bounds))
+    return all(torch.equal(first, second) for first, second in pairs)
 
 
 def _append_full(writer: Writer, piece: _Piece) -> _Piece:
