@@ -658,6 +658,47 @@ def test_blocks_are_not_copied_to_other_centroids_that_a_killed_maker_left(
     assert agree(search(index, effort=3), search(index, exact=True)) > 0.9
 
 
+@pytest.mark.parametrize(("gone", "added"), [(300, 200), (299, 200), (0, 900)])
+def test_a_level_that_holds_little_any_more_is_not_taken_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch, gone: int, added: int
+) -> None:
+    with LocalIndex(path, like=INFO) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr(searcher, "APPROXIMATE_FROM", 10**9)
+            index.add_encoded(*documents(COUNT))
+            leave_half_made(index, monkeypatch, "train")
+            index.delete([f"d{at}" for at in range(gone)])
+        index.add_encoded(*documents(added, seed=9, prefix="n"))
+
+        opened = index._searcher.level._file.open()
+        assert opened is not None
+        assert len(opened.positions) == COUNT - gone + added
+        assert agree(search(index, effort=5), search(index, exact=True)) == 1
+    assert [entry.name for entry in path.parent.glob("index.sqlite-level-*")] == []
+
+
+def test_a_level_is_not_made_from_documents_that_are_gone_meanwhile(
+    index: LocalIndex,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    level_file(path).unlink()
+    maker = index._searcher.level._maker
+    begun = maker._begun
+
+    def too_late() -> object:
+        index.delete([document.id for document in index])
+        return begun()
+
+    monkeypatch.setattr(maker, "_begun", too_late)
+
+    index.optimize()
+
+    assert "no vectors are left" in caplog.text
+    assert [entry.name for entry in path.parent.glob("index.sqlite-level*")] == []
+
+
 def test_threads_search_while_one_adds_and_optimises(index: LocalIndex) -> None:
     own = topics(300, rows=12, seed=0)
     wrong: list[object] = []

@@ -103,6 +103,14 @@ class LevelRecord:
         )
         return documents, tokens
 
+    def totals_to(self, last: int) -> tuple[int, int]:
+        """How many documents and vectors there are up to a position."""
+        documents, tokens = self._database.connection.execute(
+            "SELECT count(*), CAST(total(rows) AS INTEGER) FROM documents WHERE position <= ?",
+            (last,),
+        ).fetchone()
+        return int(documents), int(tokens)
+
     def keep_only(self, mark: Mark, positions: NDArray[np.int64]) -> None:
         """Forget all other levels, and what was removed but is not among the positions of this."""
         connection = self._database.connection
