@@ -367,16 +367,37 @@ def test_a_flipped_bit_is_answered_exactly(
             damaged[at] ^= 4
         level_file(path).unlink(missing_ok=True)
         level_file(path).write_bytes(damaged)
-        with LocalIndex(path, read_only=True) as reader:
-            caplog.clear()
-            assert search(reader, effort=4) == exact
-            assert "a page is not what was written" in caplog.text
-            assert search(reader, effort=4) == exact
-        assert not level_file(path).exists()
+        # One that is only read leaves the file to others.
+        for read_only in (True, False):
+            with LocalIndex(path, read_only=read_only) as reader:
+                caplog.clear()
+                assert search(reader, effort=4) == exact
+                assert "a page is not what was written" in caplog.text
+                assert search(reader, effort=4) == exact
+            assert level_file(path).exists() == read_only
     index.optimize()
 
     assert agree(search(index, effort=5), exact) == 1
     assert level_file(path).read_bytes()[:8] == whole[:8]
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_damage_in_the_index_is_not_blamed_on_the_level(
+    index: LocalIndex, path: Path, read_only: bool
+) -> None:
+    index._database.connection.execute(
+        "UPDATE vectors SET embeddings = zeroblob(length(embeddings)) WHERE position = 8"
+    )
+    whole = level_file(path).read_bytes()
+    own = topics(COUNT, rows=12, seed=0)[[7]]
+
+    with (
+        LocalIndex(path, read_only=read_only) as reader,
+        pytest.raises(IndexCorruptError, match="the vectors"),
+    ):
+        reader.search_embeddings(own, 3, exact=False)
+
+    assert level_file(path).read_bytes() == whole
 
 
 def test_verify_finds_a_flipped_bit(index: LocalIndex, path: Path) -> None:
