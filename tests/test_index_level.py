@@ -578,6 +578,30 @@ def test_recall_takes_pieces_of_passages_where_no_queries_are_given(index: Local
     assert measured.efforts[-1].recall == 1
 
 
+def test_recall_finds_passages_where_few_positions_are_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher, "_DRAWN", 50)
+    with LocalIndex(path, like=INFO) as index:
+        index.add_encoded(*documents(2000))
+        index.delete([f"d{at}" for at in range(2000) if at % 100])
+        index.optimize()
+
+        assert index.recall(sample=10, k=3).queries == 10
+        assert index.recall(sample=30, k=3).queries == 20  # all there are
+
+
+def test_a_sample_is_from_all_over_an_index(index: LocalIndex) -> None:
+    own = topics(COUNT, rows=12, seed=0)
+
+    sampled = index._database.read(index._searcher.sampled, 60)
+
+    places = [at for at in range(COUNT) if any(torch.equal(own[at], rows) for rows in sampled)]
+    assert len(places) == 60
+    thirds = [sum(at // 100 == third for at in places) for third in range(3)]
+    assert min(thirds) >= 10, "20 of each are expected"
+
+
 def test_recall_without_a_level_is_refused(path: Path) -> None:
     with LocalIndex(path, like=INFO) as index, pytest.raises(ValueError, match="no level"):
         index.recall()
