@@ -189,6 +189,20 @@ def test_as_many_are_found_as_were_asked_for(index: LocalIndex) -> None:
     assert len({hit.id for hit in hits}) == COUNT
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_for_a_query_without_rows_all_documents_are_alike(index: LocalIndex, exact: bool) -> None:
+    index.delete(["d1"])
+    index.add_encoded(*documents(3, seed=4, prefix="new"))
+    nothing = TokenEmbeddings.from_list([torch.zeros(0, INFO.dim)], dim=INFO.dim)
+
+    hits = index.search_embeddings(nothing, COUNT + 1, {"n": {"$lt": 3}}, exact=exact)[0]
+    few = index.search_embeddings(nothing, 2, exact=exact)[0]
+
+    names = ["d0", "d2", "d100", "d101", "d102", "d200", "d201", "d202", "new0", "new1", "new2"]
+    assert [(hit.id, hit.score) for hit in hits] == [(name, 0.0) for name in names]
+    assert [hit.id for hit in few] == ["d0", "d2"]
+
+
 def test_a_document_without_words_is_not_found(path: Path) -> None:
     model = WordEncoder(dim=INFO.dim)
     with LocalIndex(path, model) as index:

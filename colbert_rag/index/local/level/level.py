@@ -138,8 +138,9 @@ class Level:
     ) -> Best:
         assert self._opened is not None
         assert self._candidates is not None
-        if not len(query):
-            return []
+        if not len(query):  # every document has the sum of nothing, as in an exact search
+            first = self._opened.positions[np.flatnonzero(allowed)[:top_k]]
+            return [(position, 0.0) for position in first.tolist()]
         numbers = self._candidates.find(query, effort.for_results(top_k), allowed)
         if not len(numbers):
             return []
