@@ -373,6 +373,17 @@ def test_gains_are_those_of_a_naive_loop(level: Opened, probes: int) -> None:
         assert gains.tolist() == pytest.approx([expected[at] for at in sorted(expected)], abs=1e-5)
 
 
+def test_a_long_query_gains_as_much_and_keeps_no_more_memory(level: Opened) -> None:
+    finder, query = Candidates(level), unit(200, INFO.dim, seed=7)
+
+    documents, gains = finder._gains(candidates._probes(query @ level.centroids.values.T, 3))
+
+    expected = naive_gains(level, query, 3)
+    assert documents.tolist() == sorted(expected)
+    assert gains.tolist() == pytest.approx([expected[at] for at in sorted(expected)], abs=1e-4)
+    assert len(finder._owner) <= 65 * postings.BLOCK
+
+
 @pytest.mark.parametrize("all_at_once", [0, 100])
 def test_the_best_by_their_codes_are_found(
     level: Opened, all_at_once: int, monkeypatch: pytest.MonkeyPatch
