@@ -402,6 +402,21 @@ def test_the_best_by_their_codes_are_found(
         assert sorted((scores[at] for at in found), reverse=True) == pytest.approx(best, abs=1e-5)
 
 
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.integers(1, 40))
+def test_of_equal_scores_the_first_are_the_best(scores: list[int], count: int) -> None:
+    count = min(count, len(scores))
+
+    found = candidates._best(np.array(scores, np.float32), count).tolist()
+
+    assert sorted(found) == sorted(sorted(range(len(scores)), key=lambda at: -scores[at])[:count])
+
+
+def test_a_score_that_is_no_number_is_the_worst() -> None:
+    found = candidates._best(np.array([math.nan, 1, -math.inf, 2, math.nan]), 3)
+
+    assert sorted(found.tolist()) == [0, 1, 3]
+
+
 def test_more_centroids_are_looked_at_where_too_few_documents_were_found(level: Opened) -> None:
     query, allowed = unit(1, INFO.dim), np.array(LENGTHS) > 0
     assert len(naive_gains(level, query, 1)) < 5

@@ -194,5 +194,9 @@ def _check_codes(
 
 
 def _best(scores: NDArray[np.float32] | NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Where the best stand, in no order; the same ones for the same scores."""
-    return np.argpartition(-scores, count - 1)[:count]
+    """Where the best stand, in no order; of equal scores the first ones, as in an exact search."""
+    scores = np.fmax(scores, -np.inf)  # the largest queries have sums that are no number
+    last = np.partition(scores, -count)[-count]
+    better = np.flatnonzero(scores > last)
+    equal = np.flatnonzero(scores == last)
+    return np.concatenate([better, equal])[:count]
