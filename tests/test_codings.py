@@ -109,6 +109,17 @@ def test_zero_stays_zero(name: str) -> None:
     assert coded(name, torch.zeros(3, 40).half()).decoded().values.abs().max() == 0
 
 
+@pytest.mark.parametrize("dim", [1, 32, 40])
+@pytest.mark.parametrize("name", list(CODINGS))
+def test_no_vectors_are_no_bytes(name: str, dim: int) -> None:
+    nothing = coded(name, torch.zeros(0, dim).half())
+
+    assert nothing.values.shape == (0, CODINGS[name].row_bytes(dim))
+    assert nothing.coding.to_disk(nothing.values) == b""
+    assert nothing.decoded().values.shape == (0, dim)
+    assert nothing.longest() == 0
+
+
 def test_float16_is_the_bytes_it_always_was() -> None:
     values = unit(7, 24).half()
 
