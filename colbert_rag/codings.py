@@ -162,7 +162,7 @@ def coding_named(name: str) -> Coding:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in CODINGS:
+    if not isinstance(name, str) or name not in CODINGS:
         known = ", ".join(map(repr, get_args(VectorCoding)))
         raise ValueError(f"vectors is {name!r}, expected one of {known}")
     return CODINGS[name]

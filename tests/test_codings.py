@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from fractions import Fraction
 
@@ -129,8 +130,10 @@ def test_float16_is_the_bytes_it_always_was() -> None:
 
 
 def test_a_coding_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ValueError, match=r"'int2'.*'float16', 'int8', 'int4'"):
-        coding_named("int2")
+    for name in ("int2", ["int8"], 8, None):
+        words = f"vectors is {re.escape(repr(name))}, .*'float16', 'int8', 'int4'"
+        with pytest.raises(ValueError, match=words):
+            coding_named(name)
 
 
 @pytest.mark.parametrize("name", list(CODINGS))

@@ -239,6 +239,13 @@ def test_wrong_options_are_refused(
         index.search_embeddings(queries(1), 1, **how)
 
 
+def test_whole_numbers_of_others_are_taken(index: LocalIndex) -> None:
+    expected = search(index, effort=3)
+
+    assert search(index, effort=torch.tensor(3)) == expected
+    assert search(index, effort=np.int64(3)) == expected
+
+
 def test_it_is_said_once_that_not_all_is_read(
     index: LocalIndex, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -616,19 +623,37 @@ def test_a_sample_is_from_all_over_an_index(index: LocalIndex) -> None:
     assert min(thirds) >= 10, "20 of each are expected"
 
 
+@pytest.mark.parametrize(
+    ("wanted", "error"), [("x", TypeError), (True, TypeError), (None, TypeError), (2, ValueError)]
+)
+def test_a_wanted_recall_that_is_none_is_refused(
+    index: LocalIndex, wanted: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=rf"wanted is {wanted!r}, expected a part from 0 to 1"):
+        index.recall(queries(), wanted=wanted)
+
+
 def test_recall_without_a_level_is_refused(path: Path) -> None:
     with LocalIndex(path, like=INFO) as index, pytest.raises(ValueError, match="no level"):
         index.recall()
 
 
 def test_a_choice_that_is_unreadable_is_none(index: LocalIndex) -> None:
-    for value in ("nonsense", '{"effort": 77}', '{"unknown": 1}', "[]"):
+    for value in (
+        *("nonsense", "[]", "null", '{"unknown": 1}'),
+        *('{"effort": 77}', '{"effort": [1]}', '{"effort": 2.0}', '{"effort": true}'),
+        *('{"effort": "2"}', '{"effort": 1e999}', '{"effort": {}}'),
+        *('{"effort": 2, "recall": "x"}', '{"effort": 2, "recall": 0.5, "k": "a"}'),
+        '{"effort": 2, "queries": null}',
+    ):
         index._database.write(
             lambda value=value: index._database.connection.execute(
                 "REPLACE INTO settings VALUES ('effort', ?)", (value,)
             )
         )
-        assert index._database.read(Choice.read, index._database) == Choice()
+        choice = index._database.read(Choice.read, index._database)
+        assert (choice, type(choice.effort)) == (Choice(), int)
+        assert search(index) == search(index, effort=3)
 
 
 # --- processes
