@@ -139,7 +139,8 @@ class CodedEmbeddings:
         """No decoded vector is longer than this; computed once, which reads all of them."""
         if not self._longest:
             norms = [0.0]
-            for some in self.values.split(_PIECE):
+            for start in range(0, len(self.values), _PIECE):  # `split` makes one piece of nothing
+                some = self.values[start : start + _PIECE]
                 out = torch.empty(len(some), self.dim, dtype=torch.float32, device=self.device)
                 self.coding.decode(some, out)
                 norms.append(float(out.norm(dim=1).max()))
@@ -161,7 +162,7 @@ def coding_named(name: str) -> Coding:
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in CODINGS:
+    if not isinstance(name, str) or name not in CODINGS:
         known = ", ".join(map(repr, get_args(VectorCoding)))
         raise ValueError(f"vectors is {name!r}, expected one of {known}")
     return CODINGS[name]
@@ -199,7 +200,7 @@ def _encode_int4(vectors: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(vectors.float()[:, None], (0, -dim % _GROUP), "replicate")
     groups = padded.reshape(count, -(-dim // _GROUP), _GROUP)
     levels, scales = _fitted(groups, _TOP_4, _nearest_odd, smaller=_SMALLER)
-    nibbles = ((levels.reshape(count, -1)[:, :dim] + _TOP_4) / 2).to(torch.uint8)
+    nibbles = ((levels.flatten(1)[:, :dim] + _TOP_4) / 2).to(torch.uint8)
     half = -(-dim // 2)
     # The halves of a vector side by side, and not its neighbours: each is unpacked in one piece.
     upper = torch.nn.functional.pad(nibbles[:, half:], (0, dim % 2))

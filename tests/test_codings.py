@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from fractions import Fraction
 
@@ -109,6 +110,17 @@ def test_zero_stays_zero(name: str) -> None:
     assert coded(name, torch.zeros(3, 40).half()).decoded().values.abs().max() == 0
 
 
+@pytest.mark.parametrize("dim", [1, 32, 40])
+@pytest.mark.parametrize("name", list(CODINGS))
+def test_no_vectors_are_no_bytes(name: str, dim: int) -> None:
+    nothing = coded(name, torch.zeros(0, dim).half())
+
+    assert nothing.values.shape == (0, CODINGS[name].row_bytes(dim))
+    assert nothing.coding.to_disk(nothing.values) == b""
+    assert nothing.decoded().values.shape == (0, dim)
+    assert nothing.longest() == 0
+
+
 def test_float16_is_the_bytes_it_always_was() -> None:
     values = unit(7, 24).half()
 
@@ -118,8 +130,10 @@ def test_float16_is_the_bytes_it_always_was() -> None:
 
 
 def test_a_coding_that_does_not_exist_is_refused_with_those_that_do() -> None:
-    with pytest.raises(ValueError, match=r"'int2'.*'float16', 'int8', 'int4'"):
-        coding_named("int2")
+    for name in ("int2", ["int8"], 8, None):
+        words = f"vectors is {re.escape(repr(name))}, .*'float16', 'int8', 'int4'"
+        with pytest.raises(ValueError, match=words):
+            coding_named(name)
 
 
 @pytest.mark.parametrize("name", list(CODINGS))

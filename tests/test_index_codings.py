@@ -127,6 +127,34 @@ def test_search_score_embeddings_and_a_rerankers_memory_see_the_same_vectors(
 
 
 @pytest.mark.parametrize("name", list(CODINGS))
+def test_a_write_may_bring_no_vectors(path: Path, name: str) -> None:
+    with LocalIndex(path, WordEncoder(), vectors=name) as index:
+        index.add([Document("a", "one two", {"n": 1})])
+        index.add([Document("a", "one two", {"n": 2})])
+        index.add([Document("b", "...")])
+        index.add_encoded([], TokenEmbeddings(torch.zeros(0, 16).half(), torch.tensor([0])))
+
+        assert {document.id: document.metadata for document in index} == {"a": {"n": 2}, "b": {}}
+        assert [hit.id for hit in index.search("one", 5)] == ["a"]
+        index.delete(["a"])
+        assert index.search("one", 5) == []
+        index.verify()
+
+
+@pytest.mark.parametrize("texts", [[], ["..."], ["." * (at + 1) for at in range(60)]])
+@pytest.mark.parametrize("name", list(CODINGS))
+def test_an_index_without_vectors_is_converted(path: Path, name: str, texts: list[str]) -> None:
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(texts)
+        index.convert(name)
+
+        assert (index.stats().vectors, [document.text for document in index]) == (name, texts)
+        assert index.search("one", 5) == []
+        index.add(["one two"])
+        assert [hit.text for hit in index.search("one", 5)] == ["one two"]
+
+
+@pytest.mark.parametrize("name", list(CODINGS))
 def test_a_file_remembers_how_it_stores_vectors(path: Path, name: str) -> None:
     filled(path, name).close()
 

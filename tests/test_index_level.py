@@ -14,6 +14,7 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -190,6 +191,20 @@ def test_as_many_are_found_as_were_asked_for(index: LocalIndex) -> None:
     assert len({hit.id for hit in hits}) == COUNT
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_for_a_query_without_rows_all_documents_are_alike(index: LocalIndex, exact: bool) -> None:
+    index.delete(["d1"])
+    index.add_encoded(*documents(3, seed=4, prefix="new"))
+    nothing = TokenEmbeddings.from_list([torch.zeros(0, INFO.dim)], dim=INFO.dim)
+
+    hits = index.search_embeddings(nothing, COUNT + 1, {"n": {"$lt": 3}}, exact=exact)[0]
+    few = index.search_embeddings(nothing, 2, exact=exact)[0]
+
+    names = ["d0", "d2", "d100", "d101", "d102", "d200", "d201", "d202", "new0", "new1", "new2"]
+    assert [(hit.id, hit.score) for hit in hits] == [(name, 0.0) for name in names]
+    assert [hit.id for hit in few] == ["d0", "d2"]
+
+
 def test_a_document_without_words_is_not_found(path: Path) -> None:
     model = WordEncoder(dim=INFO.dim)
     with LocalIndex(path, model) as index:
@@ -224,6 +239,13 @@ def test_wrong_options_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         index.search_embeddings(queries(1), 1, **how)
+
+
+def test_whole_numbers_of_others_are_taken(index: LocalIndex) -> None:
+    expected = search(index, effort=3)
+
+    assert search(index, effort=torch.tensor(3)) == expected
+    assert search(index, effort=np.int64(3)) == expected
 
 
 def test_it_is_said_once_that_not_all_is_read(
@@ -416,16 +438,37 @@ def test_a_flipped_bit_is_answered_exactly(
             damaged[at] ^= 4
         level_file(path).unlink(missing_ok=True)
         level_file(path).write_bytes(damaged)
-        with LocalIndex(path, read_only=True) as reader:
-            caplog.clear()
-            assert search(reader, effort=4) == exact
-            assert "a page is not what was written" in caplog.text
-            assert search(reader, effort=4) == exact
-        assert not level_file(path).exists()
+        # One that is only read leaves the file to others.
+        for read_only in (True, False):
+            with LocalIndex(path, read_only=read_only) as reader:
+                caplog.clear()
+                assert search(reader, effort=4) == exact
+                assert "a page is not what was written" in caplog.text
+                assert search(reader, effort=4) == exact
+            assert level_file(path).exists() == read_only
     index.optimize()
 
     assert agree(search(index, effort=5), exact) == 1
     assert level_file(path).read_bytes()[:8] == whole[:8]
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_damage_in_the_index_is_not_blamed_on_the_level(
+    index: LocalIndex, path: Path, read_only: bool
+) -> None:
+    index._database.connection.execute(
+        "UPDATE vectors SET embeddings = zeroblob(length(embeddings)) WHERE position = 8"
+    )
+    whole = level_file(path).read_bytes()
+    own = topics(COUNT, rows=12, seed=0)[[7]]
+
+    with (
+        LocalIndex(path, read_only=read_only) as reader,
+        pytest.raises(IndexCorruptError, match="the vectors"),
+    ):
+        reader.search_embeddings(own, 3, exact=False)
+
+    assert level_file(path).read_bytes() == whole
 
 
 def test_verify_finds_a_flipped_bit(index: LocalIndex, path: Path) -> None:
@@ -606,19 +649,61 @@ def test_recall_takes_pieces_of_passages_where_no_queries_are_given(index: Local
     assert measured.efforts[-1].recall == 1
 
 
+def test_recall_finds_passages_where_few_positions_are_left(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searcher, "_DRAWN", 50)
+    with LocalIndex(path, like=INFO) as index:
+        index.add_encoded(*documents(2000))
+        index.delete([f"d{at}" for at in range(2000) if at % 100])
+        index.optimize()
+
+        assert index.recall(sample=10, k=3).queries == 10
+        assert index.recall(sample=30, k=3).queries == 20  # all there are
+
+
+def test_a_sample_is_from_all_over_an_index(index: LocalIndex) -> None:
+    own = topics(COUNT, rows=12, seed=0)
+
+    sampled = index._database.read(index._searcher.sampled, 60)
+
+    places = [at for at in range(COUNT) if any(torch.equal(own[at], rows) for rows in sampled)]
+    assert len(places) == 60
+    thirds = [sum(at // 100 == third for at in places) for third in range(3)]
+    assert min(thirds) >= 10, "20 of each are expected"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"), [("x", TypeError), (True, TypeError), (None, TypeError), (2, ValueError)]
+)
+def test_a_wanted_recall_that_is_none_is_refused(
+    index: LocalIndex, wanted: object, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=rf"wanted is {wanted!r}, expected a part from 0 to 1"):
+        index.recall(queries(), wanted=wanted)
+
+
 def test_recall_without_a_level_is_refused(path: Path) -> None:
     with LocalIndex(path, like=INFO) as index, pytest.raises(ValueError, match="no level"):
         index.recall()
 
 
 def test_a_choice_that_is_unreadable_is_none(index: LocalIndex) -> None:
-    for value in ("nonsense", '{"effort": 77}', '{"unknown": 1}', "[]"):
+    for value in (
+        *("nonsense", "[]", "null", '{"unknown": 1}'),
+        *('{"effort": 77}', '{"effort": [1]}', '{"effort": 2.0}', '{"effort": true}'),
+        *('{"effort": "2"}', '{"effort": 1e999}', '{"effort": {}}'),
+        *('{"effort": 2, "recall": "x"}', '{"effort": 2, "recall": 0.5, "k": "a"}'),
+        '{"effort": 2, "queries": null}',
+    ):
         index._database.write(
             lambda value=value: index._database.connection.execute(
                 "REPLACE INTO settings VALUES ('effort', ?)", (value,)
             )
         )
-        assert index._database.read(Choice.read, index._database) == Choice()
+        choice = index._database.read(Choice.read, index._database)
+        assert (choice, type(choice.effort)) == (Choice(), int)
+        assert search(index) == search(index, effort=3)
 
 
 # --- processes
@@ -674,6 +759,78 @@ def test_kills_at_any_moment_lose_and_spoil_nothing(
             index.verify()
     left = [entry.name for entry in path.parent.iterdir() if "-level-" in entry.name]
     assert [name for name in left if not name.endswith("-claim")] == []
+
+
+def leave_half_made(index: LocalIndex, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Leave what a maker leaves that is killed when it calls a function of `making`."""
+
+    def killed(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(making, where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            index.optimize()
+
+
+def test_blocks_are_not_copied_to_other_centroids_that_a_killed_maker_left(
+    index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(searcher, "APPROXIMATE_FROM", 10**9)
+        index.add_encoded(*documents(400, seed=5, prefix="n"))
+    leave_half_made(index, monkeypatch, "_append_full")  # with new centroids, and without a block
+    index.delete([f"n{at}" for at in range(250)])  # the old ones would do again
+
+    index.optimize()
+
+    opened = index._searcher.level._file.open()
+    assert opened is not None
+    codes = np.concatenate([part.block.codes(slice(None)) for part in opened.parts])
+    stored = index._database.read(index._rows.vectors, torch.from_numpy(opened.positions)).values
+    assert codes.tolist() == opened.centroids.nearest(stored)[0].tolist()
+    assert agree(search(index, effort=3), search(index, exact=True)) > 0.9
+
+
+@pytest.mark.parametrize(("gone", "added"), [(300, 200), (299, 200), (0, 900)])
+def test_a_level_that_holds_little_any_more_is_not_taken_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch, gone: int, added: int
+) -> None:
+    with LocalIndex(path, like=INFO) as index:
+        with monkeypatch.context() as patch:
+            patch.setattr(searcher, "APPROXIMATE_FROM", 10**9)
+            index.add_encoded(*documents(COUNT))
+            leave_half_made(index, monkeypatch, "train")
+            index.delete([f"d{at}" for at in range(gone)])
+        index.add_encoded(*documents(added, seed=9, prefix="n"))
+
+        opened = index._searcher.level._file.open()
+        assert opened is not None
+        assert len(opened.positions) == COUNT - gone + added
+        assert agree(search(index, effort=5), search(index, exact=True)) == 1
+    assert [entry.name for entry in path.parent.glob("index.sqlite-level-*")] == []
+
+
+def test_a_level_is_not_made_from_documents_that_are_gone_meanwhile(
+    index: LocalIndex,
+    path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    level_file(path).unlink()
+    maker = index._searcher.level._maker
+    begun = maker._begun
+
+    def too_late() -> object:
+        index.delete([document.id for document in index])
+        return begun()
+
+    monkeypatch.setattr(maker, "_begun", too_late)
+
+    index.optimize()
+
+    assert "no vectors are left" in caplog.text
+    assert [entry.name for entry in path.parent.glob("index.sqlite-level*")] == []
 
 
 def test_threads_search_while_one_adds_and_optimises(index: LocalIndex) -> None:

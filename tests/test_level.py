@@ -373,6 +373,17 @@ def test_gains_are_those_of_a_naive_loop(level: Opened, probes: int) -> None:
         assert gains.tolist() == pytest.approx([expected[at] for at in sorted(expected)], abs=1e-5)
 
 
+def test_a_long_query_gains_as_much_and_keeps_no_more_memory(level: Opened) -> None:
+    finder, query = Candidates(level), unit(200, INFO.dim, seed=7)
+
+    documents, gains = finder._gains(candidates._probes(query @ level.centroids.values.T, 3))
+
+    expected = naive_gains(level, query, 3)
+    assert documents.tolist() == sorted(expected)
+    assert gains.tolist() == pytest.approx([expected[at] for at in sorted(expected)], abs=1e-4)
+    assert len(finder._owner) <= 65 * postings.BLOCK
+
+
 @pytest.mark.parametrize("all_at_once", [0, 100])
 def test_the_best_by_their_codes_are_found(
     level: Opened, all_at_once: int, monkeypatch: pytest.MonkeyPatch
@@ -389,6 +400,21 @@ def test_the_best_by_their_codes_are_found(
 
         assert allowed[found].all()
         assert sorted((scores[at] for at in found), reverse=True) == pytest.approx(best, abs=1e-5)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=40), st.integers(1, 40))
+def test_of_equal_scores_the_first_are_the_best(scores: list[int], count: int) -> None:
+    count = min(count, len(scores))
+
+    found = candidates._best(np.array(scores, np.float32), count).tolist()
+
+    assert sorted(found) == sorted(sorted(range(len(scores)), key=lambda at: -scores[at])[:count])
+
+
+def test_a_score_that_is_no_number_is_the_worst() -> None:
+    found = candidates._best(np.array([math.nan, 1, -math.inf, 2, math.nan]), 3)
+
+    assert sorted(found.tolist()) == [0, 1, 3]
 
 
 def test_more_centroids_are_looked_at_where_too_few_documents_were_found(level: Opened) -> None:

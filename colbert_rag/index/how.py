@@ -32,8 +32,10 @@ class How:
         """
         if exact is not None and not isinstance(exact, bool):
             raise TypeError(f"exact is {exact!r}, expected True, False or None")
-        if effort is not None and whole_number("effort", effort, least=1) > MOST_EFFORT:
-            raise ValueError(f"effort is {effort}, expected 1 to {MOST_EFFORT}, or None")
+        if effort is not None:
+            effort = whole_number("effort", effort, least=1)
+            if effort > MOST_EFFORT:
+                raise ValueError(f"effort is {effort}, expected 1 to {MOST_EFFORT}, or None")
         if exact and effort is not None:
             raise ValueError(
                 f"exact is True and effort is {effort}: an exact search reads everything, so leave "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,9 +122,7 @@ class Asking:
         """
         self._k = whole_number("k", k, least=1)
         self.sample = whole_number("sample", sample, least=1)
-        if not 0 <= wanted <= 1:
-            raise ValueError(f"wanted is {wanted}, expected a part from 0 to 1")
-        self._wanted = wanted
+        self._wanted = _part(wanted)
 
     def queries(
         self,
@@ -162,6 +161,14 @@ class Asking:
             efforts=tuple(ways),
             chosen=chosen.effort,
         )
+
+
+def _part(wanted: object) -> float:
+    if isinstance(wanted, bool) or not isinstance(wanted, Real):
+        raise TypeError(f"wanted is {wanted!r}, expected a part from 0 to 1")
+    if not 0 <= (part := float(wanted)) <= 1:
+        raise ValueError(f"wanted is {wanted}, expected a part from 0 to 1")
+    return part
 
 
 def _vectors(index: Index, queries: Sequence[str] | TokenEmbeddings) -> TokenEmbeddings:

@@ -33,8 +33,8 @@ APPROXIMATE_FROM = 2 * 2**20
 # Where an approximate search would score so large a part of the documents, it reads them all.
 _MOST = 4
 
-# Of the positions that are drawn for a sample, some have no document any more, or none with words.
-_DRAWN = 4
+# Positions that are drawn for a sample are looked at so many at a time.
+_DRAWN = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +150,15 @@ class Searcher:
 
     def sampled(self, count: int) -> TokenEmbeddings:
         """The vectors of some documents that have words, the same ones each time."""
-        last = self._record.last_position()
-        drawn = np.random.default_rng(0).permutation(last)[: _DRAWN * count] + 1
-        positions = torch.from_numpy(self._record.existing(drawn))
-        vectors = self._rows.vectors(positions)
-        return vectors[(vectors.lengths > 0).nonzero()[:count, 0]]
+        drawn = np.random.default_rng(0).permutation(self._record.last_position()) + 1
+        found = np.zeros(0, np.int64)
+        # Of an index that was edited much, few positions are left: drawn until there are enough.
+        for start in range(0, len(drawn), _DRAWN):
+            some = drawn[start : start + _DRAWN]
+            found = np.append(found, some[np.isin(some, self._record.existing(some))])
+            if len(found) >= count:
+                break
+        return self._rows.vectors(torch.from_numpy(np.sort(found[:count])))
 
     def held(self) -> Held:
         """How much lies beside the index, and in memory."""

@@ -9,6 +9,7 @@ https://arxiv.org/abs/2205.09707, whose first two stages these are).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,20 +30,30 @@ _ALL = 2**14
 # Where too few documents were found, so many times more centroids are looked at.
 _WIDER = 4
 
+# Rows of a query that look at the lists together: what that takes is kept for the next search.
+_ROWS = 64
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Probes:
-    """Centroids that the rows of a query look at, gains rising in each row.
+    """Centroids that the rows of a query look at.
 
     Attributes:
         centroids: `(probes,)`, int64.
-        rows: The row of the query, `(probes,)`, int64.
-        gains: `(probes,)`, float32, not negative.
+        rows: The row of the query, `(probes,)`, int64, rising.
+        gains: `(probes,)`, float32, not negative; rising in each row.
     """
 
     centroids: NDArray[np.int64]
     rows: NDArray[np.int64]
     gains: NDArray[np.float32]
+
+    def portions(self) -> Iterator[_Probes]:
+        """Of `_ROWS` rows each, which are counted from 0 in each of them."""
+        for first in range(0, int(self.rows.max(initial=-1)) + 1, _ROWS):
+            begin, end = np.searchsorted(self.rows, (first, first + _ROWS))
+            rows = self.rows[begin:end] - first
+            yield _Probes(self.centroids[begin:end], rows, self.gains[begin:end])
 
 
 class Candidates:
@@ -99,8 +110,11 @@ class Candidates:
     def _gains(self, probes: _Probes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Documents that were found, rising, and the sum over rows of what each gains."""
         documents, gains = [], []
+        portions = list(probes.portions())
         for number, part in enumerate(self._level.parts):
-            total = self._gains_in(part, probes)
+            total = np.zeros(len(part.block.positions))
+            for portion in portions:
+                total += self._gains_in(part, portion)
             found = np.flatnonzero(total)
             documents.append(found + number * postings.BLOCK)
             gains.append(total[found])
@@ -180,5 +194,9 @@ def _check_codes(
 
 
 def _best(scores: NDArray[np.float32] | NDArray[np.float64], count: int) -> NDArray[np.int64]:
-    """Where the best stand, in no order; the same ones for the same scores."""
-    return np.argpartition(-scores, count - 1)[:count]
+    """Where the best stand, in no order; of equal scores the first ones, as in an exact search."""
+    scores = np.fmax(scores, -np.inf)  # the largest queries have sums that are no number
+    last = np.partition(scores, -count)[-count]
+    better = np.flatnonzero(scores > last)
+    equal = np.flatnonzero(scores == last)
+    return np.concatenate([better, equal])[:count]

@@ -37,7 +37,13 @@ class Choice:
             choice = cls() if row is None else cls(**json.loads(row[0]))
         except (TypeError, ValueError):  # it decides nothing but how long a search takes
             return cls()
-        return choice if choice.effort in EFFORTS else cls()
+        return choice if choice._is_sound() else cls()
+
+    def _is_sound(self) -> bool:
+        """Whether it is what was written, whoever changed the file."""
+        # Not `isinstance`: JSON's `true` would be 1.
+        whole = [type(number) is int for number in (self.effort, self.k, self.queries)]
+        return all(whole) and self.effort in EFFORTS and type(self.recall) in (float, type(None))
 
     def write(self, database: Database) -> None:
         """Record it; in a write."""

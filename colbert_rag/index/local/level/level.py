@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.derived import Stamp
@@ -117,13 +116,16 @@ class Level:
         """The best positions for each query, with their MaxSim; None if the file is damaged.
 
         Only after `refresh` has said that the level can be used.
+
+        Raises:
+            IndexCorruptError: what SQLite holds is damaged.
         """
         kept = None if condition is None else self._behind.matching(condition)
         found = best_positions(queries, self._behind.blocks(kept), top_k)
         try:
             allowed = self._allowed(condition)
             nearest = [self._best(rows.float().cpu(), top_k, allowed, effort) for rows in queries]
-        except (DamagedPageError, IndexCorruptError) as error:
+        except DamagedPageError as error:  # and not what SQLite holds, which is no fault of it
             self._drop(error)
             return None
         return [
@@ -136,8 +138,9 @@ class Level:
     ) -> Best:
         assert self._opened is not None
         assert self._candidates is not None
-        if not len(query):
-            return []
+        if not len(query):  # every document has the sum of nothing, as in an exact search
+            first = self._opened.positions[np.flatnonzero(allowed)[:top_k]]
+            return [(position, 0.0) for position in first.tolist()]
         numbers = self._candidates.find(query, effort.for_results(top_k), allowed)
         if not len(numbers):
             return []
@@ -180,7 +183,8 @@ class Level:
         )
         self._damaged = self._stamp
         self._adopt(None)
-        self._file.remove()
+        if not self._database.read_only:
+            self._file.remove()
 
     def stale(self, *, by_itself: bool) -> bool | None:
         """Whether the level should be made anew; False is to be extended, None left as it is.

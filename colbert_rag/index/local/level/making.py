@@ -160,17 +160,25 @@ class Maker:
         self._finished(mark)
 
     def _begun(self) -> tuple[Mark, int, int]:
-        """The level to make: one that a killed maker left, or a new one; and how much there is."""
-        marks = self._database.read(self._record.marks)
-        begun = [mark for mark in marks if self._file.aside(mark.token.hex()).exists()]
-        self._file.remove_leftovers(self._file.aside(begun[-1].token.hex()) if begun else None)
-        documents, tokens = self._database.read(self._record.totals)
-        if begun:
-            return begun[-1], documents, tokens
-        # Outside a write, the last position could already be another one.
-        begin = self._record.begin
-        mark = self._database.write(lambda: begin(self._record.last_position()))
+        """The level to make: one that a killed maker left, or a new one; and how much is in it."""
+        mark = self._database.read(self._left)
+        self._file.remove_leftovers(None if mark is None else self._file.aside(mark.token.hex()))
+        if mark is None:
+            # Outside a write, the last position could already be another one.
+            begin = self._record.begin
+            mark = self._database.write(lambda: begin(self._record.last_position()))
+        documents, tokens = self._database.read(self._record.totals_to, mark.last)
         return mark, documents, tokens
+
+    def _left(self) -> Mark | None:
+        """The level that a killed maker left, where it would hold at least half of the index."""
+        marks = self._record.marks()
+        begun = [mark for mark in marks if self._file.aside(mark.token.hex()).exists()]
+        if not begun:
+            return None
+        _, tokens = self._record.totals()
+        _, before = self._record.totals_to(begun[-1].last)
+        return begun[-1] if 0 < tokens <= 2 * before else None
 
     def _finished(self, mark: Mark) -> None:
         opened = self._file.open()
@@ -197,9 +205,16 @@ class _Work:
         self._size = max(1, _ROWS * documents // max(tokens, 1))
 
     def trained(self) -> tuple[Head, Centroids]:
-        """New centroids."""
+        """New centroids.
+
+        Raises:
+            OSError: others have removed all documents meanwhile.
+        """
         count = round(_CENTROIDS * math.sqrt(self._tokens))
-        centroids = train(self._sample(count), count, seed=SEED, device=self._device)
+        sample = self._sample(count) if self._tokens else torch.zeros(0, self._dim)
+        if not len(sample):
+            raise OSError("no vectors are left to make it from")
+        centroids = train(sample, count, seed=SEED, device=self._device)
         return self._head(centroids, 0, 0.0), centroids
 
     def continued(self, old: Opened) -> tuple[Head, Centroids]:
@@ -250,7 +265,8 @@ class _Work:
     def fill(self, writer: Writer, old: Opened | None, alive: NDArray[np.bool_]) -> None:
         """Append what is missing."""
         rest = _NOTHING
-        if old is not None and not writer.after:
+        # What a killed maker left may have centroids of its own, and codes are numbers of them.
+        if old is not None and not writer.after and _are_same(old.centroids, writer.centroids):
             rest = _copied(writer, old, alive)
             self._tell(old.tokens)
         centroids = writer.centroids.to(self._device)
@@ -279,6 +295,12 @@ class _Work:
     def _read(self, after: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
         positions, lengths = self._record.run(after, self._mark.last, self._size)
         return positions, lengths, self._rows.vectors(torch.from_numpy(positions)).values
+
+
+def _are_same(some: Centroids, others: Centroids) -> bool:
+    """Whether a code means the same among both."""
+    pairs = ((some.values, others.values), (some.bounds, others.bounds))
+    return all(torch.equal(first, second) for first, second in pairs)
 
 
 def _append_full(writer: Writer, piece: _Piece) -> _Piece:

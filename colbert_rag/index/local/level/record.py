@@ -81,10 +81,10 @@ class LevelRecord:
         return table[:, 0].copy(), table[:, 1].copy()
 
     def existing(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Those of some positions that have a document, rising."""
+        """Those of some positions that have a document with vectors, rising."""
         found = self._database.connection.execute(
-            "SELECT position FROM documents WHERE position IN (SELECT value FROM json_each(?)) "
-            "ORDER BY position",
+            "SELECT position FROM documents WHERE rows > 0 "
+            "AND position IN (SELECT value FROM json_each(?)) ORDER BY position",
             (json.dumps(positions.tolist()),),
         ).fetchall()
         return np.array(found, np.int64).reshape(-1)
@@ -102,6 +102,14 @@ class LevelRecord:
             for name in ("documents", "tokens")
         )
         return documents, tokens
+
+    def totals_to(self, last: int) -> tuple[int, int]:
+        """How many documents and vectors there are up to a position."""
+        documents, tokens = self._database.connection.execute(
+            "SELECT count(*), CAST(total(rows) AS INTEGER) FROM documents WHERE position <= ?",
+            (last,),
+        ).fetchone()
+        return int(documents), int(tokens)
 
     def keep_only(self, mark: Mark, positions: NDArray[np.int64]) -> None:
         """Forget all other levels, and what was removed but is not among the positions of this."""
