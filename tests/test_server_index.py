@@ -138,6 +138,30 @@ def test_what_is_wrong_is_said(what: str, client: httpx.Client) -> None:
     assert message in answer.json()["message"]
 
 
+WAYS = {
+    "both": ({"exact": True, "effort": 3}, "exact"),
+    "too little": ({"effort": 0}, "effort"),
+    "too much": ({"effort": 6}, "effort"),
+    "text": ({"effort": "3"}, "effort"),
+    "fraction": ({"effort": 2.0}, "effort"),
+    "flag": ({"effort": True}, "effort"),
+    "list": ({"effort": [1]}, "effort"),
+    "huge": ({"effort": 10**30}, "effort"),
+    "yes": ({"exact": "yes"}, "exact"),
+    "one": ({"exact": 1}, "exact"),
+}
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_a_way_to_search_that_is_none_is_a_bad_request(what: str, client: httpx.Client) -> None:
+    fields, param = WAYS[what]
+
+    answer = client.post("/v1/search", json={"query": "q", **fields})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert "expected" in answer.json()["message"] or "leave one" in answer.json()["message"]
+
+
 def test_an_effort_is_refused_where_there_is_one_way_to_search(client: httpx.Client) -> None:
     import inspect
 
