@@ -195,6 +195,64 @@ def test_an_address_in_use_is_refused_before_a_model_is_loaded(
     assert "use another --port" in err
 
 
+def test_of_two_that_start_at_once_one_serves_and_one_says_why_not(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Both have bound the port before either listens."""
+    code = (
+        "import socket, sys\n"
+        "from colbert_rag.cli import main, serve\n"
+        "opened = serve.open_model\n"
+        "def open_late(settings):\n"
+        "    global other\n"
+        "    other = socket.socket()\n"
+        "    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "    other.bind(('127.0.0.1', int(sys.argv[-1])))\n"
+        "    other.listen()\n"
+        "    return opened(settings)\n"
+        "serve.open_model = open_late\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "-m", str(tiny_checkpoint), "--port", port],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+
+    assert done.returncode == 1
+    said = f"error: cannot listen at 127.0.0.1:{port}: Address already in use, use another --port\n"
+    assert done.stderr.endswith(said)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b"])
+def test_a_host_that_is_none_is_named_with_its_option(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "-m", "/no/such/model", "--host", host]) == 1
+
+    assert f"--host is '{host}'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have one loopback address")
+def test_it_answers_at_whatever_loopback_address_it_listens(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with (
+        serving(tmp_path, "-m", tiny_checkpoint, "--host", "127.0.0.2") as running,
+        running.client() as client,
+    ):
+        assert client.get("/v1/models").status_code == 200
+        answer = client.get("/v1/models", headers={"Host": "127.0.0.3"})
+        assert answer.status_code == 403
+
+
 WRONG = {
     "--port 70000": "expected 65535 at most",
     "--read-only": "--read-only is about an index",
