@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -103,6 +104,31 @@ def test_documents_come_and_go(client: httpx.Client) -> None:
 
 def test_an_id_may_hold_what_a_path_may(client: httpx.Client) -> None:
     assert client.get("/v1/documents/a%2Fb%3Fc").json() == FACTS[2]
+
+
+def test_an_id_with_a_newline_is_that_document(client: httpx.Client) -> None:
+    names = ["n", "n\n", "n\nm", "\nn", "n\r\n"]
+    documents = [{"id": name, "text": f"text {place}"} for place, name in enumerate(names)]
+    client.post("/v1/documents", json={"documents": documents})
+
+    found = [client.get(f"/v1/documents/{quote(name, safe='')}").json() for name in names]
+
+    client.request("DELETE", "/v1/documents", json={"ids": names})
+    assert [(it.get("id"), it.get("text")) for it in found] == [
+        (it["id"], it["text"]) for it in documents
+    ]
+    assert client.get("/v1/documents/n%0A").status_code == 404
+
+
+def test_half_a_character_is_no_id_to_remove(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    answer = client.request(
+        "DELETE", "/v1/documents", content=rb'{"ids": ["a", "\ud83d"]}', headers=headers
+    )
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ids")
+    assert "lone surrogate" in answer.json()["message"]
 
 
 def test_the_index_describes_itself(client: httpx.Client, tiny_colbert: ColBERT) -> None:

@@ -179,7 +179,7 @@ def test_a_log_that_was_asked_for_holds_no_text(tiny_checkpoint: Path, tmp_path:
         log = running.log.read_text()
 
     assert "POST /v1/search 200" in log
-    assert "GET /v1/documents/{name:path} 404" in log
+    assert "GET /v1/documents/{name:id} 404" in log
     assert "xyzzy" not in log
 
 
