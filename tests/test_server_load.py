@@ -18,6 +18,7 @@ import pytest
 
 from colbert_rag import ColBERT
 from colbert_rag.cli import main
+from colbert_rag.remote import RemoteColBERT
 from tests.helpers.abuse import KEY, KINDS, abuse, head
 from tests.helpers.serving import LIMIT, Running, serving
 from tests.test_cli import refused
@@ -165,8 +166,24 @@ def test_it_says_so_where_anybody_can_reach_it(tiny_checkpoint: Path, tmp_path: 
         assert "anybody who reaches 0.0.0.0 can use this server" in running.log.read_text()
     with serving(tmp_path / "locked", *options, "--api-key", KEY) as running:
         assert "anybody" not in running.log.read_text()
-        assert "Bearer $COLBERT_RAG_API_KEY" in running.said
+        assert '"Authorization: Bearer KEY"' in running.said
         assert KEY not in running.said
+
+
+@needs_signals
+@pytest.mark.parametrize("keys", ["one", "one, two", " one ,two"])
+def test_what_it_prints_and_the_client_take_the_first_of_several_keys(
+    keys: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLBERT_RAG_API_KEY", keys)
+    options = ("-m", tiny_checkpoint, "--api-key", "three")
+    with serving(tmp_path, *options) as running:
+        command = running.said.partition("Try: ")[2]
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+
+        assert len(json.loads(done.stdout)["results"]) == 2
+        assert RemoteColBERT(running.url).dim > 0
+        assert "one" not in command
 
 
 def test_a_log_that_was_asked_for_holds_no_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
