@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -157,6 +158,30 @@ def test_a_stop_finishes_what_runs_and_refuses_what_comes(slow: Running) -> None
 
     assert slow.process.wait(LIMIT) == 0
     assert slow.log.read_text().endswith("stopped\n")
+
+
+@needs_signals
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_what_runs_without_a_traceback(slow: Running) -> None:
+    def ask() -> httpx.Response:
+        with slow.client() as client:
+            return client.post("/rerank", json={"query": "storms", "documents": LONG})
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask)
+        while not slow.metric("colbert_rag_running"):
+            time.sleep(0.01)
+        slow.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        slow.process.send_signal(signal.SIGINT)
+        answer = running.result(LIMIT)
+
+    assert answer.status_code == 503
+    assert "the server is stopping" in answer.json()["message"]
+    assert slow.process.wait(LIMIT) == 130
+    log = slow.log.read_text()
+    assert "Traceback" not in log
+    assert "Exception" not in log
 
 
 def test_it_says_so_where_anybody_can_reach_it(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from colbert_rag.server.errors import ApiError, as_api_error
 from colbert_rag.server.limits import Limits
 from colbert_rag.server.metrics import Metrics
-from colbert_rag.server.schedule import AbandonedError
+from colbert_rag.server.schedule import AbandonedError, stopping
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,9 @@ class Guard:
             await self._guarded(scope, receive, sending)
         except AbandonedError:
             self._metrics.abandoned.inc()
+        except asyncio.CancelledError:  # it stops without waiting for what runs
+            if not status:
+                await stopping().response()(scope, receive, sending)
         except Exception as error:
             failure = as_api_error(error)
             if not status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import os
@@ -47,6 +48,12 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._served.scheduler.stop()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves all of this to the end of the loop, and its traceback
+            left = list(self.server_state.tasks)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await self.lifespan.shutdown()
 
 
 def listen(host: str, port: int) -> socket.socket:
