@@ -108,9 +108,12 @@ def test_the_key_may_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("COLBERT_RAG_API_KEY", "from a file\n")
         model.rank("q", TEXTS)
         RemoteColBERT(server.url, api_key="own").rank("q", TEXTS)
+        monkeypatch.setenv("COLBERT_RAG_API_KEY", " , new ,old")
+        model.rank("q", TEXTS)
+        RemoteColBERT(server.url, api_key="a,b").rank("q", TEXTS)
 
     keys = [asked.headers.get("Authorization") for asked in server.asked]
-    assert keys == [None, "Bearer from a file", "Bearer own"]
+    assert keys == [None, "Bearer from a file", "Bearer own", "Bearer new", "Bearer a,b"]
 
 
 @pytest.mark.parametrize("key", ["sch\u00f6n", "two\nlines"])

@@ -409,8 +409,13 @@ def test_a_form_is_not_read_as_json(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200)]
-    + [(host, 403) for host in ("evil.example", "localhost.evil.example", "[", "10.0.0.1:8000")],
+    [
+        *((host, 200) for host in ("localhost:8000", "127.0.0.1", "[::1]:80")),
+        *((host, 200) for host in ("localhost.", "LOCALHOST.:80", "localhost:")),
+        *((host, 403) for host in ("evil.example", "localhost.evil.example", "[", "10.0.0.1:80")),
+        *((host, 403) for host in ("evil@localhost", "localhost/evil", "localhost#x", "::1", "")),
+        *((host, 403) for host in ("localhost:x", "localhost..", "[::1", "127.0.0.2")),
+    ],
 )
 def test_a_page_of_another_site_cannot_pass_for_ours(
     host: str, status: int, client: httpx.Client

@@ -116,3 +116,18 @@ async def test_who_hung_up_is_counted_and_gets_nothing() -> None:
 
     assert await ask(guard, whole) == (0, "")
     assert counts.abandoned._value.get() == counts.of("none") == 1
+
+
+async def test_what_runs_when_the_server_is_stopped_at_once_is_told_so() -> None:
+    async def runs(scope: Message, receive: Callable[..., Any], send: object) -> None:
+        await asyncio.Event().wait()
+
+    guard, counts = guarding(runs)
+    asking = asyncio.create_task(ask(guard, never))
+    await asyncio.sleep(0)
+    asking.cancel()
+
+    status, message = await asking
+
+    assert (status, counts.of(503)) == (503, 1)
+    assert "the server is stopping" in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -105,6 +106,31 @@ def test_an_id_may_hold_what_a_path_may(client: httpx.Client) -> None:
     assert client.get("/v1/documents/a%2Fb%3Fc").json() == FACTS[2]
 
 
+def test_an_id_with_a_newline_is_that_document(client: httpx.Client) -> None:
+    names = ["n", "n\n", "n\nm", "\nn", "n\r\n"]
+    documents = [{"id": name, "text": f"text {place}"} for place, name in enumerate(names)]
+    client.post("/v1/documents", json={"documents": documents})
+
+    found = [client.get(f"/v1/documents/{quote(name, safe='')}").json() for name in names]
+
+    client.request("DELETE", "/v1/documents", json={"ids": names})
+    assert [(it.get("id"), it.get("text")) for it in found] == [
+        (it["id"], it["text"]) for it in documents
+    ]
+    assert client.get("/v1/documents/n%0A").status_code == 404
+
+
+def test_half_a_character_is_no_id_to_remove(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    answer = client.request(
+        "DELETE", "/v1/documents", content=rb'{"ids": ["a", "\ud83d"]}', headers=headers
+    )
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "ids")
+    assert "lone surrogate" in answer.json()["message"]
+
+
 def test_the_index_describes_itself(client: httpx.Client, tiny_colbert: ColBERT) -> None:
     described = client.get("/v1/index").json()
 
@@ -136,6 +162,30 @@ def test_what_is_wrong_is_said(what: str, client: httpx.Client) -> None:
 
     assert answer.status_code == status
     assert message in answer.json()["message"]
+
+
+WAYS = {
+    "both": ({"exact": True, "effort": 3}, "exact"),
+    "too little": ({"effort": 0}, "effort"),
+    "too much": ({"effort": 6}, "effort"),
+    "text": ({"effort": "3"}, "effort"),
+    "fraction": ({"effort": 2.0}, "effort"),
+    "flag": ({"effort": True}, "effort"),
+    "list": ({"effort": [1]}, "effort"),
+    "huge": ({"effort": 10**30}, "effort"),
+    "yes": ({"exact": "yes"}, "exact"),
+    "one": ({"exact": 1}, "exact"),
+}
+
+
+@pytest.mark.parametrize("what", WAYS)
+def test_a_way_to_search_that_is_none_is_a_bad_request(what: str, client: httpx.Client) -> None:
+    fields, param = WAYS[what]
+
+    answer = client.post("/v1/search", json={"query": "q", **fields})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert "expected" in answer.json()["message"] or "leave one" in answer.json()["message"]
 
 
 def test_an_effort_is_refused_where_there_is_one_way_to_search(client: httpx.Client) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 from colbert_rag import ColBERT
 from colbert_rag.cli import main
+from colbert_rag.remote import RemoteColBERT
 from tests.helpers.abuse import KEY, KINDS, abuse, head
 from tests.helpers.serving import LIMIT, Running, serving
 from tests.test_cli import refused
@@ -158,6 +160,30 @@ def test_a_stop_finishes_what_runs_and_refuses_what_comes(slow: Running) -> None
     assert slow.log.read_text().endswith("stopped\n")
 
 
+@needs_signals
+@pytest.mark.slow
+def test_a_second_ctrl_c_stops_what_runs_without_a_traceback(slow: Running) -> None:
+    def ask() -> httpx.Response:
+        with slow.client() as client:
+            return client.post("/rerank", json={"query": "storms", "documents": LONG})
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(ask)
+        while not slow.metric("colbert_rag_running"):
+            time.sleep(0.01)
+        slow.process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        slow.process.send_signal(signal.SIGINT)
+        answer = running.result(LIMIT)
+
+    assert answer.status_code == 503
+    assert "the server is stopping" in answer.json()["message"]
+    assert slow.process.wait(LIMIT) == 130
+    log = slow.log.read_text()
+    assert "Traceback" not in log
+    assert "Exception" not in log
+
+
 def test_it_says_so_where_anybody_can_reach_it(tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ("-m", tiny_checkpoint, "--host", "0.0.0.0")
     with serving(tmp_path / "open", *options) as running:
@@ -165,8 +191,24 @@ def test_it_says_so_where_anybody_can_reach_it(tiny_checkpoint: Path, tmp_path: 
         assert "anybody who reaches 0.0.0.0 can use this server" in running.log.read_text()
     with serving(tmp_path / "locked", *options, "--api-key", KEY) as running:
         assert "anybody" not in running.log.read_text()
-        assert "Bearer $COLBERT_RAG_API_KEY" in running.said
+        assert '"Authorization: Bearer KEY"' in running.said
         assert KEY not in running.said
+
+
+@needs_signals
+@pytest.mark.parametrize("keys", ["one", "one, two", " one ,two"])
+def test_what_it_prints_and_the_client_take_the_first_of_several_keys(
+    keys: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLBERT_RAG_API_KEY", keys)
+    options = ("-m", tiny_checkpoint, "--api-key", "three")
+    with serving(tmp_path, *options) as running:
+        command = running.said.partition("Try: ")[2]
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+
+        assert len(json.loads(done.stdout)["results"]) == 2
+        assert RemoteColBERT(running.url).dim > 0
+        assert "one" not in command
 
 
 def test_a_log_that_was_asked_for_holds_no_text(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -179,7 +221,7 @@ def test_a_log_that_was_asked_for_holds_no_text(tiny_checkpoint: Path, tmp_path:
         log = running.log.read_text()
 
     assert "POST /v1/search 200" in log
-    assert "GET /v1/documents/{name:path} 404" in log
+    assert "GET /v1/documents/{name:id} 404" in log
     assert "xyzzy" not in log
 
 
@@ -193,6 +235,64 @@ def test_an_address_in_use_is_refused_before_a_model_is_loaded(
     err = capsys.readouterr().err
     assert f"cannot listen at 127.0.0.1:{port}" in err
     assert "use another --port" in err
+
+
+def test_of_two_that_start_at_once_one_serves_and_one_says_why_not(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Both have bound the port before either listens."""
+    code = (
+        "import socket, sys\n"
+        "from colbert_rag.cli import main, serve\n"
+        "opened = serve.open_model\n"
+        "def open_late(settings):\n"
+        "    global other\n"
+        "    other = socket.socket()\n"
+        "    other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "    other.bind(('127.0.0.1', int(sys.argv[-1])))\n"
+        "    other.listen()\n"
+        "    return opened(settings)\n"
+        "serve.open_model = open_late\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, "serve", "-m", str(tiny_checkpoint), "--port", port],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT,
+    )
+
+    assert done.returncode == 1
+    said = f"error: cannot listen at 127.0.0.1:{port}: Address already in use, use another --port\n"
+    assert done.stderr.endswith(said)
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("host", ["nosuch.invalid", "a..b"])
+def test_a_host_that_is_none_is_named_with_its_option(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "-m", "/no/such/model", "--host", host]) == 1
+
+    assert f"--host is '{host}'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have one loopback address")
+def test_it_answers_at_whatever_loopback_address_it_listens(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    with (
+        serving(tmp_path, "-m", tiny_checkpoint, "--host", "127.0.0.2") as running,
+        running.client() as client,
+    ):
+        assert client.get("/v1/models").status_code == 200
+        answer = client.get("/v1/models", headers={"Host": "127.0.0.3"})
+        assert answer.status_code == 403
 
 
 WRONG = {

@@ -181,9 +181,12 @@ def _log_requests() -> None:
 
 
 def _say_where(url: str, keys: tuple[str, ...]) -> None:
-    """Where it listens, and a command that shows that it works."""
+    """Where it listens, and a command that shows that it works, without showing a key."""
     body = {"query": "red planet", "documents": ["Mars is red.", "Saturn has rings."]}
-    key = f' -H "Authorization: Bearer ${KEYS}"' if keys else ""
+    first, comma, _ = os.environ.get(KEYS, "").partition(",")
+    # Where the variable does not begin with a key, the user has to say it.
+    shown = "KEY" if not first.strip() else f"${{{KEYS}%%,*}}" if comma else f"${KEYS}"
+    key = f' -H "Authorization: Bearer {shown}"' if keys else ""
     say(f"Serving at {url}")
     say(f"Try: curl {url}/rerank{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'")
     sys.stdout.flush()

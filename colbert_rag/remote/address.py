@@ -62,15 +62,20 @@ def is_loopback(base: str) -> bool:
 
 
 def key_for(given: str | None) -> str | None:
-    """The key to send: the given one, else that of the environment, else none.
+    """The key to send: the given one, else the first of the environment, else none.
+
+    A server reads several from the same variable, with commas between them.
 
     Looked up for each request, so that a key that is changed there counts from then on.
 
     Raises:
         ValueError: no header can carry it; it is not shown.
     """
-    name, key = ("api_key", given) if given is not None else (API_KEY, os.environ.get(API_KEY))
-    key = (key or "").strip()  # a key that was read from a file ends with its line
+    if given is None:
+        several = os.environ.get(API_KEY, "").split(",")
+        name, key = API_KEY, next(filter(None, map(str.strip, several)), "")
+    else:
+        name, key = "api_key", given.strip()  # a key that was read from a file ends with its line
     if not key.isascii() or not key.isprintable():
         raise ValueError(f"{name} holds characters that no key has, expected printable ASCII")
     return key or None

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from colbert_rag import __version__
 from colbert_rag.remote import wire
@@ -22,6 +23,18 @@ from colbert_rag.server.metrics import Metrics
 from colbert_rag.server.page import add_page
 from colbert_rag.server.schedule import Scheduler
 from colbert_rag.server.service import Service
+
+
+class _Id(StringConvertor):
+    """All that is left of a path: starlette's own `path` ends at a newline, which an id may hold.
+
+    Greedy, so that a last newline is part of the id and not what `$` leaves out.
+    """
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("id", _Id())
 
 
 class Served:
@@ -203,10 +216,10 @@ def _add_index(app: FastAPI, served: Served, indexed: Indexed) -> None:
     @app.delete(wire.DOCUMENTS)
     async def delete(body: Deletion, request: Request) -> Response:
         """Remove documents."""
-        indexed.check_delete()
+        indexed.check_delete(body)
         return await served.answer(request, lambda: indexed.delete(body), writes=True)
 
-    @app.get(f"{wire.DOCUMENTS}/{{name:path}}")
+    @app.get(f"{wire.DOCUMENTS}/{{name:id}}")
     async def get(name: str, request: Request) -> Response:
         """Give one document."""
         return await served.answer(request, lambda: indexed.get(name))

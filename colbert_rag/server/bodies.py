@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from colbert_rag.index.how import How
 from colbert_rag.inputs import read_text, read_texts
 
 Scale = Literal["mean", "sum"]
@@ -132,13 +133,14 @@ class Search(Scored):
     queries: list[Any] | None = None
     k: int = Field(default=10, ge=0)
     filter: dict[str, Any] | None = None
-    exact: bool | None = None
-    effort: Any = None
+    exact: bool | None = Field(default=None, strict=True)
+    effort: int | None = Field(default=None, strict=True)
     explain: Explain = False
 
     @model_validator(mode="after")
     def _read(self) -> Self:
         self.query, self.queries = _queries(self.query, self.queries)
+        How.checked(self.exact, self.effort)
         return self
 
 

@@ -157,7 +157,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(400, f"the body is not JSON: {first['ctx']['error']}{where}")
     if kind == "value_error":
         message = str(first["ctx"]["error"])
-        named = re.match(r"(query|queries|documents|text_[12]|input)\b", message)
+        named = re.match(r"(query|queries|documents|text_[12]|input|exact|effort)\b", message)
         return ApiError(400, message, param=named[0] if named else None)
     if not place:
         return ApiError(400, f"the body is {_kind(first.get('input'))}, {JSON_HINT}")

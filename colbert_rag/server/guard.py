@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -16,12 +16,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from colbert_rag.server.errors import ApiError, as_api_error
 from colbert_rag.server.limits import Limits
 from colbert_rag.server.metrics import Metrics
-from colbert_rag.server.schedule import AbandonedError
+from colbert_rag.server.schedule import AbandonedError, stopping
 
 logger = logging.getLogger(__name__)
 
 OPEN = ("/", "/page.js", "/page.css", "/health", "/ready")
 """Paths that need no key: they hold nothing of anybody's."""
+
+HOST = re.compile(r"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[0-9a-z._-]+?)\.?)(?::[0-9]*)?")
+"""The header Host: a name, whose last dot does not count, or an address, and perhaps a port."""
 
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -77,6 +80,9 @@ class Guard:
             await self._guarded(scope, receive, sending)
         except AbandonedError:
             self._metrics.abandoned.inc()
+        except asyncio.CancelledError:  # it stops without waiting for what runs
+            if not status:
+                await stopping().response()(scope, receive, sending)
         except Exception as error:
             failure = as_api_error(error)
             if not status:
@@ -120,10 +126,11 @@ class Guard:
 
     def _is_meant(self, headers: Headers) -> bool:
         """Whether the client knows this server by a name that it has."""
-        try:
-            return not self._hosts or urlsplit(f"//{headers.get('host')}").hostname in self._hosts
-        except ValueError:  # a name that is none
-            return False
+        if not self._hosts:
+            return True
+        # Not what `urlsplit` makes of it, which sees localhost in `evil@localhost`, too.
+        named = HOST.fullmatch(headers.get("host", "").lower())
+        return named is not None and (named["name"] or named["address"]) in self._hosts
 
     def _size(self, headers: Headers) -> int:
         """Bytes that a body may take: what its sender says, else all that is allowed."""

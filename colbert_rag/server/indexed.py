@@ -9,7 +9,7 @@ from typing import Any
 
 from colbert_rag.errors import ScoringError
 from colbert_rag.index import Document, Hit, Index
-from colbert_rag.index.documents import as_document
+from colbert_rag.index.documents import as_document, check_ids
 from colbert_rag.server.bodies import Deletion, Documents, Search
 from colbert_rag.server.errors import ApiError
 from colbert_rag.server.service import Json, Service, explained
@@ -104,13 +104,17 @@ class Indexed:
         changes = self.index.add(documents)
         return {**asdict(changes), "ids": [document.id for document in documents]}
 
-    def check_delete(self) -> None:
-        """Refuse to remove anything where nothing may be changed.
+    def check_delete(self, body: Deletion) -> None:
+        """Refuse what cannot be removed.
 
         Raises:
-            ApiError: nothing may be changed (403).
+            ApiError: nothing may be changed (403), or an id is none (400).
         """
         self._check_writable()
+        try:
+            check_ids(body.ids or [])
+        except ValueError as error:
+            raise ApiError(400, str(error), param="ids") from error
 
     def delete(self, body: Deletion) -> Json:
         """Remove documents by their ids or by their metadata."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -30,14 +32,28 @@ class _Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._served, self._listens = served, listens
+        self.failure: OSError | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._listens()
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another server, which bound it before, listens by now
+            # Not raised here: what runs the application would be cut off, and write a traceback.
+            self.failure = error
+            self.should_exit = True
+            await self.lifespan.shutdown()
+        else:
+            self._listens()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._served.scheduler.stop()
         await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn leaves all of this to the end of the loop, and its traceback
+            left = list(self.server_state.tasks)
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await self.lifespan.shutdown()
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -48,7 +64,13 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: the address is in use, is none of this machine's, or is no address.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise OSError(
+            f"--host is {host!r}, which names no address here ({error}); expected one of this "
+            "machine, such as 127.0.0.1"
+        ) from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
@@ -56,9 +78,15 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        advice = ", use another --port" if error.errno == errno.EADDRINUSE else ""
-        raise OSError(f"cannot listen at {host}:{port}: {error.strerror}{advice}") from error
+        raise OSError(_cannot(error, host, port)) from error
     return listener
+
+
+def _cannot(error: OSError, host: str, port: int) -> str:
+    advice = ", use another --port" if error.errno == errno.EADDRINUSE else ""
+    # Of an event loop, `strerror` is a sentence around it.
+    reason = os.strerror(error.errno) if error.errno else error
+    return f"cannot listen at {host}:{port}: {reason}{advice}"
 
 
 def url_of(listener: socket.socket) -> str:
@@ -75,8 +103,16 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
-"""How programs on this machine call it. A page of another site can have its own name lead here, and
-would then be taken for ours by the browser; but it cannot change that name, which comes as Host."""
+"""How programs on this machine call it, beside the address at which it listens."""
+
+
+def known_as(listener: socket.socket) -> tuple[str, ...]:
+    """The names that clients may call it without a key; none where any will do.
+
+    A page of another site can have its own name lead to this machine, and would then be taken for
+    ours by the browser; but it cannot change that name, which comes as Host.
+    """
+    return (*LOCAL, str(listener.getsockname()[0])) if is_loopback(listener) else ()
 
 
 def serve(
@@ -95,13 +131,16 @@ def serve(
         keys: Any of which opens it.
         access_log: Log a line for each request.
         listens: Called once clients can connect.
+
+    Raises:
+        OSError: another server that started at the same moment listens there.
     """
     limits = served.service.limits
     config = uvicorn.Config(
         make_app(
             served,
             keys=keys,
-            hosts=LOCAL if is_loopback(listener) and not keys else (),
+            hosts=() if keys else known_as(listener),
             access_log=access_log,
         ),
         log_config=None,
@@ -121,7 +160,11 @@ def serve(
 
     disable_created_metrics()  # type: ignore[no-untyped-call]  # of each count
     before = signal.signal(signal.SIGTERM, ended)
+    server = _Server(config, served, listens)
+    host, port = listener.getsockname()[:2]
     try:
-        _Server(config, served, listens).run(sockets=[listener])
+        server.run(sockets=[listener])
     finally:
         signal.signal(signal.SIGTERM, before)
+    if server.failure is not None:
+        raise OSError(_cannot(server.failure, host, port)) from server.failure
