@@ -8,13 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from colbert_rag import shared_colbert
 from colbert_rag.cli import main
 from colbert_rag.cli.search import EFFORTS as OFFERED
-from colbert_rag.index import LocalIndex
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index import Document, LocalIndex
 from colbert_rag.index.local.level.effort import EFFORTS
+from colbert_rag.index.local.searcher import Searcher
 from tests.helpers.index_fakes import sentences
+from tests.helpers.index_levels import INFO
 from tests.test_cli import refused
 
 Run = Callable[..., tuple[int, str, str]]
@@ -87,6 +91,41 @@ def test_an_empty_index_is_not_tuned(
     LocalIndex(tmp_path / "empty.sqlite", model).close()
 
     assert "holds no document" in refused(["tune", str(tmp_path / "empty.sqlite")], capsys)[1]
+
+
+def test_an_index_of_texts_without_words_is_not_tuned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "wordless.sqlite"
+    with LocalIndex(path, like=INFO) as index:
+        nothing = TokenEmbeddings.from_list([torch.zeros(0, INFO.dim)], dim=INFO.dim)
+        index.add_encoded([Document("a", "...")], nothing)
+
+    status, message = refused(["tune", str(path)], capsys)
+
+    assert status == 2
+    assert f"no text of {path} has words, so there is nothing to measure" in message
+
+
+def test_tune_says_that_there_is_no_level_where_none_can_be(
+    made: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Path(f"{made}-level").mkdir()
+
+    status, message = refused(["tune", str(made)], capsys)
+
+    assert status == 2
+    assert f"{made} has no level, so every search is exact" in message
+    assert "call optimize() first" not in message
+    assert f"{made}-level is in the way" in caplog.text
+
+
+def test_tune_without_a_query_to_ask(
+    made: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = TokenEmbeddings.from_list([], dim=INFO.dim)
+    monkeypatch.setattr(Searcher, "sampled", lambda self, count: nothing)
+    assert "give queries of your own, or a larger sample" in refused(["tune", str(made)], capsys)[1]
 
 
 def test_search_passes_its_options_on(

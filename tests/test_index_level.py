@@ -29,6 +29,7 @@ from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 from tests.helpers.index_levels import (
     DIM,
     INFO,
+    ROWS,
     documents,
     fill,
     read_with_level,
@@ -368,6 +369,17 @@ def test_publishing_makes_a_level_of_what_is_published(index: LocalIndex, tmp_pa
     with LocalIndex(tmp_path / "other.sqlite") as other:
         assert level_file(tmp_path / "other.sqlite").exists()
         assert search(other, effort=5) == search(index, effort=5)
+
+
+def test_recall_is_not_measured_without_a_query_or_a_level(index: LocalIndex, path: Path) -> None:
+    nothing = TokenEmbeddings.from_list([], dim=DIM)
+    with pytest.raises(ValueError, match="queries is empty, expected one or more"):
+        index.recall(nothing)
+    level_file(path).unlink()
+    with pytest.raises(
+        ValueError, match=r"every search is exact.*optimize\(\) makes one, or warns"
+    ):
+        index.recall(topics(3, rows=ROWS, seed=1))
 
 
 @pytest.mark.parametrize("dim", [DIM, DIM // 2])

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from colbert_rag.cli.indexes import add_server, known_info, where
 from colbert_rag.cli.options import (
@@ -18,6 +19,10 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import say, say_json
+
+if TYPE_CHECKING:
+    from colbert_rag.index.base import Index
+    from colbert_rag.index.recall import Recall
 
 DESCRIPTION = """\
 Make the level of a file, or the codes of a collection in Qdrant, by which large
@@ -84,13 +89,22 @@ def run(arguments: argparse.Namespace) -> int:
     with place.open(colbert) as index:
         if index.count() == 0:
             raise UsageError(f"{place.name} holds no document, so there is nothing to measure")
+        if index.stats().tokens == 0:
+            raise UsageError(f"no text of {place.name} has words, so there is nothing to measure")
         index.optimize(show_progress=sys.stderr.isatty())
-        measured = index.recall(
-            queries, arguments.k, sample=arguments.sample, wanted=arguments.recall
-        )
+        measured = _measured(index, queries, arguments)
     if arguments.json:
         say_json(measured.to_dict())
     else:
         for line in str(measured).splitlines():
             say(line)
     return 0
+
+
+def _measured(index: Index, queries: Sequence[str] | None, arguments: argparse.Namespace) -> Recall:
+    try:
+        return index.recall(queries, arguments.k, sample=arguments.sample, wanted=arguments.recall)
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise UsageError(str(error)) from error

@@ -138,7 +138,12 @@ class Asking:
         given = None if queries is None else _vectors(index, queries)
         asked = _pieces(passages()) if given is None else _some(given, self.sample)
         if not len(asked):
-            raise ValueError("there are no queries to measure with")
+            raise ValueError(
+                f"of the passages that were drawn from {index.name}, none has words to make a "
+                "query of: give queries of your own, or a larger sample"
+                if given is None
+                else "queries is empty, expected one or more"
+            )
         return asked
 
     def compare(self, index: Index, asked: TokenEmbeddings, efforts: Iterable[int]) -> Recall:

@@ -30,7 +30,8 @@ def measure(
     asking = Asking(k, sample, wanted)
     if not database.read(searcher.has_level):
         raise ValueError(
-            f"{index.name} has no level, so every search is exact: call optimize() first"
+            f"{index.name} has no level, so every search is exact, and there is nothing to "
+            "measure: optimize() makes one, or warns of what is in its way"
         )
     asked = asking.queries(index, queries, lambda: database.read(searcher.sampled, asking.sample))
     found = asking.compare(index, asked, EFFORTS)
