@@ -277,6 +277,31 @@ def test_how_thoroughly_is_passed_on(retriever: ColBERTRetriever) -> None:
         ColBERTRetriever(index=index, exact=True, effort=2)
 
 
+async def test_a_call_says_for_itself_how_thoroughly(retriever: ColBERTRetriever) -> None:
+    asked = []
+    index = retriever.index
+    search = type(index).search_embeddings
+    thorough = retriever.model_copy(update={"exact": True})
+
+    def noted(self: Index, *arguments: Any, **how: Any) -> Any:
+        asked.append((how["exact"], how["effort"]))
+        return search(self, *arguments, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(index), "search_embeddings", noted)
+        thorough.invoke(MONEY, effort=1)
+        await thorough.ainvoke(MONEY, effort=2)
+        thorough.batch([MONEY, "q"], exact=False)
+        await retriever.abatch([MONEY, "q"], exact=True)
+        thorough.invoke(MONEY, k=1)
+
+    assert asked == [(None, 1), (None, 2), (False, None), (True, None), (True, None)]
+    with pytest.raises(ValueError, match="effort is 9, expected 1 to 5"):
+        retriever.invoke(MONEY, effort=9)
+    with pytest.raises(ValueError, match="leave one of them out"):
+        retriever.batch([MONEY], effort=1, exact=True)
+
+
 # Making, adding, deleting, opening
 
 

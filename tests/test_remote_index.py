@@ -318,3 +318,30 @@ def test_a_retriever_takes_the_model_of_its_server() -> None:
 def test_a_reranker_does_not_take_vectors_from_a_server() -> None:
     with pytest.raises(ValidationError, match="its vectors stay there: leave index out"):
         ColBERTRerank(index="http://127.0.0.1:1")
+
+
+async def test_a_call_says_for_itself_how_thoroughly(
+    server: Running, local: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    for name in ("search_many", "asearch_many"):
+        search = getattr(RemoteIndex, name)
+
+        def noted(self: RemoteIndex, *arguments, search=search, **how) -> object:
+            asked.append((how["exact"], how["effort"]))
+            return search(self, *arguments, **how)
+
+        monkeypatch.setattr(RemoteIndex, name, noted)
+    retriever = ColBERTRetriever(index=server.url, k=1, exact=True)
+
+    found = [
+        retriever.invoke(QUERY, exact=False),
+        await retriever.ainvoke(QUERY, effort=2),
+        *retriever.batch([QUERY], effort=5),
+        *await retriever.abatch([QUERY]),
+    ]
+
+    assert [documents[0].id for documents in found] == [local.search(QUERY, 1)[0].id] * 4
+    assert asked == [(False, None), (None, 2), (None, 5), (True, None)]
+    with pytest.raises(ValueError, match="effort is 9, expected 1 to 5"):
+        await retriever.ainvoke(QUERY, effort=9)

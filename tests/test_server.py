@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from colbert_rag import ColBERT
+from colbert_rag.server.service import on_scale
 from tests.helpers.serving import Running, serving
 
 QUERY = "which planet is red?"
@@ -396,6 +397,46 @@ def test_an_error_names_the_field(client: httpx.Client) -> None:
     answer = client.post("/rerank", json={"query": "q", "documents": [["a"]]})
 
     assert answer.json()["error"]["param"] == "documents"
+
+
+BLANK = {
+    "query": ("/rerank", {"query": " ", "documents": ["a"]}),
+    "queries": ("/rerank", {"queries": ["q", ""], "documents": ["a"]}),
+    "text_1": ("/score", {"text_1": "", "text_2": ["a"]}),
+}
+
+
+@pytest.mark.parametrize("field", BLANK)
+def test_a_blank_query_is_one_of_a_field(field: str, client: httpx.Client) -> None:
+    path, body = BLANK[field]
+
+    error = client.post(path, json=body).json()["error"]
+
+    assert error["param"] == field
+    assert "is empty or blank" in error["message"]
+
+
+def test_null_is_what_was_left_out(client: httpx.Client) -> None:
+    body = {"query": QUERY, "documents": TEXTS}
+    nulls = {"top_n": None, "score": None, "explain": None, "return_documents": None}
+
+    left_out, null = client.post("/rerank", json=body), client.post("/rerank", json=body | nulls)
+
+    assert results(null) == results(left_out)
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready"])
+def test_whether_it_lives_can_be_asked_by_head(path: str, client: httpx.Client) -> None:
+    answer = client.head(path)
+
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_a_mean_is_one_at_most() -> None:
+    """Rounding makes the sum of a query's own rows larger than their number."""
+    assert on_scale(1.00005, "mean") == 1.0
+    assert on_scale(-1.00005, "mean") == -1.0
+    assert on_scale(32.002, "sum") == 32.002
 
 
 def test_a_form_is_not_read_as_json(client: httpx.Client) -> None:

@@ -143,7 +143,7 @@ def test_the_index_describes_itself(client: httpx.Client, tiny_colbert: ColBERT)
 BAD = {
     "filter": ("POST", "/v1/search", {"query": "q", "filter": {"$x": 1}}, "$x", 400),
     "no filter": ("POST", "/v1/search", {"query": "q", "filter": 3}, "filter is 3", 400),
-    "much": ("POST", "/v1/search", {"query": "q", "k": 2000}, "k holds 2,000", 413),
+    "much": ("POST", "/v1/search", {"query": "q", "k": 2000}, "k asks for 2,000 results", 413),
     "explained": ("POST", "/v1/search", {"query": "q", "k": 200, "explain": True}, "200", 400),
     "blank": ("POST", "/v1/search", {"query": ""}, "empty or blank", 400),
     "key": ("POST", "/v1/documents", {"documents": [{"text": "a", "x": 1}]}, "'x'", 400),
@@ -176,6 +176,22 @@ WAYS = {
     "yes": ({"exact": "yes"}, "exact"),
     "one": ({"exact": 1}, "exact"),
 }
+
+
+def test_null_is_what_was_left_out(client: httpx.Client) -> None:
+    nulls = {"k": None, "score": None, "explain": None, "exact": None, "filter": None}
+
+    left_out = client.post("/v1/search", json={"query": QUERY}).json()
+    null = client.post("/v1/search", json={"query": QUERY, **nulls}).json()
+
+    assert null["results"] == left_out["results"]
+
+
+def test_a_method_that_a_path_has_not_is_answered_by_those_it_has(client: httpx.Client) -> None:
+    answer = client.put("/v1/documents", json={})
+
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, POST")
+    assert client.post("/health").headers["allow"] == "GET, HEAD"
 
 
 @pytest.mark.parametrize("what", WAYS)

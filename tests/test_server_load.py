@@ -301,6 +301,7 @@ WRONG = {
     "--max-running 0": "--max-running is 0, expected 1 at least",
     "--timeout 0": "expected more than 0 seconds",
     "--api-key kéy": "characters that no key has",
+    "--name=": "--name is empty",
     "--index http://x": "names no collection",
 }
 

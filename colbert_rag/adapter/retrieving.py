@@ -105,15 +105,27 @@ class Retrieving(SharedIndex):
         """Whether the index is a server's, so that a search has only to wait."""
         return self._remote_index() is not None
 
-    def find(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
+    def find(
+        self, query: str, k: int, filter: Mapping[str, object] | None, how: How | None = None
+    ) -> list[Hit]:
         """The best documents on the chosen scale, best first; raises what `find_many` does."""
-        (hits,) = self.find_many([query], k, filter)
+        (hits,) = self.find_many([query], k, filter, how)
         return hits
 
     def find_many(
-        self, queries: Sequence[str], k: int, filter: Mapping[str, object] | None
+        self,
+        queries: Sequence[str],
+        k: int,
+        filter: Mapping[str, object] | None,
+        how: How | None = None,
     ) -> list[list[Hit]]:
         """The same for several queries, which are encoded and searched for together.
+
+        Args:
+            queries: The queries.
+            k: How many documents of each.
+            filter: Which metadata they must have.
+            how: How thoroughly to look; None for as the fields say.
 
         Raises:
             FileNotFoundError: there is no index.
@@ -124,33 +136,41 @@ class Retrieving(SharedIndex):
             ValueError: `k` is less than 1.
         """
         _check_asked(queries, k)
+        how = how or How(self.exact, self.effort)
         if (remote := self._remote_index()) is not None:
             return self._scaled(
-                remote.search_many(queries, k, filter, exact=self.exact, effort=self.effort)
+                remote.search_many(queries, k, filter, exact=how.exact, effort=how.effort)
             )
         model = self._model
         index = self._open_index(model)
         # Not `index.search_many`: an index that was given may have been opened without a model.
         return self._scaled(
             index.search_embeddings(
-                model.encode_queries(queries), k, filter, exact=self.exact, effort=self.effort
+                model.encode_queries(queries), k, filter, exact=how.exact, effort=how.effort
             )
         )
 
-    async def afind(self, query: str, k: int, filter: Mapping[str, object] | None) -> list[Hit]:
+    async def afind(
+        self, query: str, k: int, filter: Mapping[str, object] | None, how: How | None = None
+    ) -> list[Hit]:
         """`find` in an index that is a server's, awaited."""
-        (hits,) = await self.afind_many([query], k, filter)
+        (hits,) = await self.afind_many([query], k, filter, how)
         return hits
 
     async def afind_many(
-        self, queries: Sequence[str], k: int, filter: Mapping[str, object] | None
+        self,
+        queries: Sequence[str],
+        k: int,
+        filter: Mapping[str, object] | None,
+        how: How | None = None,
     ) -> list[list[Hit]]:
         """`find_many` in an index that is a server's, awaited."""
         _check_asked(queries, k)
+        how = how or How(self.exact, self.effort)
         remote = self._remote_index()
         assert remote is not None  # callers look at `is_remote` first
         return self._scaled(
-            await remote.asearch_many(queries, k, filter, exact=self.exact, effort=self.effort)
+            await remote.asearch_many(queries, k, filter, exact=how.exact, effort=how.effort)
         )
 
     def _scaled(self, found: list[list[Hit]]) -> list[list[Hit]]:

@@ -120,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.port > LAST_PORT:
         raise UsageError(f"--port is {arguments.port}, expected {LAST_PORT} at most")
+    if not all(name.strip() for name in arguments.name or ()):
+        raise UsageError("--name is empty, expected what clients call the model")
     keys, limits = _keys(arguments), _limits(arguments)
     place = None if arguments.index is None else where(arguments, arguments.index)
     if place is None and arguments.read_only:

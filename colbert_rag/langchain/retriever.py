@@ -21,6 +21,7 @@ from colbert_rag.adapter.index import read_info
 from colbert_rag.adapter.retrieving import Retrieving, with_index
 from colbert_rag.index.documents import Hit
 from colbert_rag.index.filters import parse_filter
+from colbert_rag.index.how import How
 from colbert_rag.inputs import is_address
 from colbert_rag.langchain.documents import Watch, to_document, to_stored
 
@@ -31,6 +32,8 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
     Make one with `from_documents` or `from_texts`, open it again with `open`, or give any `index`.
     The model opens at the first query, or in `load()`, and is shared with every component that
     names the same one. Scores go to `metadata["relevance_score"]`.
+
+    A call may say `k`, `filter`, and `exact` or `effort` for itself: `invoke(query, effort=1)`.
 
     A document comes back as a plain `Document`, with the id and metadata it was stored with.
     Metadata must be JSON values.
@@ -194,7 +197,7 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
             hits = self.find(query, *self._wanted(**options))
         return self._returned(hits)
 
-    # The base class would drop `k` and `filter` on this way.
+    # The base class would drop `k`, `filter` and the like on this way.
     async def _aget_relevant_documents(
         self,
         query: str,
@@ -210,9 +213,15 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         return await run_in_executor(None, find, query)
 
     def _wanted(
-        self, k: int | None = None, filter: Mapping[str, Any] | None = None
-    ) -> tuple[int, Mapping[str, Any] | None]:
-        return self.k if k is None else k, self.filter if filter is None else filter
+        self,
+        k: int | None = None,
+        filter: Mapping[str, Any] | None = None,
+        exact: bool | None = None,
+        effort: int | None = None,
+    ) -> tuple[int, Mapping[str, Any] | None, How | None]:
+        # Either takes the place of both fields, which it may contradict.
+        how = None if exact is effort is None else How.checked(exact, effort)
+        return self.k if k is None else k, self.filter if filter is None else filter, how
 
     def _returned(self, hits: Sequence[Hit]) -> list[Document]:
         return [to_document(hit.document, **{self.score_key: hit.score}) for hit in hits]

@@ -140,11 +140,13 @@ def make_app(
 
 
 def _add_state(app: FastAPI, served: Served) -> None:
+    @app.head(wire.HEALTH, include_in_schema=False)
     @app.get(wire.HEALTH)
     async def health() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "ok"}
 
+    @app.head(wire.READY, include_in_schema=False)
     @app.get(wire.READY)
     async def ready() -> JSONResponse:
         """Whether it takes requests: not while it stops."""

@@ -27,6 +27,14 @@ class Body(BaseModel):
 
     model: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: object) -> object:
+        """Null as absent: some clients send every field that they know."""
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
+
 
 class Scored(Body):
     """A request whose answer has scores.
@@ -88,6 +96,8 @@ class Score(Scored):
         first = self.queries if self.text_1 is None else self.text_1
         second = self.documents if self.text_2 is None else self.text_2
         self.text_1 = _texts(_listed(first, "text_1"), "text_1")
+        for text in self.text_1:
+            _asked(text, "text_1")
         self.text_2 = _texts(_listed(second, "text_2"), "text_2")
         if len(self.text_1) not in (1, len(self.text_2)):
             raise ValueError(
@@ -168,8 +178,16 @@ def _queries(query: object, queries: list[Any] | None) -> tuple[str | None, list
     if (query is None) == (queries is None):
         raise ValueError("expected a query, or queries instead of it")
     if queries is None:
-        return _text(query, "query"), None
-    return None, [_text(item, f"queries[{place}]") for place, item in enumerate(queries)]
+        return _asked(_text(query, "query"), "query"), None
+    texts = [_text(item, f"queries[{place}]") for place, item in enumerate(queries)]
+    return None, [_asked(text, f"queries[{place}]") for place, text in enumerate(texts)]
+
+
+def _asked(query: str, name: str) -> str:
+    """A query, which is refused here if it is blank: later, nothing knows its field."""
+    if not query.strip():
+        raise ValueError(f"{name} is empty or blank, expected some text to search for")
+    return query
 
 
 def _lists(documents: Sequence[Any], queries: int) -> list[list[str]]:

@@ -13,6 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from colbert_rag.errors import (
     CheckpointError,
@@ -70,6 +71,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_after: int | None = None,
+        allow: Sequence[str] = (),
     ) -> None:
         """Say what was found, what was expected, and what to do.
 
@@ -79,6 +81,7 @@ class ApiError(Exception):
             code: For a program; None takes that of the status.
             param: The field of the request that is wrong.
             retry_after: Seconds after which to try again.
+            allow: Methods that the path takes.
         """
         super().__init__(message)
         self.status = HTTPStatus(status)
@@ -86,6 +89,7 @@ class ApiError(Exception):
         self.code = code or CODES.get(self.status, "invalid_request")
         self.param = param
         self.retry_after = retry_after
+        self.allow = allow
 
     def response(self) -> JSONResponse:
         """What the client gets."""
@@ -94,6 +98,8 @@ class ApiError(Exception):
         headers = {}
         if self.retry_after is not None:
             headers["Retry-After"] = str(self.retry_after)
+        if self.allow:
+            headers["Allow"] = ", ".join(self.allow)
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         body = error_body(self.message, kind=kind, code=self.code, param=self.param)
@@ -179,6 +185,12 @@ def _kind(value: object) -> str:
     return names.get(type(value), "of another type")
 
 
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What a path takes: starlette's error knows of the first route alone."""
+    fitting = (route for route in app.routes if route.matches(request.scope)[0] != Match.NONE)
+    return sorted({method for route in fitting for method in getattr(route, "methods", None) or ()})
+
+
 def add_handlers(app: FastAPI) -> None:
     """Have every error of a route answered in one shape."""
 
@@ -187,7 +199,10 @@ def add_handlers(app: FastAPI) -> None:
         return validation_error(error.errors()).response()
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
-        return as_api_error(error).response()
+        answered = as_api_error(error)
+        if answered.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            answered.allow = _methods(app, request)
+        return answered.response()
 
     app.add_exception_handler(RequestValidationError, invalid)
     for kind in (ApiError, ColBERTRagError, HTTPException):

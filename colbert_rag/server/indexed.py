@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from colbert_rag.errors import ScoringError
 from colbert_rag.index import Document, Hit, Index
 from colbert_rag.index.documents import as_document, check_ids
 from colbert_rag.server.bodies import Deletion, Documents, Search
 from colbert_rag.server.errors import ApiError
-from colbert_rag.server.service import Json, Service, explained
+from colbert_rag.server.service import Json, Service, explained, on_scale
 
 EFFORT = ("exact", "effort")
 """Arguments of a search that not every index takes."""
@@ -52,7 +51,14 @@ class Indexed:
         queries = [body.query] if body.queries is None else body.queries
         self.service.check_count(len(queries), limits.queries, "queries", "--max-queries")
         self.service.check_texts(queries, "query" if body.queries is None else "queries")
-        self.service.check_count(body.k * len(queries), limits.documents, "k", "--max-documents")
+        if (count := body.k * len(queries)) > limits.documents:
+            raise ApiError(
+                413,
+                f"k asks for {count:,} results of {len(queries):,} queries, expected "
+                f"{limits.documents:,} at most: ask for fewer (--max-documents)",
+                code="too_many_texts",
+                param="k",
+            )
         self.service.check_explained(body.k * len(queries), body.explain)
         taken = inspect.signature(self.index.search_many).parameters
         for name in EFFORT:
@@ -144,7 +150,4 @@ def _record(document: Document) -> Json:
 
 
 def _scaled(hit: Hit, body: Search) -> float:
-    value = hit.mean if body.score == "mean" else hit.score
-    if value != value:
-        raise ScoringError("a document has no score that is a number")
-    return value
+    return on_scale(hit.mean if body.score == "mean" else hit.score, body.score)

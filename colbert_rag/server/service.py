@@ -280,15 +280,19 @@ class Service:
 
 
 def scaled(place: Ranked, score: Scale) -> float:
-    """A score on the scale that was asked for.
+    """A score on the scale that was asked for; raises what `on_scale` does."""
+    return on_scale(place.mean if score == "mean" else place.score, score)
+
+
+def on_scale(value: float, score: Scale) -> float:
+    """A score as clients expect it: a mean that rounding made larger than 1 is 1.
 
     Raises:
         ScoringError: it is not a number, which no client expects.
     """
-    value = place.mean if score == "mean" else place.score
     if value != value:
         raise ScoringError("a document has no score that is a number")
-    return value
+    return min(max(value, -1.0), 1.0) if score == "mean" else value
 
 
 def explained(explanation: Explanation, how: Explain) -> Mapping[str, object]:

@@ -28,6 +28,7 @@ def add_page(app: FastAPI, *, index: bool, locked: bool) -> None:
     page = (folder / "page.html").read_text(encoding="utf-8")
     page = page.replace("{index}", str(index).lower()).replace("{locked}", str(locked).lower())
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def show() -> Response:
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": POLICY})
