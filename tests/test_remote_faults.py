@@ -125,6 +125,28 @@ def test_a_key_that_no_header_carries_is_refused_unseen(key: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"api_key": 5}, "api_key is of type int, expected text"),
+        ({"timeout": "3"}, "timeout is '3', expected seconds"),
+        ({"timeout": None}, "timeout is None, expected seconds"),
+    ],
+)
+def test_an_argument_of_another_type_is_named(options: dict, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        RemoteColBERT("http://127.0.0.1:1", **options)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://host:8000\n", "http://ho\nst", "http://ho st:8000", "http://host/a b", "http://h\tx"],
+)
+def test_an_address_with_blanks_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="expected one such as"):
+        RemoteColBERT(address)
+
+
+@pytest.mark.parametrize(
     ("given", "base"),
     [
         ("http://localhost:8000", "http://localhost:8000"),

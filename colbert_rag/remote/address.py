@@ -23,7 +23,8 @@ def base_of(address: str) -> str:
     """
     if not isinstance(address, str):
         raise TypeError(f"the address of a server is {address!r}, expected text")
-    if not is_address(address):
+    # `urlsplit` leaves newlines out without a word.
+    if not is_address(address) or any(it.isspace() or not it.isprintable() for it in address):
         raise ValueError(f"address is {address!r}, expected one such as 'http://127.0.0.1:8000'")
     try:
         parts = urlsplit(address)
@@ -69,8 +70,11 @@ def key_for(given: str | None) -> str | None:
     Looked up for each request, so that a key that is changed there counts from then on.
 
     Raises:
-        ValueError: no header can carry it; it is not shown.
+        TypeError: it is no text; it is not shown.
+        ValueError: no header can carry it; nor is it then.
     """
+    if given is not None and not isinstance(given, str):
+        raise TypeError(f"api_key is of type {type(given).__name__}, expected text or None")
     if given is None:
         several = os.environ.get(API_KEY, "").split(",")
         name, key = API_KEY, next(filter(None, map(str.strip, several)), "")

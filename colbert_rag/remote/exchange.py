@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from colbert_rag.errors import ServerError, ServerTimeoutError
@@ -53,6 +54,7 @@ class Server:
         """Read the address as `base_of` does.
 
         Raises:
+            TypeError: one is of another type.
             ValueError: it is none, a key cannot be sent, or a number is out of range.
         """
         object.__setattr__(self, "base", base_of(self.base))
@@ -62,6 +64,9 @@ class Server:
         except library.InvalidURL as error:
             raise ValueError(f"address is {self.base!r}, which cannot be asked: {error}") from error
         key_for(self.api_key)
+        given: object = self.timeout
+        if not isinstance(given, Real):
+            raise TypeError(f"timeout is {given!r}, expected seconds, such as 60.0")
         if isinstance(self.timeout, bool) or not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout is {self.timeout!r}, expected seconds, such as 60.0")
 

@@ -57,6 +57,7 @@ class RemoteColBERT:
 
         Raises:
             MissingExtraError: the extra `remote` is not installed.
+            TypeError: an argument is of another type.
             ValueError: this is no address, or a number is out of range.
         """
         self._server = Server(
