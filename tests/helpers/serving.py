@@ -85,10 +85,15 @@ def serving(
     command = [sys.executable, "-m", "colbert_rag.cli", "serve", *exact, *map(str, options)]
     # Tiny models are slower on many threads, and the machine may be shared.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
-        )
+    # A shell ignores it for what runs in the background, and a child would inherit that.
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with log.open("w") as errors:
+            process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT, env=environment
+            )
+    finally:
+        signal.signal(signal.SIGINT, ignored)
     assert process.stdout is not None
     try:
         said = process.stdout.readline() + process.stdout.readline()
