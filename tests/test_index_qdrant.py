@@ -123,12 +123,16 @@ def test_the_collection_is_made_for_exact_search_in_float16(client: QdrantClient
         hnsw_config=models.HnswConfigDiff(m=0),
     )
     assert vectors["mean"].multivector_config is None
+    held = QdrantIndex(client, "t", WordEncoder(), prefetch=10).stats()
+    assert (held.vectors, held.vector_bytes) == ("float16", 32)
 
 
 def test_vectors_can_be_smaller(client: QdrantClient):
     QdrantIndex(client, "t", WordEncoder(), datatype="turbo8")
 
     assert client.get_collection("t").config.params.vectors["colbert"].datatype == "turbo8"
+    held = QdrantIndex(client, "t", WordEncoder()).stats()
+    assert (held.vectors, held.vector_bytes) == ("turbo8", None)
     with pytest.raises(ValueError, match=r"datatype is 'int8', expected one of float16, turbo8"):
         QdrantIndex(client, "u", WordEncoder(), datatype="int8")
 

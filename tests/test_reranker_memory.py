@@ -230,6 +230,21 @@ def test_vectors_of_fewer_bits_stay_out_of_the_cache(
     assert half.score(QUERY, STORED) != scores
 
 
+@pytest.mark.parametrize(("datatype", "kept"), [("float16", 3), ("turbo8", 0), ("turbo4", 0)])
+def test_what_qdrant_stores_in_fewer_bits_stays_out_of_the_cache(
+    tiny_checkpoint: Path, datatype: Any, kept: int
+) -> None:
+    half = ColBERT.from_pretrained(tiny_checkpoint, device="cpu", dtype="bfloat16")
+    client = QdrantClient(":memory:")
+    QdrantIndex(client, "few", half, datatype=datatype).add(STORED)
+    # A server tells whoever opens the collection how it was made.
+    index = QdrantIndex(client, "few", half)
+
+    half.score(QUERY, STORED, known=index.embeddings_for)
+
+    assert half.cache_info().texts == kept
+
+
 def test_the_index_of_another_model_is_refused_and_nothing_of_it_is_cached(
     tiny_checkpoint: Path, path: Path, encoded: list[str]
 ) -> None:

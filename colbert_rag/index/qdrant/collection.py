@@ -92,11 +92,13 @@ class Held:
         info: Which model made it.
         means: Whether documents have mean vectors.
         codes: Whether they may have codes.
+        datatype: How the server stores token vectors.
     """
 
     info: IndexInfo
     means: bool
     codes: bool
+    datatype: str
 
 
 def read_collection(client: QdrantClient, collection: str) -> Held:
@@ -114,7 +116,12 @@ def read_collection(client: QdrantClient, collection: str) -> Held:
             "its vectors are from. It was left untouched; choose another name"
         )
     info = IndexInfo.from_json(record, f"collection {collection!r}")
-    return Held(info, MEAN in vectors, CODES in (config.params.sparse_vectors or {}))
+    return Held(
+        info,
+        means=MEAN in vectors,
+        codes=CODES in (config.params.sparse_vectors or {}),
+        datatype=models.Datatype(vectors[TOKENS].datatype or models.Datatype.FLOAT32).value,
+    )
 
 
 def index_payload(client: QdrantClient, collection: str, key: str, kind: KeyType) -> None:

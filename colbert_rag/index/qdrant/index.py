@@ -10,6 +10,7 @@ from typing import get_args
 from qdrant_client import QdrantClient, models
 from torch import Tensor
 
+from colbert_rag.codings import FLOAT16
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
 from colbert_rag.index.conditions import Condition
@@ -136,6 +137,11 @@ class QdrantIndex(Index):
         for key, kind in (payload_indexes or {}).items():
             index_payload(client, collection, key_path(tuple(key.split("."))), kind)
 
+    @property
+    def vectors(self) -> str:
+        """How the server stores vectors."""
+        return self._made_for.datatype
+
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked for.
 
@@ -183,7 +189,9 @@ class QdrantIndex(Index):
 
     def stats(self) -> IndexStats:
         """How many documents there are; a server does not count tokens and bytes."""
-        return IndexStats(documents=self.count(), vectors="float16", vector_bytes=2 * self.info.dim)
+        # What a smaller vector takes, with all that the server keeps beside it, only it knows.
+        known = 2 * self.info.dim if self.vectors == FLOAT16.name else None
+        return IndexStats(documents=self.count(), vectors=self.vectors, vector_bytes=known)
 
     def compact(self) -> None:
         """Do nothing: the server gives space back on its own."""
