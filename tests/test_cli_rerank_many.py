@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import pytrec_eval
 
-from colbert_rag import ColBERT, LocalIndex, many
+from colbert_rag import ColBERT, LocalIndex, Settings, colbert, many
 from colbert_rag.cli import COMMANDS, _parsed, _parser, main, rerank_many
 from colbert_rag.cli.candidates import read_ranked
 from colbert_rag.cli.runs import RunFile
@@ -246,6 +246,24 @@ def test_the_model_of_an_index_ranks_unless_another_is_named(
     model = ColBERT.from_pretrained(tiny_checkpoint, document_length=length, **exact)
     lists = {query: ["mars", "saturn", "moon"] for query in QUERIES}
     assert same(read_trec(folder / "out.trec"), expected(model, lists))
+
+
+def test_the_model_of_an_index_that_also_ranks_is_opened_once(
+    folder: Path, index: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[ColBERT] = []
+    share = colbert.shared
+
+    def noted(settings: Settings) -> ColBERT:
+        opened.append(share(settings))
+        return opened[-1]
+
+    monkeypatch.setattr(colbert, "shared", noted)
+    command = ["rerank", "--queries", "q.tsv", "--index", index, "--to", "out.trec"]
+
+    assert main([*command, "--device", "cpu", "--dtype", "float32"]) == 0
+    assert len(opened) == 2
+    assert opened[0] is opened[1]
 
 
 @pytest.mark.parametrize("stage", [["--bm25"], ["--index", "c.sqlite"]], ids=["bm25", "index"])

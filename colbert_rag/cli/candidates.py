@@ -7,14 +7,15 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from colbert_rag.cli.indexes import known_info, open_own_model, where
+from colbert_rag.cli.indexes import known_info, own_settings, where
 from colbert_rag.cli.options import (
     UsageError,
     counted_truncation,
+    open_model,
     parse_count,
     settings_of,
 )
@@ -159,7 +160,8 @@ def _from_index(
     arguments: argparse.Namespace, queries: Mapping[str, str], depth: int | None
 ) -> Job:
     place = where(arguments, arguments.index)
-    model = open_own_model(arguments, known_info(place))
+    # As the model that ranks is opened, which is this very one unless another is named.
+    model = open_model(replace(own_settings(arguments, known_info(place)), document_cache=None))
     with place.open(model, read_only=True) as index, counted_truncation(model):
         found = index.search_many(list(queries.values()), depth or index.count())
     hits = dict(zip(queries, found, strict=True))

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import add_server, known_info, open_own_model, where
+from colbert_rag.cli.indexes import add_server, known_info, own_settings, where
 from colbert_rag.cli.options import (
     UsageError,
     add_long_documents,
@@ -250,7 +250,7 @@ def _first_stage(arguments: argparse.Namespace, stage: _FirstStage, opened: Exit
     if stage.kind == "bm25":
         return bm25(depth=found)
     place = where(arguments, stage.name)
-    model = open_own_model(arguments, known_info(place))
+    model = open_model(own_settings(arguments, known_info(place)))
     return searched(opened.enter_context(place.open(model, read_only=True)), depth=found)
 
 

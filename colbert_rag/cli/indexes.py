@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
-from colbert_rag.cli.options import UsageError, open_model, settings_of
+from colbert_rag.cli.options import UsageError, settings_of
 from colbert_rag.cli.output import note
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from colbert_rag.codings import VectorCoding
     from colbert_rag.colbert import ColBERT
     from colbert_rag.index import Index, IndexInfo
+    from colbert_rag.settings import Settings
 
 API_KEY = "QDRANT_API_KEY"
 """The environment variable that holds the key of a server unless another one is named."""
@@ -222,15 +223,14 @@ def known_info(place: Where) -> IndexInfo:
     return info
 
 
-def open_own_model(arguments: argparse.Namespace, info: IndexInfo) -> ColBERT:
+def own_settings(arguments: argparse.Namespace, info: IndexInfo) -> Settings:
     """The model that made an index, where options say how another one reads that ranks as well.
 
     Raises:
-        UsageError: the device is not there.
-        CheckpointError: the checkpoint cannot be opened.
+        UsageError: an option is out of range.
     """
     running = {name: getattr(arguments, name) for name in RUNNING}
-    return open_model(settings_of(argparse.Namespace(checkpoint=None, **running), info))
+    return settings_of(argparse.Namespace(checkpoint=None, **running), info)
 
 
 def is_index(path: str) -> bool:
