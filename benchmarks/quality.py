@@ -162,15 +162,12 @@ def measure(
     }
     figures = PUBLISHED.get((name, len(queries)), (None,) * len(KEYS))
     published = dict(zip(KEYS, figures, strict=True))
+    of: dict[str, object] = {} if depth is None else {"of": f"BM25's top {depth}"}
     table.rows += [
-        _row(key, results, None if depth else published.get(key)) | _of(key, depth)
-        for key in results
+        _row(key, results, None if depth else published.get(key)) | of for key in results
     ]
     table.notes += [_dtype_note(results, other), *NOTES]
-    types.rows += [
-        {"collection": name, **row, **_of((name, str(row["of"])), depth)}
-        for row in _type_rows(results, other)
-    ]
+    types.rows += [{"collection": name, **row, **of} for row in _type_rows(results, other)]
     if len(queries) < len(judged) and any(figures):
         table.notes.append(UNKNOWN_QUERIES)
     return table
@@ -185,11 +182,6 @@ def _narrowed(found: Collection, queries: list[str], depth: int) -> Collection:
         documents={name: found.documents[name] for name in kept},
         candidates=candidates,
     )
-
-
-def _of(key: Key, depth: int | None) -> dict[str, object]:
-    """The column that says what was ranked."""
-    return {"of": key[1] if depth is None else f"BM25's top {depth}"}
 
 
 def _runs(found: Collection, queries: list[str], other: str, *, pooled: bool) -> dict[Key, Run]:
@@ -224,12 +216,22 @@ def _row(key: Key, results: Mapping[Key, Quality], published: float | None) -> d
     }
 
 
+def _changes(results: Mapping[Key, Quality], dtype: str) -> dict[str, float]:
+    """By how much another type moves nDCG@10, by what was ranked."""
+    return {
+        of: results[f"offline-minilm {dtype}", of].ndcg - exact.ndcg
+        for (ranking, of), exact in results.items()
+        if ranking == LATE
+    }
+
+
 def _type_rows(results: Mapping[Key, Quality], dtype: str) -> list[dict[str, object]]:
     """nDCG@10 in both types; no row where they are the same."""
     rows: list[dict[str, object]] = []
-    for of in (of for ranking, of in results if ranking == LATE and dtype != "float32"):
+    if dtype == "float32":
+        return rows
+    for of, change in _changes(results, dtype).items():
         exact, rounded = results[LATE, of], results[f"offline-minilm {dtype}", of]
-        change = rounded.ndcg - exact.ndcg
         rows.append(
             {
                 "queries": len(exact.ndcgs),
@@ -249,15 +251,8 @@ def _type_rows(results: Mapping[Key, Quality], dtype: str) -> list[dict[str, obj
 def _dtype_note(results: Mapping[Key, Quality], dtype: str) -> str:
     if dtype == "float32":
         return "The default dtype here is float32, so that there is none to compare with it."
-    changes = [
-        results[f"offline-minilm {dtype}", of].ndcg - results[LATE, of].ndcg
-        for ranking, of in results
-        if ranking == LATE
-    ]
-    words = zip(changes, ("reranked", "retrieved"), strict=False)
-    verdict = "within" if max(map(abs, changes)) <= DTYPE_TOLERANCE else "NOT within"
-    return (
-        f"{dtype} changes nDCG@10 by "
-        f"{' and '.join(f'{change:+.4f} {word}' for change, word in words)}, {verdict} "
-        f"{DTYPE_TOLERANCE}."
-    )
+    changes = _changes(results, dtype)
+    words = {TOP: "reranked", WHOLE: "retrieved"}
+    verdict = "within" if max(map(abs, changes.values())) <= DTYPE_TOLERANCE else "NOT within"
+    said = " and ".join(f"{change:+.4f} {words[of]}" for of, change in changes.items())
+    return f"{dtype} changes nDCG@10 by {said}, {verdict} {DTYPE_TOLERANCE}."

@@ -184,16 +184,21 @@ SMALL_RANKINGS = Rankings(
 )
 
 
-def test_late_interaction_reranks_and_retrieves_from_one_encoding(monkeypatch: pytest.MonkeyPatch):
-    encoded: list[str] = []
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every document that is encoded while the test runs."""
+    seen: list[str] = []
     documents = TextEncoder.documents
 
     def watched(self: TextEncoder, texts: list[str], **options: bool):
-        encoded.extend(texts)
+        seen.extend(texts)
         return documents(self, texts, **options)
 
     monkeypatch.setattr(TextEncoder, "documents", watched)
+    return seen
 
+
+def test_late_interaction_reranks_and_retrieves_from_one_encoding(encoded: list[str]):
     assert late_interaction(SMALL, ["q1", "q2"], "float32") == SMALL_RANKINGS
     assert encoded == list(SMALL.documents.values())
 
@@ -293,16 +298,7 @@ def test_quality_of_a_named_dtype_asks_for_nothing_else(
     assert len(types.rows) == 2
 
 
-def test_quality_at_a_depth_encodes_no_other_document(monkeypatch: pytest.MonkeyPatch, small: None):
-    encoded: list[str] = []
-    documents = TextEncoder.documents
-
-    def watched(self: TextEncoder, texts: list[str], **options: bool):
-        encoded.extend(texts)
-        return documents(self, texts, **options)
-
-    monkeypatch.setattr(TextEncoder, "documents", watched)
-
+def test_quality_at_a_depth_encodes_no_other_document(small: None, encoded: list[str]):
     table, types = quality.run(
         Plan(1, quick=True, collections=("small",), dtype="bfloat16", depth=1)
     )
