@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -150,8 +151,20 @@ def test_the_name_of_a_collection_is_text_in_a_page(folder: Path, tmp_path: Path
 
     main(["evaluate", str(named), "--run", str(named / "a.trec"), "--html", str(page)])
 
-    assert "<title>&lt;b&gt;&amp;</title>" in page.read_text()
-    assert "<b>&" not in page.read_text()
+    text = page.read_text()
+    assert "<title>&lt;b&gt;&amp;</title>" in text
+    assert "<b>&" not in text
+    # As in the page of `explain`: nothing runs, and nothing is fetched.
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode elsewhere")
+def test_the_name_of_a_collection_need_not_be_unicode(folder: Path, tmp_path: Path) -> None:
+    named, page = tmp_path / "bad\udcff", tmp_path / "page.html"
+    folder.rename(named)
+
+    assert main(["evaluate", str(named), "--run", str(named / "a.trec"), "--html", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 @needs_bm25

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,8 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import note, say, say_json, shows_progress, width
+from colbert_rag.cli.web_page import web_page
+from colbert_rag.display import Html
 from colbert_rag.settings import OFFLINE_CHECKPOINT
 
 if TYPE_CHECKING:
@@ -266,8 +267,9 @@ def _write(view: Evaluation, arguments: argparse.Namespace) -> None:
     from colbert_rag.evaluation import write_run
 
     if arguments.html:
-        page = f"<!doctype html><meta charset=utf-8><title>{escape(view.collection.name)}</title>"
-        Path(arguments.html).write_text(f"{page}{view.to_html()}\n", encoding="utf-8")
+        page = web_page(view.collection.name, Html(view.to_html()))
+        # A folder's name that is not valid Unicode must not make the page impossible.
+        Path(arguments.html).write_text(page, encoding="utf-8", errors="backslashreplace")
     if arguments.save_runs:
         folder = Path(arguments.save_runs)
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ from colbert_rag.cli.options import (
 from colbert_rag.cli.output import note, say_json, width
 from colbert_rag.cli.rerank import best_documents, read_batches
 from colbert_rag.cli.sources import FORMS, add_reading
-from colbert_rag.display import Html, element, markup, one_line
+from colbert_rag.cli.web_page import web_page
+from colbert_rag.display import Html, element, one_line
 
 if TYPE_CHECKING:
     from colbert_rag.explanation import Explanation
@@ -44,16 +45,6 @@ examples:
   colbert-rag explain "red planet" facts.jsonl --rank 2
   colbert-rag explain "red planet" facts.jsonl --html why.html
   echo "We ship to Europe." | colbert-rag explain "delivery" --json"""
-
-# No script runs in the page, and nothing is fetched, whatever a document holds.
-HEAD = Html(
-    '<meta charset="utf-8">\n'
-    '<meta name="viewport" content="width=device-width">\n'
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
-    "<style>:root{color-scheme:light dark}body{max-width:980px;margin:24px auto;padding:0 12px;"
-    "font:14px/1.5 system-ui,sans-serif}h1{font-size:16px;overflow-wrap:anywhere}</style>\n"
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -107,10 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def page(heading: str, explanation: Explanation) -> str:
     """A web page that needs nothing else."""
-    title = element("title", one_line(f"{explanation.query} - {heading}"))
-    body = element("body", element("h1", heading), Html(f"\n{explanation.to_html()}"))
-    head = element("head", Html("\n"), HEAD, title)
-    return f"<!DOCTYPE html>\n{markup(element('html', head, body))}\n"
+    title = f"{explanation.query} - {heading}"
+    return web_page(title, element("h1", heading), Html(f"\n{explanation.to_html()}"))
 
 
 def _styled() -> bool:
