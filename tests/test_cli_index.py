@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,8 @@ from colbert_rag.cli import indexes, main, search
 from colbert_rag.index import LocalIndex, QdrantIndex
 from colbert_rag.index.local import snapshot
 from tests.helpers.qdrant_http import API_KEY, serve
+from tests.helpers.shell import Run, runner
 from tests.test_cli import CONTENTS, CUT, FACTS, QUERY, loaded_by, records, refused
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -37,13 +36,7 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command: status, standard output, standard error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run_command
+    return runner(capsys)
 
 
 @pytest.fixture

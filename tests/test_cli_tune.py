@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from colbert_rag import shared_colbert
-from colbert_rag.cli import main
 from colbert_rag.cli.search import EFFORTS as OFFERED
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import Document, LocalIndex
@@ -19,20 +17,13 @@ from colbert_rag.index.local.level.effort import EFFORTS
 from colbert_rag.index.local.searcher import Searcher
 from tests.helpers.index_fakes import sentences
 from tests.helpers.index_levels import INFO
+from tests.helpers.shell import Run, runner
 from tests.test_cli import refused
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command: status, standard output, standard error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        status = main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run_command
+    return runner(capsys)
 
 
 @pytest.fixture
