@@ -580,6 +580,9 @@ def test_a_file_of_a_newer_format_asks_for_an_upgrade(path: Path):
         pytest.param(
             "UPDATE settings SET value = 'x' WHERE name = 'edits'", "counters", id="counters"
         ),
+        pytest.param(
+            "UPDATE settings SET value = 'x' WHERE name = 'documents'", "counters", id="documents"
+        ),
         pytest.param("UPDATE documents SET metadata = '{'", "differ|not what was", id="metadata"),
     ],
 )

@@ -95,7 +95,7 @@ class Searcher:
         """By way of the level; None where that cannot or should not be."""
         if self.level is None or how.exact:
             return None
-        documents, tokens = self._record.totals()
+        documents, tokens = self._rows.counted("documents", "tokens")
         choice = Choice.read(self._database)
         number = how.effort or choice.effort
         effort = EFFORTS[number]
@@ -126,8 +126,7 @@ class Searcher:
 
     def is_empty(self) -> bool:
         """Whether the index holds no document."""
-        documents, _ = self._record.totals()
-        return documents == 0
+        return self._rows.counted("documents") == [0]
 
     def optimize(self, *, show_progress: bool, by_itself: bool = False) -> None:
         """Make the level, or bring it up to date, where it is needed or asked for.
@@ -138,7 +137,7 @@ class Searcher:
         """
         if self.level is None:
             return
-        _, tokens = self._database.read(self._record.totals)
+        (tokens,) = self._database.read(self._rows.counted, "tokens")
         if tokens >= (APPROXIMATE_FROM if by_itself else 1):
             # Others lack sparse products.
             device = self._device if self._device.startswith("cuda") else "cpu"

@@ -107,7 +107,7 @@ class Level:
             self._filters.clear()
         self._edits = edits
         # A file of a history that went another way could lack a document.
-        documents, _ = self._record.totals()
+        (documents,) = self._rows.counted("documents")
         return int(self._alive.sum()) + len(self._behind.positions) == documents
 
     def best(

@@ -176,7 +176,7 @@ class Maker:
         begun = [mark for mark in marks if self._file.aside(mark.token.hex()).exists()]
         if not begun:
             return None
-        _, tokens = self._record.totals()
+        (tokens,) = self._rows.counted("tokens")
         _, before = self._record.totals_to(begun[-1].last)
         return begun[-1] if 0 < tokens <= 2 * before else None
 
