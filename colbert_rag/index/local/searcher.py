@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Hit
 from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.level.choice import Choice
+from colbert_rag.index.local.level.choice import read_choice
 from colbert_rag.index.local.level.effort import EFFORTS
 from colbert_rag.index.local.level.file import LevelFile
 from colbert_rag.index.local.level.level import Best, Level
@@ -96,7 +97,7 @@ class Searcher:
         if self.level is None or how.exact:
             return None
         documents, tokens = self._rows.counted("documents", "tokens")
-        choice = Choice.read(self._database)
+        choice = read_choice(self._database)
         number = how.effort or choice.effort
         effort = EFFORTS[number]
         if how.exact is None and (
