@@ -20,7 +20,7 @@ import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError, IndexStorageError
-from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex
+from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex, kmeans
 from colbert_rag.index.choice import Choice
 from colbert_rag.index.local import claim, searcher
 from colbert_rag.index.local.level import candidates, level, making, postings
@@ -54,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searcher, "APPROXIMATE_FROM", 1000)
     monkeypatch.setattr(level, "_BEHIND", 1000)
     monkeypatch.setattr(postings, "BLOCK", 256)
-    monkeypatch.setattr(making, "_CENTROIDS", 2)
+    monkeypatch.setattr(kmeans, "_CENTROIDS", 2)
     monkeypatch.setattr(candidates, "_ALL", 0)
     for number, effort in enumerate([(2, 40, 10), (4, 80, 20), (8, 120, 40), (12, 160, 60)], 1):
         monkeypatch.setitem(EFFORTS, number, Effort(*effort))
