@@ -594,6 +594,16 @@ def test_an_index_with_parts_missing_is_noticed(path: Path, statement: str, help
         LocalIndex(path, WordEncoder()).search("mars", 100, {"n": None})
 
 
+def test_a_publication_names_the_file_that_is_damaged(path: Path, tmp_path: Path):
+    fill(path)
+    alter(path, "DROP TABLE vectors")
+
+    with LocalIndex(path) as index, pytest.raises(IndexCorruptError, match="no such table") as told:
+        index.publish(tmp_path / "other.sqlite")
+
+    assert str(told.value).startswith(str(path))
+
+
 def alter(path: Path, statement: str) -> None:
     connection = sqlite3.connect(path)
     connection.execute(statement)
