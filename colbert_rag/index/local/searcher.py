@@ -19,10 +19,10 @@ from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level.choice import read_choice
 from colbert_rag.index.local.level.effort import EFFORTS
 from colbert_rag.index.local.level.file import LevelFile
-from colbert_rag.index.local.level.level import Best, Level
+from colbert_rag.index.local.level.level import Level
 from colbert_rag.index.local.level.record import LevelRecord
 from colbert_rag.index.local.rows import Rows
-from colbert_rag.index.local.selection import best_positions
+from colbert_rag.index.local.selection import Best, best_positions
 from colbert_rag.index.local.shared import SharedVectors
 from colbert_rag.index.local.snapshot import Snapshot
 
