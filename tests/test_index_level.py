@@ -20,10 +20,11 @@ import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError, IndexStorageError
-from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex
+from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex, kmeans
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.local import claim, searcher
 from colbert_rag.index.local.level import candidates, level, making, postings
-from colbert_rag.index.local.level.choice import Choice
+from colbert_rag.index.local.level.choice import read_choice, write_choice
 from colbert_rag.index.local.level.effort import EFFORTS, Effort
 from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 from tests.helpers.index_levels import (
@@ -53,7 +54,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searcher, "APPROXIMATE_FROM", 1000)
     monkeypatch.setattr(level, "_BEHIND", 1000)
     monkeypatch.setattr(postings, "BLOCK", 256)
-    monkeypatch.setattr(making, "_CENTROIDS", 2)
+    monkeypatch.setattr(kmeans, "_CENTROIDS", 2)
     monkeypatch.setattr(candidates, "_ALL", 0)
     for number, effort in enumerate([(2, 40, 10), (4, 80, 20), (8, 120, 40), (12, 160, 60)], 1):
         monkeypatch.setitem(EFFORTS, number, Effort(*effort))
@@ -387,7 +388,8 @@ def test_recall_is_not_measured_without_a_query_or_a_level(index: LocalIndex, pa
 def test_publishing_over_the_level_of_another_model(
     index: LocalIndex, path: Path, tmp_path: Path, dim: int, count: int, is_large: bool
 ) -> None:
-    index._database.write(Choice(effort=5, recall=1.0, queries=9).write, index._database)
+    choice = Choice(effort=5, recall=1.0, queries=9)
+    index._database.write(write_choice, index._database, choice)
     other = IndexInfo(checkpoint="tests/other", fingerprint="e" * 64, dim=dim, recipe={})
     listed, vectors = documents(count, seed=3, prefix="o")
     values = torch.nn.functional.normalize(vectors.values[:, :dim].float(), dim=1)
@@ -400,7 +402,7 @@ def test_publishing_over_the_level_of_another_model(
     with LocalIndex(path) as published:
         assert published.info == other
         assert published._database.read(published._searcher.has_level) == is_large
-        assert published._database.read(Choice.read, published._database) == Choice()
+        assert published._database.read(read_choice, published._database) == Choice()
         published.verify()
         for exact in (True, False):
             found = published.search_embeddings(vectors[:9], 1, exact=exact)
@@ -645,7 +647,7 @@ def test_recall_is_measured_and_the_choice_recorded(index: LocalIndex, path: Pat
     reaching = [way.effort for way in measured.efforts if way.recall >= 0.9]
     assert measured.chosen == reaching[0]
     with LocalIndex(path) as other:
-        choice = other._database.read(Choice.read, other._database)
+        choice = other._database.read(read_choice, other._database)
         assert (choice.effort, choice.k, choice.queries) == (measured.chosen, 5, 20)
         assert search(other) == search(other, effort=measured.chosen)
     table = str(measured).splitlines()
@@ -713,7 +715,7 @@ def test_a_choice_that_is_unreadable_is_none(index: LocalIndex) -> None:
                 "REPLACE INTO settings VALUES ('effort', ?)", (value,)
             )
         )
-        choice = index._database.read(Choice.read, index._database)
+        choice = index._database.read(read_choice, index._database)
         assert (choice, type(choice.effort)) == (Choice(), int)
         assert search(index) == search(index, effort=3)
 

@@ -580,6 +580,9 @@ def test_a_file_of_a_newer_format_asks_for_an_upgrade(path: Path):
         pytest.param(
             "UPDATE settings SET value = 'x' WHERE name = 'edits'", "counters", id="counters"
         ),
+        pytest.param(
+            "UPDATE settings SET value = 'x' WHERE name = 'documents'", "counters", id="documents"
+        ),
         pytest.param("UPDATE documents SET metadata = '{'", "differ|not what was", id="metadata"),
     ],
 )
@@ -589,6 +592,16 @@ def test_an_index_with_parts_missing_is_noticed(path: Path, statement: str, help
 
     with pytest.raises(IndexCorruptError, match=help):
         LocalIndex(path, WordEncoder()).search("mars", 100, {"n": None})
+
+
+def test_a_publication_names_the_file_that_is_damaged(path: Path, tmp_path: Path):
+    fill(path)
+    alter(path, "DROP TABLE vectors")
+
+    with LocalIndex(path) as index, pytest.raises(IndexCorruptError, match="no such table") as told:
+        index.publish(tmp_path / "other.sqlite")
+
+    assert str(told.value).startswith(str(path))
 
 
 def alter(path: Path, statement: str) -> None:

@@ -437,6 +437,20 @@ def test_recall_is_measured_and_its_effort_kept_for_all_clients(client: Watched)
     assert found.efforts[0].recall == pytest.approx(sum(parts) / len(parts))
 
 
+@pytest.mark.parametrize(
+    ("recorded", "effort"),
+    [
+        *((value, 3) for value in ("nonsense", {"effort": [1]}, {"effort": 77}, {"unknown": 1})),
+        ({"effort": 2, "recall": 1, "k": 10, "queries": 5}, 2),  # 1.0, as a server may give it back
+    ],
+)
+def test_a_choice_that_is_unreadable_is_none(client: Watched, recorded: object, effort: int):
+    filled(client)
+    client.update_collection("t", metadata={"colbert_rag_effort": recorded})
+
+    assert Shelf(client, "t").current().effort == effort
+
+
 def test_a_query_gains_by_what_its_centroids_are_nearer_than_the_next():
     generator = torch.Generator().manual_seed(0)
     values = torch.nn.functional.normalize(torch.randn(40, 8, generator=generator), dim=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from colbert_rag.cli.options import (
     parse_number,
     settings_of,
 )
-from colbert_rag.cli.output import say, say_json
+from colbert_rag.cli.output import say, say_json, shows_progress
 
 if TYPE_CHECKING:
     from colbert_rag.index.base import Index
@@ -91,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"{place.name} holds no document, so there is nothing to measure")
         if index.stats().tokens == 0:
             raise UsageError(f"no text of {place.name} has words, so there is nothing to measure")
-        index.optimize(show_progress=sys.stderr.isatty())
+        index.optimize(show_progress=shows_progress())
         measured = _measured(index, queries, arguments)
     if arguments.json:
         say_json(measured.to_dict())

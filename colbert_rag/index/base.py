@@ -12,6 +12,7 @@ from torch import Tensor
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import InvalidFilterError
 from colbert_rag.index import ingest
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import (
     Changes,
@@ -24,7 +25,7 @@ from colbert_rag.index.documents import (
 )
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.index.info import IndexStats
-from colbert_rag.index.recall import WANTED, Recall
+from colbert_rag.index.recall import WANTED, Asking, Recall
 from colbert_rag.index.searching import Searchable
 from colbert_rag.inputs import has_words
 from colbert_rag.model import Model
@@ -246,7 +247,6 @@ class Index(Searchable):
             show_progress: Draw a bar.
         """
 
-    @abstractmethod
     def recall(
         self,
         queries: Sequence[str] | TokenEmbeddings | None = None,
@@ -255,11 +255,40 @@ class Index(Searchable):
         sample: int = 100,
         wanted: float = WANTED,
     ) -> Recall:
-        """Measure what searches that are not exact find, and record the effort that is enough.
+        """Measure what searches that are not exact find, and choose the effort for this index.
+
+        Every effort is compared with the exact search. The smallest one that finds the part
+        `wanted` of the best `k` is recorded in the index, unless that is open for reading only.
+
+        Args:
+            queries: Such as your users ask; vectors need no model. None takes pieces of stored
+                passages, which are a little easier.
+            k: How many of the best documents count.
+            sample: How many of the queries are asked, at most.
+            wanted: From 0 to 1.
 
         Raises:
             ValueError: every search is exact (see `optimize`), or an argument is out of range.
         """
+        asking = Asking(k, sample, wanted)
+        self._check_efforts()
+        found = asking.compare(self, asking.queries(self, queries, self._passages))
+        self._choose(
+            Choice(effort=found.chosen, recall=found.reached, k=found.k, queries=found.queries)
+        )
+        return found
+
+    @abstractmethod
+    def _check_efforts(self) -> None:
+        """Refuse to measure efforts where every search is exact, by a `ValueError`."""
+
+    @abstractmethod
+    def _passages(self, count: int) -> TokenEmbeddings:
+        """The vectors of at most so many documents that have words, from all over the index."""
+
+    @abstractmethod
+    def _choose(self, choice: Choice) -> None:
+        """Record an effort for the searches to come, unless the index is open for reading only."""
 
     @abstractmethod
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:

@@ -7,7 +7,7 @@ from typing import Self
 
 from colbert_rag.settings import whole_number
 
-MOST_EFFORT = 5
+MOST_EFFORT, DEFAULT_EFFORT = 5, 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ about the square root as many groups, and each group has centroids of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,15 @@ _ROUNDS = 8
 
 # Vectors compared with centroids at once.
 _ROWS = 2**16
+
+# Centroids for so many vectors are this times the square root.
+_CENTROIDS = 12
+
+# Of the sample: vectors for each centroid, and bytes of float16 at most.
+_SAMPLED, _SAMPLE_BYTES = 64, 640 * 2**20
+
+SPREAD = 4
+"""Of so many of a document's vectors one is in the sample, so that many documents are in it."""
 
 # Vectors of the sample for each group, and for each centroid at the least.
 _PER_GROUP, _LEAST = 256, 8
@@ -82,13 +91,22 @@ class Centroids:
         return codes.cpu(), similarities.cpu()
 
 
+def centroids_for(vectors: float) -> int:
+    """How many centroids an index of so many vectors gets."""
+    return round(_CENTROIDS * math.sqrt(vectors))
+
+
+def sample_for(vectors: float, count: int, dim: int) -> float:
+    """How many of the vectors, of width `dim`, such `count` centroids are trained on, at most."""
+    return min(vectors, _SAMPLED * count, _SAMPLE_BYTES / (2 * dim))
+
+
 def train(
     sample: Tensor,
     count: int,
     *,
     seed: int,
     device: str = "cpu",
-    tell: Callable[[int], object] = lambda done: None,
 ) -> Centroids:
     """Find about `count` centroids, the same for the same sample and seed.
 
@@ -99,7 +117,6 @@ def train(
         count: How many; fewer where the sample has fewer than eight vectors for each.
         seed: Of the vectors that it begins with.
         device: Where to compute.
-        tell: Called with the number of vectors that are done, as groups are.
     """
     count = max(1, min(count, len(sample) // _LEAST))
     random = np.random.default_rng(seed)
@@ -109,14 +126,12 @@ def train(
     parts = [(part.to(groups) @ groups.T).argmax(1).cpu() for part in sample.split(_ROWS)]
     group = torch.cat(parts)
     order, sizes = group.argsort(stable=True), torch.bincount(group, minlength=group_count)
-    values, counts, done = [], [], 0
+    values, counts = [], []
     for rows in order.split(sizes.tolist()):
         share = max(1, min(len(rows) // _LEAST, round(count * len(rows) / len(sample))))
         if len(rows):
             values.append(_lloyd(sample[rows].to(device, torch.float32), share, random))
         counts.append(share if len(rows) else 0)
-        done += len(rows)
-        tell(done)
     bounds = torch.tensor([0, *counts]).cumsum(0)
     return Centroids(torch.cat(values).cpu(), groups.cpu(), bounds)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ import torch
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import ingest
 from colbert_rag.index.documents import Hit
+from colbert_rag.index.how import MOST_EFFORT
 from colbert_rag.settings import whole_number
 
 if TYPE_CHECKING:
@@ -121,22 +122,27 @@ class Asking:
             ValueError: one is out of range.
         """
         self._k = whole_number("k", k, least=1)
-        self.sample = whole_number("sample", sample, least=1)
+        self._sample = whole_number("sample", sample, least=1)
         self._wanted = _part(wanted)
 
     def queries(
         self,
         index: Index,
         queries: Sequence[str] | TokenEmbeddings | None,
-        passages: Callable[[], TokenEmbeddings],
+        passages: Callable[[int], TokenEmbeddings],
     ) -> TokenEmbeddings:
         """The vectors of what was given, else pieces of stored passages.
+
+        Args:
+            index: Whose model encodes texts.
+            queries: Texts or vectors; None takes passages.
+            passages: Gives the vectors of so many of them, at most.
 
         Raises:
             ValueError: there are none.
         """
         given = None if queries is None else _vectors(index, queries)
-        asked = _pieces(passages()) if given is None else _some(given, self.sample)
+        asked = _pieces(passages(self._sample)) if given is None else _some(given, self._sample)
         if not len(asked):
             raise ValueError(
                 f"of the passages that were drawn from {index.name}, none has words to make a "
@@ -146,14 +152,14 @@ class Asking:
             )
         return asked
 
-    def compare(self, index: Index, asked: TokenEmbeddings, efforts: Iterable[int]) -> Recall:
+    def compare(self, index: Index, asked: TokenEmbeddings) -> Recall:
         """Every effort, from the smallest, beside the exact search."""
         # Together, since each would read everything; a few of them alone for the time.
         best = index.search_embeddings(asked, self._k, exact=True)
         exact, _ = _timed(index, asked[:_TIMED], self._k, None)
         truth = [{hit.id for hit in hits} for hits in best]
         ways = []
-        for effort in efforts:
+        for effort in range(1, MOST_EFFORT + 1):
             times, found = _timed(index, asked, self._k, effort)
             ways.append(_measured(effort, times, _part_found(truth, found)))
         chosen = next((way for way in ways if way.recall >= self._wanted), ways[-1])
@@ -205,14 +211,13 @@ def _timed(
     index: Index, queries: TokenEmbeddings, k: int, effort: int | None
 ) -> tuple[list[float], list[list[Hit]]]:
     """Milliseconds of each query, asked alone, and what it found; `effort` None is exact."""
+    exact = effort is None
     times, found = [], []
-    index.search_embeddings(
-        queries[:1], k, exact=effort is None, effort=effort
-    )  # reads what is cold
+    index.search_embeddings(queries[:1], k, exact=exact, effort=effort)  # reads what is cold
     for number in range(len(queries)):
         query = queries[number : number + 1]
         start = time.perf_counter()
-        found += index.search_embeddings(query, k, exact=effort is None, effort=effort)
+        found += index.search_embeddings(query, k, exact=exact, effort=effort)
         times.append(1e3 * (time.perf_counter() - start))
     return times, found
 

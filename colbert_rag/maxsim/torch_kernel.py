@@ -56,16 +56,19 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings | CodedEmbe
     """
     values, starts = documents.values, documents.offsets
     # Not by way of the documents' type: that would round a query which the products need not round.
-    coded = isinstance(documents, CodedEmbeddings)
-    dtype = torch.float32 if coded else product_dtype(values)
+    convert: Callable[[Tensor, Tensor], object] | None
+    if isinstance(documents, CodedEmbeddings):
+        dtype, convert = torch.float32, documents.coding.decode
+    else:
+        dtype = product_dtype(values)
+        convert = None if values.dtype == dtype else _converted
     vectors = queries.values.to(values.device, dtype)
     # The type is said, because the caller may have set another default.
     scores = torch.empty(len(queries), len(documents), dtype=torch.float32, device=values.device)
     query_starts = queries.offsets.tolist()
     chunks = list(runs_of_documents(queries.offsets, _QUERY_ROWS))
     width = max((query_starts[j] - query_starts[i] for i, j in chunks), default=1)
-    convert = documents.coding.decode if isinstance(documents, CodedEmbeddings) else _converted
-    block = _Block(vectors, width, convert if coded or values.dtype != dtype else None)
+    block = _Block(vectors, width, convert)
     for first, last in runs_of_documents(starts, block.rows):
         block.load(values[starts[first] : starts[last]], starts[first : last + 1] - starts[first])
         for begin, end in chunks:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
-from colbert_rag.index import Document, IndexInfo, LocalIndex
+from colbert_rag.index import Document, IndexInfo, LocalIndex, kmeans
 from colbert_rag.index.local import searcher
-from colbert_rag.index.local.level import candidates, level, making, postings
+from colbert_rag.index.local.level import candidates, level, postings
 from tests.helpers.index_processes import DOCUMENTS  # noqa: F401  # the server preloads it
 
 DIM, ROWS, TOPICS = 32, 12, 60
@@ -54,7 +54,7 @@ def make_small() -> None:
     searcher.APPROXIMATE_FROM = 1000
     level._BEHIND = 300
     postings.BLOCK = 256
-    making._CENTROIDS = 2
+    kmeans._CENTROIDS = 2
     candidates._ALL = 0
 
 

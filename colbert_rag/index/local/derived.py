@@ -110,11 +110,12 @@ class DerivedFile:
         """
         return Path(f"{self.path}-{name or secrets.token_hex(8)}")
 
-    def write(self, aside: Path, fill: Callable[[BufferedRandom], object]) -> None:
+    def write(self, fill: Callable[[BufferedRandom], object]) -> None:
         """Make the file by `fill`, and put it in the place of the one that is there.
 
         Whatever goes wrong, what was written aside is removed.
         """
+        aside = self.aside()
         try:
             with open(aside, "x+b", opener=private) as file:
                 fill(file)

@@ -13,20 +13,20 @@ from torch import Tensor
 from colbert_rag.codings import VectorCoding, coding_named
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index, Result
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_ids
 from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.level.choice import write_choice
 from colbert_rag.index.local.lookup import documents_at, embeddings_at, encoded_page, vectors_of
 from colbert_rag.index.local.opening import resolved
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.rewriting import Rewriting
 from colbert_rag.index.local.rows import Rows
 from colbert_rag.index.local.searcher import Searcher
-from colbert_rag.index.local.tuning import measure
-from colbert_rag.index.recall import WANTED, Recall
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -217,33 +217,6 @@ class LocalIndex(Index):
         self._database.check_writable()
         self._searcher.optimize(show_progress=show_progress)
 
-    def recall(
-        self,
-        queries: Sequence[str] | TokenEmbeddings | None = None,
-        k: int = 10,
-        *,
-        sample: int = 100,
-        wanted: float = WANTED,
-    ) -> Recall:
-        """Measure what searches that are not exact find, and choose the effort for this index.
-
-        Every effort is compared with the exact search. The smallest one that finds the part
-        `wanted` of the best `k` is recorded in the file, unless that is open for reading only.
-
-        Args:
-            queries: Such as your users ask; vectors need no model. None takes pieces of stored
-                passages, which are a little easier.
-            k: How many of the best documents count.
-            sample: How many of the queries are asked, at most.
-            wanted: From 0 to 1.
-
-        Raises:
-            ValueError: there is no level (see `optimize`), or an argument is out of range.
-        """
-        return measure(
-            self, self._searcher, self._database, queries, k=k, sample=sample, wanted=wanted
-        )
-
     def convert(self, vectors: VectorCoding, *, show_progress: bool = False) -> None:
         """Store all vectors in another way: one commit, which a failure or a kill leaves out.
 
@@ -310,6 +283,20 @@ class LocalIndex(Index):
 
     def _is_empty(self) -> bool:
         return self._database.read(self._searcher.is_empty)
+
+    def _check_efforts(self) -> None:
+        if not self._database.read(self._searcher.has_level):
+            raise ValueError(
+                f"{self.name} has no level, so every search is exact, and there is nothing to "
+                "measure: optimize() makes one, or warns of what is in its way"
+            )
+
+    def _passages(self, count: int) -> TokenEmbeddings:
+        return self._database.read(self._searcher.sampled, count)
+
+    def _choose(self, choice: Choice) -> None:
+        if not self._database.read_only:
+            self._database.write(write_choice, self._database, choice)
 
     def _known(self, ids: Sequence[str]) -> Mapping[str, Stored]:
         return self._database.read(self._rows.known, ids)

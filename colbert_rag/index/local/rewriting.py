@@ -49,8 +49,10 @@ class Rewriting:
         rows = Rows(target, self.info.dim)
         rows.clear()
         last = 0
+        # Reads of their own, or what is wrong with the source would be said of the target.
         while page := self.database.read(self.rows.page, last, _PAGE):
-            vectors = self.rows.coded(torch.tensor(list(page), dtype=torch.int64))
+            positions = torch.tensor(list(page), dtype=torch.int64)
+            vectors = self.database.read(self.rows.coded, positions)
             rows.insert(list(page.values()), vectors)
             last = max(page)
         target.record(Record(self.info, self.database.coding))

@@ -51,7 +51,7 @@ class Rows:
 
     def counters(self) -> tuple[int, int]:
         """How often documents were removed, and how often metadata alone was changed."""
-        removals, edits = self._numbers("removals", "edits")
+        removals, edits = self.counted("removals", "edits")
         return removals, edits
 
     def count(self) -> int:
@@ -73,14 +73,15 @@ class Rows:
 
     def _agreed(self, name: str, counted: int) -> int:
         """A number that was counted in the tables and beside them."""
-        (kept,) = self._numbers(name)
+        (kept,) = self.counted(name)
         if kept != counted:
             raise corrupt(
                 self._database.path, f"{counted} {name} were found, and {kept} were written"
             )
         return counted
 
-    def _numbers(self, *names: str) -> list[int]:
+    def counted(self, *names: str) -> list[int]:
+        """Numbers that are kept beside the tables, such as of documents and tokens."""
         query = "SELECT value FROM settings WHERE name = ?"
         found = [self._connection.execute(query, (name,)).fetchone() for name in names]
         # What we write, and no more of what `int` takes: SQLite must read the same, and add to it.

@@ -9,19 +9,20 @@ import numpy as np
 import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Hit
 from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.database import Database
-from colbert_rag.index.local.level.choice import Choice
+from colbert_rag.index.local.level.choice import read_choice
 from colbert_rag.index.local.level.effort import EFFORTS
 from colbert_rag.index.local.level.file import LevelFile
-from colbert_rag.index.local.level.level import Best, Level
+from colbert_rag.index.local.level.level import Level
 from colbert_rag.index.local.level.record import LevelRecord
 from colbert_rag.index.local.rows import Rows
-from colbert_rag.index.local.selection import best_positions
+from colbert_rag.index.local.selection import Best, best_positions
 from colbert_rag.index.local.shared import SharedVectors
 from colbert_rag.index.local.snapshot import Snapshot
 
@@ -95,8 +96,8 @@ class Searcher:
         """By way of the level; None where that cannot or should not be."""
         if self.level is None or how.exact:
             return None
-        documents, tokens = self._record.totals()
-        choice = Choice.read(self._database)
+        documents, tokens = self._rows.counted("documents", "tokens")
+        choice = read_choice(self._database)
         number = how.effort or choice.effort
         effort = EFFORTS[number]
         if how.exact is None and (
@@ -126,8 +127,7 @@ class Searcher:
 
     def is_empty(self) -> bool:
         """Whether the index holds no document."""
-        documents, _ = self._record.totals()
-        return documents == 0
+        return self._rows.counted("documents") == [0]
 
     def optimize(self, *, show_progress: bool, by_itself: bool = False) -> None:
         """Make the level, or bring it up to date, where it is needed or asked for.
@@ -138,7 +138,7 @@ class Searcher:
         """
         if self.level is None:
             return
-        _, tokens = self._database.read(self._record.totals)
+        (tokens,) = self._database.read(self._rows.counted, "tokens")
         if tokens >= (APPROXIMATE_FROM if by_itself else 1):
             # Others lack sparse products.
             device = self._device if self._device.startswith("cuda") else "cpu"

@@ -15,28 +15,28 @@ from colbert_rag.maxsim.int8_kernel import bounds
 # Scores held at once, in float32: bounds memory where documents are short and queries many.
 _SCORES = 16 * 2**20
 
-
 # Rough scores are computed first where a block has this many documents for each one that is wanted.
 _WORTH = 4
 
+Best = list[tuple[int, float]]
+"""Positions with their MaxSim, best first, ties in order of insertion."""
 
-def best_positions(
-    queries: TokenEmbeddings, blocks: Iterable[Block], k: int
-) -> list[list[tuple[int, float]]]:
+
+def best_positions(queries: TokenEmbeddings, blocks: Iterable[Block], k: int) -> list[Best]:
     """The `k` best positions for each query with their MaxSim sums, best first."""
-    best: list[list[tuple[int, float]]] = [[] for _ in range(len(queries))]
+    best: list[Best] = [[] for _ in range(len(queries))]
     for block in blocks:
         some = max(1, _SCORES // len(block.positions))
         for start in range(0, len(queries), some):
             part = queries[start : start + some].to(block.embeddings.device)
             for offset, found in enumerate(_best_in(block, part, k, best[start:])):
-                best[start + offset] = _merged(best[start + offset], found, k)
+                best[start + offset] = merged(best[start + offset], found, k)
     return best
 
 
 def _best_in(
-    block: Block, queries: TokenEmbeddings, k: int, best: Sequence[Sequence[tuple[int, float]]]
-) -> Iterator[list[tuple[int, float]]]:
+    block: Block, queries: TokenEmbeddings, k: int, best: Sequence[Best]
+) -> Iterator[Best]:
     """For each query what one block adds to the best ones that were found elsewhere."""
     # A text without words has no vectors, and is not found.
     passing = block.embeddings.lengths > 0
@@ -68,7 +68,7 @@ def _possible(scores: Tensor, off: Tensor, passing: Tensor, k: int, least: float
     return (passing & (scores + off >= certain)).nonzero()[:, 0]
 
 
-def _best_of(scores: Tensor, positions: Tensor, k: int) -> list[tuple[int, float]]:
+def _best_of(scores: Tensor, positions: Tensor, k: int) -> Best:
     """The `k` best of one block; `topk` alone would break ties at random."""
     if k < len(scores):
         least = scores.topk(k).values[-1]
@@ -80,7 +80,6 @@ def _best_of(scores: Tensor, positions: Tensor, k: int) -> list[tuple[int, float
     return list(zip(picked.tolist(), values[:k].tolist(), strict=True))
 
 
-def _merged(
-    best: list[tuple[int, float]], more: list[tuple[int, float]], k: int
-) -> list[tuple[int, float]]:
+def merged(best: Best, more: Best, k: int) -> Best:
+    """The `k` best of both, ties in order of insertion."""
     return sorted(best + more, key=lambda found: (-found[1], found[0]))[:k] if best else more

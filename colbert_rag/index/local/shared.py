@@ -134,7 +134,7 @@ class SharedVectors(DerivedFile):
                 self.remove_leftovers()
                 head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._digest(coding))
                 header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
-                self.write(self.aside(), lambda file: self._fill(file, header, tables, vectors))
+                self.write(lambda file: self._fill(file, header, tables, vectors))
         except IndexBusyError:
             return False
         except (OSError, sqlite3.Error) as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexStorageError
-from colbert_rag.index.kmeans import train
+from colbert_rag.index.kmeans import SPREAD, centroids_for, sample_for, train
 from colbert_rag.index.qdrant.codebook import HIGHEST_BASE, Codebook, as_codes
 from colbert_rag.index.qdrant.collection import (
     CODES,
@@ -38,13 +38,6 @@ from colbert_rag.progress import Bar, progress_bar
 logger = logging.getLogger(__name__)
 
 _SEED = 0
-
-# Centroids for so many tokens are this times the square root.
-_CENTROIDS = 12
-
-# Of the sample: vectors for each centroid, bytes at most, and of so many of a document's vectors
-# one, so that many documents are in it.
-_SAMPLED, _SAMPLE_BYTES, _OF = 64, 640 * 2**20, 4
 
 # A codebook is trained anew when there are so many times the documents that it was trained for, or
 # when tokens are so many times as far from their centroids.
@@ -129,9 +122,9 @@ class Coder:
             vectors = self._vectors(page).values
             if not wanted and len(vectors):
                 mean = len(vectors) / len(page)
-                count = round(_CENTROIDS * math.sqrt(mean * documents))
-                most = min(mean * documents, _SAMPLED * count, _SAMPLE_BYTES / (2 * self._dim))
-                wanted = math.ceil(min(documents, _OF * most / mean))
+                count = centroids_for(mean * documents)
+                most = sample_for(mean * documents, count, self._dim)
+                wanted = math.ceil(min(documents, SPREAD * most / mean))
                 share = min(1.0, most / (wanted * mean))
             size = math.ceil(share * len(vectors))
             rows = np.sort(random.choice(len(vectors), size, replace=False))

@@ -13,6 +13,7 @@ from torch import Tensor
 from colbert_rag.codings import FLOAT16
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.base import Index
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.documents import Document, Hit, Stored, check_found, check_ids, text_digest
 from colbert_rag.index.how import How
@@ -36,13 +37,11 @@ from colbert_rag.index.qdrant.collection import (
     read_collection,
     vectors_of,
 )
-from colbert_rag.index.qdrant.effort import EFFORTS
 from colbert_rag.index.qdrant.filters import key_path, to_qdrant
 from colbert_rag.index.qdrant.records import Records
-from colbert_rag.index.qdrant.shelf import Choice, Shelf
+from colbert_rag.index.qdrant.shelf import Shelf
 from colbert_rag.index.qdrant.stages import Prefetch, Stages, check_prefetch
 from colbert_rag.index.qdrant.translation import translated
-from colbert_rag.index.recall import WANTED, Asking, Recall
 from colbert_rag.model import Model
 from colbert_rag.settings import whole_number
 
@@ -223,44 +222,18 @@ class QdrantIndex(Index):
         coder = Coder(self._client, self._collection, self.info.dim, self._shelf, device)
         coder.optimize(show_progress=show_progress)
 
-    def recall(
-        self,
-        queries: Sequence[str] | TokenEmbeddings | None = None,
-        k: int = 10,
-        *,
-        sample: int = 100,
-        wanted: float = WANTED,
-    ) -> Recall:
-        """Measure what searches by codes find, and choose the effort for this collection.
-
-        Every effort is compared with the exact search. The smallest one that finds the part
-        `wanted` of the best `k` is recorded in the collection's metadata, for all its clients.
-
-        Args:
-            queries: Such as your users ask; vectors need no model. None takes pieces of stored
-                passages, which are a little easier.
-            k: How many of the best documents count.
-            sample: How many of the queries are asked, at most.
-            wanted: From 0 to 1.
-
-        Raises:
-            ValueError: there are no codes (see `optimize`), or an argument is out of range.
-        """
-        asking = Asking(k, sample, wanted)
+    def _check_efforts(self) -> None:
         if not self._made_for.codes or self._shelf.current() is None:
             raise ValueError(
                 f"{self.name} has no codes, so every search is exact: call optimize() first"
             )
-        asked = asking.queries(self, queries, lambda: self._passages(asking.sample))
-        found = asking.compare(self, asked, EFFORTS)
-        self._shelf.choose(
-            Choice(effort=found.chosen, recall=found.reached, k=found.k, queries=found.queries)
-        )
-        return found
 
-    def _passages(self, sample: int) -> TokenEmbeddings:
-        """The vectors of documents that point ids choose, which are as good as random."""
-        found = islice(self._records.scroll(None, payload=["id"], vectors=[TOKENS]), sample)
+    def _choose(self, choice: Choice) -> None:
+        self._shelf.choose(choice)
+
+    def _passages(self, count: int) -> TokenEmbeddings:
+        # Point ids choose them, which are as good as random.
+        found = islice(self._records.scroll(None, payload=["id"], vectors=[TOKENS]), count)
         vectors = [rows for at in found if len(rows := vectors_of(at, self.info.dim))]
         return TokenEmbeddings.from_list(vectors, dim=self.info.dim)
 

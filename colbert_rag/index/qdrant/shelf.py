@@ -10,14 +10,12 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
 
 from qdrant_client import QdrantClient, models
 
+from colbert_rag.index.choice import Choice
 from colbert_rag.index.qdrant.codebook import Codebook, digest_of
-from colbert_rag.index.qdrant.effort import DEFAULT, EFFORTS
-
-_Kept = TypeVar("_Kept")
+from colbert_rag.index.qdrant.collection import payload_of
 
 BESIDE = "-codebook"
 """Behind the name of the collection."""
@@ -47,23 +45,6 @@ class CodesRecord:
     retired: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """The effort that was chosen for a collection, and what it was measured to find.
-
-    Attributes:
-        effort: Its number.
-        recall: The part of the exact best `k` that it found.
-        k: How many of the best.
-        queries: How many queries were asked.
-    """
-
-    effort: int
-    recall: float
-    k: int
-    queries: int
-
-
 @dataclass(frozen=True, eq=False, slots=True)
 class Current:
     """What searches and writers need.
@@ -90,7 +71,7 @@ class Shelf:
 
     def record(self) -> CodesRecord | None:
         """Which codebook the collection has."""
-        return _read(self._metadata(), _RECORD, CodesRecord)
+        return _record_in(self._metadata())
 
     def choose(self, choice: Choice) -> None:
         """Record an effort."""
@@ -99,13 +80,11 @@ class Shelf:
     def current(self) -> Current | None:
         """The codebook of the collection; None if there is none, or it is lost."""
         metadata = self._metadata()
-        record = _read(metadata, _RECORD, CodesRecord)
+        record = _record_in(metadata)
         codebook = None if record is None else self.load(record)
         if record is None or codebook is None:
             return None
-        choice = _read(metadata, _CHOICE, Choice)
-        effort = DEFAULT if choice is None or choice.effort not in EFFORTS else choice.effort
-        return Current(codebook, record, effort)
+        return Current(codebook, record, Choice.recorded(metadata.get(_CHOICE)).effort)
 
     def load(self, record: CodesRecord) -> Codebook | None:
         """The codebook of a record; None if it is lost or damaged."""
@@ -124,7 +103,7 @@ class Shelf:
         """The parts of a codebook, one request for each."""
         part = 0
         while found := self._client.retrieve(self._beside, [_part_id(base, part)]):
-            yield base64.b64decode((found[0].payload or {})["data"])
+            yield base64.b64decode(payload_of(found[0])["data"])
             part += 1
 
     def put(self, codebook: Codebook) -> str:
@@ -165,9 +144,9 @@ def _of(base: int) -> models.FieldCondition:
     return models.FieldCondition(key="base", match=models.MatchValue(value=base))
 
 
-def _read(metadata: models.Payload, key: str, kind: type[_Kept]) -> _Kept | None:
-    """A value of the metadata; what somebody else wrote there is none."""
+def _record_in(metadata: models.Payload) -> CodesRecord | None:
+    """What the metadata say; what somebody else wrote there is none."""
     try:
-        return kind(**metadata[key])
+        return CodesRecord(**metadata[_RECORD])
     except (KeyError, TypeError):
         return None

@@ -9,7 +9,15 @@ from qdrant_client import QdrantClient, models
 from torch import Tensor
 
 from colbert_rag.index.how import How
-from colbert_rag.index.qdrant.collection import CODES, MEAN, TOKENS, Held, coded_in, mean_of
+from colbert_rag.index.qdrant.collection import (
+    CODES,
+    MEAN,
+    TOKENS,
+    Held,
+    coded_in,
+    mean_of,
+    payload_of,
+)
 from colbert_rag.index.qdrant.effort import EFFORTS, Effort
 from colbert_rag.index.qdrant.shelf import Current, Shelf
 
@@ -91,7 +99,7 @@ class Stages:
             limit *= 4
             request.limit = limit
             points = self._asked(request)
-        return sorted(points, key=lambda at: (-at.score, (at.payload or {})["order"]))[:top_k]
+        return sorted(points, key=lambda at: (-at.score, payload_of(at)["order"]))[:top_k]
 
     def _asked(self, request: models.QueryRequest) -> list[models.ScoredPoint]:
         return self._client.query_batch_points(self._collection, [request])[0].points

@@ -34,7 +34,5 @@ EFFORTS = {
 }
 """From the quickest to the most thorough."""
 
-DEFAULT = 3
-
 # The hundredth best needs a wider net than the tenth.
 _PER_RESULT, _PER_VECTORS = 5, 4

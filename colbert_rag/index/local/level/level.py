@@ -20,7 +20,7 @@ from colbert_rag.index.local.level.making import Maker
 from colbert_rag.index.local.level.pages import DamagedPageError
 from colbert_rag.index.local.level.record import LevelRecord
 from colbert_rag.index.local.rows import Rows
-from colbert_rag.index.local.selection import best_positions
+from colbert_rag.index.local.selection import Best, best_positions, merged
 from colbert_rag.index.local.snapshot import Block, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -39,8 +39,6 @@ _GROWN, _DRIFTED = 2.0, 1.75
 
 # Metadata is read so many documents at a time, and so many filters are remembered.
 _PAGE, _FILTERS = 10_000, 16
-
-Best = list[tuple[int, float]]
 
 
 class Level:
@@ -73,10 +71,12 @@ class Level:
         self._usable = False
         self._entry = self._edits = 0
         self._filters: dict[str, NDArray[np.bool_]] = {}
-        self._alive = np.zeros(0 if opened is None else len(opened.positions), np.bool_)
-        self._alive[:] = True
+        self._alive = np.ones(0 if opened is None else len(opened.positions), np.bool_)
         self._candidates = None if opened is None else Candidates(opened)
-        self._behind.forget(0 if opened is None else opened.head.last)
+        self._forget_behind()
+
+    def _forget_behind(self) -> None:
+        self._behind.forget(0 if self._opened is None else self._opened.head.last)
 
     def refresh(self) -> bool:
         """Catch up with the index and the file, and say whether the level can be used."""
@@ -88,7 +88,7 @@ class Level:
             self._stamp = stamp
         self._usable = self._catch_up()
         if not self._usable:
-            self._behind.forget(0 if self._opened is None else self._opened.head.last)
+            self._forget_behind()
         self._version = version
         return self._usable
 
@@ -107,7 +107,7 @@ class Level:
             self._filters.clear()
         self._edits = edits
         # A file of a history that went another way could lack a document.
-        documents, _ = self._record.totals()
+        (documents,) = self._rows.counted("documents")
         return int(self._alive.sum()) + len(self._behind.positions) == documents
 
     def best(
@@ -128,10 +128,7 @@ class Level:
         except DamagedPageError as error:  # and not what SQLite holds, which is no fault of it
             self._drop(error)
             return None
-        return [
-            sorted(first + second, key=lambda at: (-at[1], at[0]))[:top_k]
-            for first, second in zip(nearest, found, strict=True)
-        ]
+        return [merged(*both, top_k) for both in zip(nearest, found, strict=True)]
 
     def _best(
         self, query: torch.Tensor, top_k: int, allowed: NDArray[np.bool_], effort: Effort

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from colbert_rag.errors import IndexBusyError, IndexStorageError
-from colbert_rag.index.kmeans import Centroids, train
+from colbert_rag.index.kmeans import SPREAD, Centroids, centroids_for, sample_for, train
 from colbert_rag.index.local.claim import Claim
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level import postings
@@ -35,13 +35,6 @@ from colbert_rag.progress import progress_bar
 logger = logging.getLogger(__name__)
 
 SEED = 0
-
-# Centroids for so many tokens are this times the square root.
-_CENTROIDS = 12
-
-# Of the sample: vectors for each centroid, bytes at most, and of so many of a document's vectors
-# one, so that many documents are in it.
-_SAMPLED, _SAMPLE_BYTES, _OF = 64, 640 * 2**20, 4
 
 # Vectors that are read and assigned at a time.
 _ROWS = 2**16
@@ -176,7 +169,7 @@ class Maker:
         begun = [mark for mark in marks if self._file.aside(mark.token.hex()).exists()]
         if not begun:
             return None
-        _, tokens = self._record.totals()
+        (tokens,) = self._rows.counted("tokens")
         _, before = self._record.totals_to(begun[-1].last)
         return begun[-1] if 0 < tokens <= 2 * before else None
 
@@ -210,7 +203,7 @@ class _Work:
         Raises:
             OSError: others have removed all documents meanwhile.
         """
-        count = round(_CENTROIDS * math.sqrt(self._tokens))
+        count = centroids_for(self._tokens)
         sample = self._sample(count) if self._tokens else torch.zeros(0, self._dim)
         if not len(sample):
             raise OSError("no vectors are left to make it from")
@@ -238,8 +231,8 @@ class _Work:
 
     def _sample(self, centroids: int) -> Tensor:
         """Vectors from all over the index, `(vectors, dim)`, float16."""
-        wanted = min(self._tokens, _SAMPLED * centroids, _SAMPLE_BYTES // (2 * self._dim))
-        documents = math.ceil(self._documents * min(1, _OF * wanted / self._tokens))
+        wanted = int(sample_for(self._tokens, centroids, self._dim))
+        documents = math.ceil(self._documents * min(1, SPREAD * wanted / self._tokens))
         random = np.random.default_rng(SEED)
         # Where documents were removed, some of the positions have none any more.
         drawn = math.ceil(documents * self._mark.last / self._documents)

@@ -94,15 +94,6 @@ class LevelRecord:
         query = "SELECT ifnull(max(position), 0) FROM documents"
         return int(self._database.connection.execute(query).fetchone()[0])
 
-    def totals(self) -> tuple[int, int]:
-        """How many documents and vectors there are, as was counted beside them."""
-        query = "SELECT CAST(value AS INTEGER) FROM settings WHERE name = ?"
-        documents, tokens = (
-            int(self._database.connection.execute(query, (name,)).fetchone()[0])
-            for name in ("documents", "tokens")
-        )
-        return documents, tokens
-
     def totals_to(self, last: int) -> tuple[int, int]:
         """How many documents and vectors there are up to a position."""
         documents, tokens = self._database.connection.execute(
