@@ -620,6 +620,13 @@ def test_settings_that_only_another_version_knows_are_left_out() -> None:
         assert model.settings.skiplist == ("!",)
 
 
+def test_texts_of_which_nothing_is_known_are_sent_once() -> None:
+    with serving(in_turn(described(), right)) as (model, server):
+        assert model.rank("q", TEXTS, known=lambda texts: {})[0].index == 2
+
+    assert [asked.path for asked in server.asked] == ["/v1/models", "/v1/rerank"]
+
+
 @pytest.mark.parametrize(
     ("members", "ask"),
     [

@@ -139,12 +139,11 @@ class RemoteColBERT:
         """
         names = ("top_k", "known", "explain", "show_progress")
         refuse_unknown("an argument of rank", unknown, known=names)
-        plan = self._rank(query, texts, top_k, explain, show_progress)
         if known is None:
-            return self._server.run(plan)
+            return self._server.run(self._rank(query, texts, top_k, explain, show_progress))
         from colbert_rag.remote.known import rank_known
 
-        return rank_known(self, query, texts, known=known, top_k=top_k)
+        return rank_known(self, query, texts, known=known, top_k=_places(top_k))
 
     async def arank(
         self,
