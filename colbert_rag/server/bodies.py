@@ -134,8 +134,8 @@ class Search(Scored):
         queries: Several, instead.
         k: Results of each query.
         filter: Which metadata a document must have.
-        exact: Of indexes that can be searched otherwise: whether to look at every document.
-        effort: Of such indexes: how far to look.
+        exact: Whether to look at every document; None leaves it to the index.
+        effort: How far to look otherwise.
         explain: As in `Rerank`.
     """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,9 +11,6 @@ from colbert_rag.index.documents import as_document, check_ids
 from colbert_rag.server.bodies import Deletion, Documents, Search
 from colbert_rag.server.errors import ApiError
 from colbert_rag.server.service import Json, Service, explained, on_scale
-
-EFFORT = ("exact", "effort")
-"""Arguments of a search that not every index takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +40,7 @@ class Indexed:
         """Refuse what is too much, and give the queries.
 
         Raises:
-            ApiError: there is too much of something, or the index does not take an argument.
+            ApiError: there is too much of something.
         """
         self.service.check_model(body)
         limits = self.service.limits
@@ -60,17 +56,14 @@ class Indexed:
                 param="k",
             )
         self.service.check_explained(body.k * len(queries), body.explain)
-        taken = inspect.signature(self.index.search_many).parameters
-        for name in EFFORT:
-            if getattr(body, name) is not None and name not in taken:
-                raise ApiError(400, f"this index is always searched exactly: leave {name} out")
         return list(queries)
 
     def search(self, body: Search) -> Json:
         """The best documents for one query, or for each of several."""
         queries = [body.query] if body.queries is None else body.queries
-        given = {name: getattr(body, name) for name in EFFORT if getattr(body, name) is not None}
-        found = self.index.search_many(queries, body.k, body.filter, **given)
+        found = self.index.search_many(
+            queries, body.k, body.filter, exact=body.exact, effort=body.effort
+        )
         answers = [
             self._found(query, hits, body) for query, hits in zip(queries, found, strict=True)
         ]
