@@ -10,7 +10,7 @@ from colbert_rag.index import Document, Hit, Index
 from colbert_rag.index.documents import as_document, check_ids
 from colbert_rag.server.bodies import Deletion, Documents, Search
 from colbert_rag.server.errors import ApiError
-from colbert_rag.server.service import Json, Service, explained, on_scale
+from colbert_rag.server.service import Json, Service, explained, scaled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +44,9 @@ class Indexed:
         """
         self.service.check_model(body)
         limits = self.service.limits
-        queries = [body.query] if body.queries is None else body.queries
+        queries = body.asked
         self.service.check_count(len(queries), limits.queries, "queries", "--max-queries")
-        self.service.check_texts(queries, "query" if body.queries is None else "queries")
+        self.service.check_texts(queries, body.field)
         if (count := body.k * len(queries)) > limits.documents:
             raise ApiError(
                 413,
@@ -56,16 +56,15 @@ class Indexed:
                 param="k",
             )
         self.service.check_explained(body.k * len(queries), body.explain)
-        return list(queries)
+        return queries
 
     def search(self, body: Search) -> Json:
         """The best documents for one query, or for each of several."""
-        queries = [body.query] if body.queries is None else body.queries
         found = self.index.search_many(
-            queries, body.k, body.filter, exact=body.exact, effort=body.effort
+            body.asked, body.k, body.filter, exact=body.exact, effort=body.effort
         )
         answers = [
-            self._found(query, hits, body) for query, hits in zip(queries, found, strict=True)
+            self._found(query, hits, body) for query, hits in zip(body.asked, found, strict=True)
         ]
         head = self.service.head("search")
         return {**head, **answers[0]} if body.queries is None else {**head, "data": answers}
@@ -73,7 +72,7 @@ class Indexed:
     def _found(self, query: str, hits: Sequence[Hit], body: Search) -> Json:
         results = []
         for hit in hits:
-            result: Json = {**_record(hit.document), "score": _scaled(hit, body)}
+            result: Json = {**_record(hit.document), "score": scaled(hit, body.score)}
             if body.explain:
                 explanation = self.service.colbert.explain(query, hit.text)
                 result["explanation"] = explained(explanation, body.explain)
@@ -140,7 +139,3 @@ class Indexed:
 def _record(document: Document) -> Json:
     metadata: Any = document.metadata
     return {"id": document.id, "text": document.text, "metadata": dict(metadata)}
-
-
-def _scaled(hit: Hit, body: Search) -> float:
-    return on_scale(hit.mean if body.score == "mean" else hit.score, body.score)
