@@ -334,6 +334,8 @@ def test_a_local_index_is_made_and_searched_with_it(
 
         ranked = remote.rank(QUERY, [*texts, "a new one"], known=known)
         expected = uncached.rank(QUERY, [*texts, "a new one"], known=known)
+        with pytest.raises(ValueError, match="top_k is -1"):
+            remote.rank(QUERY, texts, known=known, top_k=-1)
     with LocalIndex(path, tiny_colbert) as index:
         again = index.search(QUERY)
 

@@ -371,9 +371,7 @@ def test_a_given_model_is_the_same_as_its_address(server: Running) -> None:
     assert len(asyncio.run(rerank.acompress_documents(documents(), QUERY))) == 3
 
 
-def test_the_model_can_be_configured_for_a_call(
-    server: Running, tiny_checkpoint: Path, tiny_colbert: ColBERT
-) -> None:
+def test_the_model_can_be_configured_for_a_call(server: Running, tiny_checkpoint: Path) -> None:
     base = InMemoryVectorStore.from_documents(
         documents(), DeterministicFakeEmbedding(size=8)
     ).as_retriever(search_kwargs={"k": 6})

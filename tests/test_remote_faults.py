@@ -9,10 +9,13 @@ import math
 import os
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -211,6 +214,28 @@ def test_one_connection_serves_all_calls_of_an_event_loop() -> None:
         assert server.connections == 1
         asyncio.run(several(model))
         assert server.connections == 2
+
+
+def test_a_process_that_ends_leaves_no_connection_open() -> None:
+    program = (
+        "import asyncio, sys\n"
+        "from colbert_rag import RemoteColBERT\n"
+        "model = RemoteColBERT(sys.argv[1])\n"
+        "model.rank('q', ['a', 'bb'])\n"
+        "asyncio.run(model.arank('q', ['a', 'bb']))\n"
+    )
+    always = ("-W", "always::ResourceWarning")
+    with standing_in(right) as server:
+        run = subprocess.run(
+            [sys.executable, *always, "-c", program, server.url],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[1],
+        )
+
+    assert (run.returncode, run.stderr) == (0, "")
+    assert server.connections == 2
 
 
 def test_a_loop_that_ended_leaves_nothing_behind() -> None:
@@ -593,6 +618,13 @@ def test_settings_that_only_another_version_knows_are_left_out() -> None:
     with serving(described(settings=said)) as (model, _):
         assert model.settings.query_length == 32
         assert model.settings.skiplist == ("!",)
+
+
+def test_texts_of_which_nothing_is_known_are_sent_once() -> None:
+    with serving(in_turn(described(), right)) as (model, server):
+        assert model.rank("q", TEXTS, known=lambda texts: {})[0].index == 2
+
+    assert [asked.path for asked in server.asked] == ["/v1/models", "/v1/rerank"]
 
 
 @pytest.mark.parametrize(

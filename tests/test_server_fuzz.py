@@ -86,9 +86,7 @@ def test_no_body_makes_the_server_fail(
         assert found["message"] == found["detail"] == found["error"]["message"] != ""
 
 
-def test_there_is_a_page_for_programs_that_lists_all_paths(
-    client: httpx.Client, tmp_path: Path
-) -> None:
+def test_there_is_a_page_for_programs_that_lists_all_paths(client: httpx.Client) -> None:
     listed = client.get("/openapi.json").json()["paths"]
 
     assert {*PATHS, *wire.RERANK, wire.INDEX, wire.MODELS, wire.METRICS} <= set(listed)

@@ -237,9 +237,7 @@ def test_an_address_in_use_is_refused_before_a_model_is_loaded(
     assert "use another --port" in err
 
 
-def test_of_two_that_start_at_once_one_serves_and_one_says_why_not(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_of_two_that_start_at_once_one_serves_and_one_says_why_not(tiny_checkpoint: Path) -> None:
     """Both have bound the port before either listens."""
     code = (
         "import socket, sys\n"

@@ -123,8 +123,7 @@ class SharedIndex(SharedModel):
         """The index, if it is a server's."""
         if not is_address(self.index):
             return self.index if isinstance(self.index, RemoteIndex) else None
-        key = None if self.api_key is None else self.api_key.get_secret_value()
-        return RemoteIndex(self.index, api_key=key, timeout=self.timeout)
+        return RemoteIndex(self.index, api_key=self._key(), timeout=self.timeout)
 
     def __getstate__(self) -> dict[Any, Any]:
         """Pickle an index by its path; one that has none stays behind, and so does a key."""

@@ -20,7 +20,7 @@ from colbert_rag.model import Model, Ranker
 from colbert_rag.registry import Registry
 from colbert_rag.remote import RemoteColBERT
 from colbert_rag.remote.address import base_of
-from colbert_rag.remote.model import TIMEOUT
+from colbert_rag.remote.exchange import TIMEOUT
 from colbert_rag.settings import DEFAULT_CHECKPOINT, DOCUMENT_CACHE_BYTES, Settings, meant
 
 
@@ -199,8 +199,11 @@ class SharedModel(BaseModel):
 
     def _remote(self) -> RemoteColBERT:
         """The model behind the server that `model` is the address of."""
-        key = None if self.api_key is None else self.api_key.get_secret_value()
-        return remote_model(self.model, key, self.timeout)
+        return remote_model(self.model, self._key(), self.timeout)
+
+    def _key(self) -> str | None:
+        """The key of the server, in plain text."""
+        return None if self.api_key is None else self.api_key.get_secret_value()
 
     def load(self) -> None:
         """Load the weights now instead of at the first query."""

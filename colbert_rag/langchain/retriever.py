@@ -205,12 +205,14 @@ class ColBERTRetriever(Retrieving, BaseRetriever):
         run_manager: AsyncCallbackManagerForRetrieverRun,
         **kwargs: Any,
     ) -> list[Document]:
-        found = kwargs.get("found")
-        if self.is_remote and (found is None or query not in found):
-            kwargs.pop("found", None)
-            return self._returned(await self.afind(query, *self._wanted(**kwargs)))
-        find = partial(self._get_relevant_documents, run_manager=run_manager.get_sync(), **kwargs)
-        return await run_in_executor(None, find, query)
+        if not self.is_remote:
+            manager = run_manager.get_sync()
+            find = partial(self._get_relevant_documents, run_manager=manager, **kwargs)
+            return await run_in_executor(None, find, query)
+        hits = kwargs.pop("found", {}).pop(query, None)
+        if hits is None:
+            hits = await self.afind(query, *self._wanted(**kwargs))
+        return self._returned(hits)
 
     def _wanted(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import functools
 import ssl
@@ -39,6 +40,17 @@ def http() -> ModuleType:
 
 
 _CLIENTS: Registry[str, httpx2.Client] = Registry()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what the process kept open, or Python warns of each socket as it ends.
+
+    Of the registry and not of each client: a forked child holds none of its parent's. Whoever asks
+    later still, in an exit handler of its own, gets a new one.
+    """
+    for client in _CLIENTS.clear():
+        client.close()
 
 
 def client_of(origin: str) -> httpx2.Client:

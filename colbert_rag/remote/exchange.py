@@ -18,6 +18,7 @@ from colbert_rag.remote.address import base_of, key_for, origin_of
 from colbert_rag.remote.connections import async_client_of, client_of, http
 from colbert_rag.remote.patience import Patience
 from colbert_rag.remote.replies import Reply, Request, answer_of, broken
+from colbert_rag.settings import whole_number
 
 if TYPE_CHECKING:
     import httpx2
@@ -29,6 +30,12 @@ Answer: TypeAlias = Mapping[str, Any]
 
 Plan: TypeAlias = Generator[Request, Answer, Result]
 """Steps that yield requests, and end with a result."""
+
+TIMEOUT = 60.0
+"""Seconds that a request may take, with all its tries."""
+
+RETRIES = 4
+"""Tries after the first."""
 
 _CONNECT = 10.0
 """Seconds for a connection: a machine that is not there does not answer at all."""
@@ -69,6 +76,7 @@ class Server:
             raise TypeError(f"timeout is {given!r}, expected seconds, such as 60.0")
         if isinstance(self.timeout, bool) or not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout is {self.timeout!r}, expected seconds, such as 60.0")
+        object.__setattr__(self, "retries", whole_number("retries", self.retries, least=0))
 
     def run(self, plan: Plan[Result]) -> Result:
         """Carry a plan out, waiting for each answer."""

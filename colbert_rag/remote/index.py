@@ -17,8 +17,7 @@ from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.inputs import check_query
 from colbert_rag.progress import Bar, progress_bar
 from colbert_rag.remote.answers import VERSIONS, member, read_document, read_hits, read_several
-from colbert_rag.remote.exchange import Answer, Plan, Server
-from colbert_rag.remote.model import RETRIES, TIMEOUT
+from colbert_rag.remote.exchange import RETRIES, TIMEOUT, Answer, Plan, Server
 from colbert_rag.remote.parts import ask_in_parts, bytes_of
 from colbert_rag.remote.replies import NotHeldError, Request
 from colbert_rag.remote.values import plain_filter
@@ -50,12 +49,7 @@ class RemoteIndex(Handle):
             MissingExtraError: the extra `remote` is not installed.
             ValueError: this is no address, or a number is out of range.
         """
-        self._server = Server(
-            base=address,
-            api_key=api_key,
-            timeout=timeout,
-            retries=whole_number("retries", retries, least=0),
-        )
+        self._server = Server(base=address, api_key=api_key, timeout=timeout, retries=retries)
 
     @property
     def name(self) -> str:
@@ -85,7 +79,7 @@ class RemoteIndex(Handle):
             ServerError: the server did not answer as it should; its subclass says why.
             ValueError: `top_k` is negative.
         """
-        return self._server.run(self._search([query], top_k, filter, How.checked(exact, effort)))[0]
+        return self.search_many([query], top_k, filter, exact=exact, effort=effort)[0]
 
     async def asearch(
         self,
@@ -97,11 +91,8 @@ class RemoteIndex(Handle):
         effort: int | None = None,
     ) -> list[Hit]:
         """`search`, without holding up the event loop or a thread."""
-        return (
-            await self._server.arun(
-                self._search([query], top_k, filter, How.checked(exact, effort))
-            )
-        )[0]
+        (hits,) = await self.asearch_many([query], top_k, filter, exact=exact, effort=effort)
+        return hits
 
     def search_many(
         self,
@@ -113,7 +104,8 @@ class RemoteIndex(Handle):
         effort: int | None = None,
     ) -> list[list[Hit]]:
         """`search` for several queries, in as few requests as the bounds allow."""
-        return self._server.run(self._search(queries, top_k, filter, How.checked(exact, effort)))
+        how = How.checked(exact, effort)
+        return self._server.run(self._search(queries, top_k, filter, how))
 
     async def asearch_many(
         self,
@@ -125,9 +117,8 @@ class RemoteIndex(Handle):
         effort: int | None = None,
     ) -> list[list[Hit]]:
         """`search_many`, without holding up the event loop or a thread."""
-        return await self._server.arun(
-            self._search(queries, top_k, filter, How.checked(exact, effort))
-        )
+        how = How.checked(exact, effort)
+        return await self._server.arun(self._search(queries, top_k, filter, how))
 
     def _search(
         self, queries: Sequence[str], top_k: int, filter: Mapping[str, object] | None, how: How
@@ -221,7 +212,7 @@ class RemoteIndex(Handle):
                 raise InvalidFilterError("the filter is empty, and would delete every document")
             body = {"filter": plain_filter(filter)}
         answer = self._server.send(Request("DELETE", DOCUMENTS, body, repeatable=False))
-        return member(answer, "removed" if "removed" in answer else "deleted", int, self.name)
+        return member(answer, "deleted", int, self.name)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked for.

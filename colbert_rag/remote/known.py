@@ -36,19 +36,16 @@ def rank_known(
     if model.settings.long_documents == "windows":  # vectors of a text are not those of its windows
         return model.rank(query, texts, top_k=top_k)
     held = dict(known(list(dict.fromkeys(documents))))
+    if not held:
+        return model.rank(query, texts, top_k=top_k)
     new = [text for text in dict.fromkeys(documents) if text not in held]
     scores = dict(zip(new, model.score(query, new), strict=True))
-    rows = 0
-    if held:
-        vectors = model.encode_queries([query])[0]
-        rows = len(vectors)
-        stored = TokenEmbeddings.from_list(list(held.values()))
-        scores |= zip(held, maxsim(vectors, stored).tolist(), strict=True)
-    elif new:
-        return model.rank(query, texts, top_k=top_k)
+    vectors = model.encode_queries([query])[0]
+    stored = TokenEmbeddings.from_list(list(held.values()))
+    scores |= zip(held, maxsim(vectors, stored).tolist(), strict=True)
     found = [Found(index, scores[text]) for index, text in enumerate(documents)]
     return RemoteRanking.of(
-        Scores(rows, found),
+        Scores(len(vectors), found),
         query=query,
         texts=documents,
         items=tuple(texts),

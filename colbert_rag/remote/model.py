@@ -9,7 +9,7 @@ from colbert_rag.inputs import TextLike, TextList, check_query, read_lists, read
 from colbert_rag.progress import progress_bar
 from colbert_rag.remote.answers import Scores, member
 from colbert_rag.remote.description import describe, read_settings
-from colbert_rag.remote.exchange import Plan, Server
+from colbert_rag.remote.exchange import RETRIES, TIMEOUT, Plan, Server
 from colbert_rag.remote.ranking import RemoteExplanation, RemoteRanking
 from colbert_rag.remote.scoring import score_one, score_several
 from colbert_rag.remote.vectors import encode
@@ -18,12 +18,6 @@ from colbert_rag.settings import Settings, refuse_unknown, whole_number
 if TYPE_CHECKING:
     from colbert_rag.embeddings import TokenEmbeddings
     from colbert_rag.scoring import KnownVectors
-
-TIMEOUT = 60.0
-"""Seconds that a request may take, with all its tries."""
-
-RETRIES = 4
-"""Tries after the first."""
 
 
 class RemoteColBERT:
@@ -60,12 +54,7 @@ class RemoteColBERT:
             TypeError: an argument is of another type.
             ValueError: this is no address, or a number is out of range.
         """
-        self._server = Server(
-            base=address,
-            api_key=api_key,
-            timeout=timeout,
-            retries=whole_number("retries", retries, least=0),
-        )
+        self._server = Server(base=address, api_key=api_key, timeout=timeout, retries=retries)
         self._described: Mapping[str, Any] | None = None
 
     @property
@@ -139,12 +128,11 @@ class RemoteColBERT:
         """
         names = ("top_k", "known", "explain", "show_progress")
         refuse_unknown("an argument of rank", unknown, known=names)
-        plan = self._rank(query, texts, top_k, explain, show_progress)
         if known is None:
-            return self._server.run(plan)
+            return self._server.run(self._rank(query, texts, top_k, explain, show_progress))
         from colbert_rag.remote.known import rank_known
 
-        return rank_known(self, query, texts, known=known, top_k=top_k)
+        return rank_known(self, query, texts, known=known, top_k=_places(top_k))
 
     async def arank(
         self,

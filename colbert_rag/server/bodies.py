@@ -47,30 +47,57 @@ class Scored(Body):
     score: Scale = "mean"
 
 
-class Rerank(Scored):
-    """As Cohere's, Jina's and vLLM's clients send it.
+class Asking(Scored):
+    """A request with a query, or several.
 
     Attributes:
         query: The query: a text, or an object with one.
         queries: Several, instead.
-        documents: Texts, or objects with a `text`; with `queries` also a list of them for each.
-        top_n: Results of each query; None and 0 for all.
-        return_documents: Whether results hold their text; None leaves it to the path.
-        max_tokens_per_doc: Cut documents after so many tokens, where the model reads more.
         explain: Whether results hold an explanation; "html" adds it as the notebook shows it.
     """
 
     query: Any = None
     queries: list[Any] | None = None
+    explain: Explain = False
+
+    @model_validator(mode="after")
+    def _read_queries(self) -> Self:
+        self.query, self.queries = _queries(self.query, self.queries)
+        return self
+
+    @property
+    def asked(self) -> list[str]:
+        """All queries."""
+        return [self.query] if self.queries is None else self.queries
+
+    @property
+    def field(self) -> str:
+        """Where they stand, for messages."""
+        return "query" if self.queries is None else "queries"
+
+
+class Rerank(Asking):
+    """As Cohere's, Jina's and vLLM's clients send it.
+
+    Attributes:
+        documents: Texts, or objects with a `text`; with `queries` also a list of them for each.
+        top_n: Results of each query; None and 0 for all.
+        return_documents: Whether results hold their text; None leaves it to the path.
+        max_tokens_per_doc: Cut documents after so many tokens, where the model reads more.
+    """
+
     documents: list[Any] = Field(description=TEXTS)
     top_n: int | None = Field(default=None, ge=0)
     return_documents: bool | None = None
     max_tokens_per_doc: int | None = Field(default=None, ge=1)
-    explain: Explain = False
+
+    @property
+    def has_lists(self) -> bool:
+        """Whether each query has documents of its own."""
+        return bool(self.documents) and isinstance(self.documents[0], list)
 
     @model_validator(mode="after")
     def _read(self) -> Self:
-        self.query, self.queries = _queries(self.query, self.queries)
         if self.queries is not None and any(isinstance(item, list) for item in self.documents):
             self.documents = _lists(self.documents, len(self.queries))
         else:
@@ -126,30 +153,23 @@ class Pooling(Body):
         return self
 
 
-class Search(Scored):
+class Search(Asking):
     """What to look for in the index.
 
     Attributes:
-        query: The query.
-        queries: Several, instead.
         k: Results of each query.
         filter: Which metadata a document must have.
-        exact: Of indexes that can be searched otherwise: whether to look at every document.
-        effort: Of such indexes: how far to look.
-        explain: As in `Rerank`.
+        exact: Whether to look at every document; None leaves it to the index.
+        effort: How far to look otherwise.
     """
 
-    query: Any = None
-    queries: list[Any] | None = None
     k: int = Field(default=10, ge=0)
     filter: dict[str, Any] | None = None
     exact: bool | None = Field(default=None, strict=True)
     effort: int | None = Field(default=None, strict=True)
-    explain: Explain = False
 
     @model_validator(mode="after")
-    def _read(self) -> Self:
-        self.query, self.queries = _queries(self.query, self.queries)
+    def _check_how(self) -> Self:
         How.checked(self.exact, self.effort)
         return self
 

@@ -91,16 +91,17 @@ class Guard:
             self._count(scope, status, time.perf_counter() - begun)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] not in OPEN and not self._admits(Headers(scope=scope)):
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN and not self._admits(headers):
             raise ApiError(401, "the API key is missing or wrong: send Authorization: Bearer KEY")
-        if not self._is_meant(Headers(scope=scope)):
+        if not self._is_meant(headers):
             raise ApiError(
                 403,
                 "the header Host names another machine: without a key, this server is for programs "
                 "on its own machine, which call it localhost",
                 code="wrong_host",
             )
-        size = self._size(Headers(scope=scope))
+        size = self._size(headers)
         if size > self._limits.body:
             raise self._too_large()
         if self._held + size > self._limits.bodies:
@@ -140,6 +141,7 @@ class Guard:
         return self._limits.body if "transfer-encoding" in headers else 0
 
     def _too_large(self) -> HTTPException:
+        # No `ApiError`: of what is raised while it reads a body, FastAPI lets nothing else through.
         return HTTPException(
             413,
             f"the body is larger than {self._limits.body >> 20} MiB: send fewer or shorter texts "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,10 +10,7 @@ from colbert_rag.index import Document, Hit, Index
 from colbert_rag.index.documents import as_document, check_ids
 from colbert_rag.server.bodies import Deletion, Documents, Search
 from colbert_rag.server.errors import ApiError
-from colbert_rag.server.service import Json, Service, explained, on_scale
-
-EFFORT = ("exact", "effort")
-"""Arguments of a search that not every index takes."""
+from colbert_rag.server.service import Json, Service, explained, scaled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +40,13 @@ class Indexed:
         """Refuse what is too much, and give the queries.
 
         Raises:
-            ApiError: there is too much of something, or the index does not take an argument.
+            ApiError: there is too much of something.
         """
         self.service.check_model(body)
         limits = self.service.limits
-        queries = [body.query] if body.queries is None else body.queries
+        queries = body.asked
         self.service.check_count(len(queries), limits.queries, "queries", "--max-queries")
-        self.service.check_texts(queries, "query" if body.queries is None else "queries")
+        self.service.check_texts(queries, body.field)
         if (count := body.k * len(queries)) > limits.documents:
             raise ApiError(
                 413,
@@ -60,19 +56,15 @@ class Indexed:
                 param="k",
             )
         self.service.check_explained(body.k * len(queries), body.explain)
-        taken = inspect.signature(self.index.search_many).parameters
-        for name in EFFORT:
-            if getattr(body, name) is not None and name not in taken:
-                raise ApiError(400, f"this index is always searched exactly: leave {name} out")
-        return list(queries)
+        return queries
 
     def search(self, body: Search) -> Json:
         """The best documents for one query, or for each of several."""
-        queries = [body.query] if body.queries is None else body.queries
-        given = {name: getattr(body, name) for name in EFFORT if getattr(body, name) is not None}
-        found = self.index.search_many(queries, body.k, body.filter, **given)
+        found = self.index.search_many(
+            body.asked, body.k, body.filter, exact=body.exact, effort=body.effort
+        )
         answers = [
-            self._found(query, hits, body) for query, hits in zip(queries, found, strict=True)
+            self._found(query, hits, body) for query, hits in zip(body.asked, found, strict=True)
         ]
         head = self.service.head("search")
         return {**head, **answers[0]} if body.queries is None else {**head, "data": answers}
@@ -80,7 +72,7 @@ class Indexed:
     def _found(self, query: str, hits: Sequence[Hit], body: Search) -> Json:
         results = []
         for hit in hits:
-            result: Json = {**_record(hit.document), "score": _scaled(hit, body)}
+            result: Json = {**_record(hit.document), "score": scaled(hit, body.score)}
             if body.explain:
                 explanation = self.service.colbert.explain(query, hit.text)
                 result["explanation"] = explained(explanation, body.explain)
@@ -147,7 +139,3 @@ class Indexed:
 def _record(document: Document) -> Json:
     metadata: Any = document.metadata
     return {"id": document.id, "text": document.text, "metadata": dict(metadata)}
-
-
-def _scaled(hit: Hit, body: Search) -> float:
-    return on_scale(hit.mean if body.score == "mean" else hit.score, body.score)

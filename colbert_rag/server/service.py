@@ -12,6 +12,7 @@ from colbert_rag.colbert import ColBERT
 from colbert_rag.encoder import BATCH_TOKENS
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
+from colbert_rag.index import Hit
 from colbert_rag.ranking import Ranked, Ranking
 from colbert_rag.remote.wire import FLOAT, pack_rows
 from colbert_rag.server.bodies import Body, Explain, Pooling, Rerank, Scale, Score
@@ -144,17 +145,18 @@ class Service:
             ApiError: there is too much of something.
         """
         self.check_model(body)
-        queries = [body.query] if body.queries is None else body.queries
-        several = bool(body.documents) and isinstance(body.documents[0], list)
+        queries = body.asked
         texts = (
-            [text for some in body.documents for text in some] if several else list(body.documents)
+            [text for some in body.documents for text in some]
+            if body.has_lists
+            else list(body.documents)
         )
-        results = len(texts) if several else len(texts) * len(queries)
+        results = len(texts) if body.has_lists else len(texts) * len(queries)
         if body.top_n:
             results = min(results, body.top_n * len(queries))
         self.check_count(len(queries), self.limits.queries, "queries", "--max-queries")
         self.check_count(len(texts), self.limits.documents, "documents", "--max-documents")
-        self.check_texts(queries, "queries" if body.queries else "query")
+        self.check_texts(queries, body.field)
         self.check_texts(texts, "documents")
         self.check_explained(results, body.explain)
         return texts
@@ -170,13 +172,11 @@ class Service:
             answer = self._ranked(ranking, body, body.documents)
         else:
             rankings = self.colbert.rank_many(body.queries, documents, top_k=top_k)
-            own = [body.documents] * len(rankings)
-            if body.documents and isinstance(body.documents[0], list):
-                own = body.documents
+            own = body.documents if body.has_lists else [body.documents] * len(rankings)
             pairs = zip(rankings, own, strict=True)
             answer = {"data": [self._ranked(ranking, body, texts) for ranking, texts in pairs]}
-        units = 1 if body.queries is None else len(body.queries)
-        meta = {"api_version": {"version": "2"}, "billed_units": {"search_units": units}}
+        units = {"search_units": len(body.asked)}
+        meta = {"api_version": {"version": "2"}, "billed_units": units}
         return {**self.head("rerank"), **answer, "meta": meta}
 
     def head(self, kind: str) -> Json:
@@ -279,9 +279,9 @@ class Service:
         return {**head, "object": "list", "created": int(time.time()), "data": data, "usage": usage}
 
 
-def scaled(place: Ranked, score: Scale) -> float:
+def scaled(found: Ranked | Hit, score: Scale) -> float:
     """A score on the scale that was asked for; raises what `on_scale` does."""
-    return on_scale(place.mean if score == "mean" else place.score, score)
+    return on_scale(found.mean if score == "mean" else found.score, score)
 
 
 def on_scale(value: float, score: Scale) -> float:
