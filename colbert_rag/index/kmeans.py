@@ -22,8 +22,8 @@ _ROUNDS = 8
 # Vectors compared with centroids at once.
 _ROWS = 2**16
 
-# Centroids for so many vectors are this times the square root.
-_CENTROIDS = 12
+# Centroids for so many vectors are this times the square root, as far as two bytes tell them apart.
+_CENTROIDS, _MOST = 12, 2**16
 
 # Of the sample: vectors for each centroid, and bytes of float16 at most.
 _SAMPLED, _SAMPLE_BYTES = 64, 640 * 2**20
@@ -93,7 +93,7 @@ class Centroids:
 
 def centroids_for(vectors: float) -> int:
     """How many centroids an index of so many vectors gets."""
-    return round(_CENTROIDS * math.sqrt(vectors))
+    return min(_MOST, round(_CENTROIDS * math.sqrt(vectors)))
 
 
 def sample_for(vectors: float, count: int, dim: int) -> float:

@@ -25,7 +25,7 @@ from colbert_rag.index.local.inherited import let_go
 from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.record import Record
-from colbert_rag.index.local.schema import APPLICATION_ID, OLDER_FORMATS, SCHEMA, UPGRADE
+from colbert_rag.index.local.schema import APPLICATION_ID, LOG, OLDER_FORMATS, PAGE, SCHEMA, UPGRADE
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
 Arguments = ParamSpec("Arguments")
@@ -92,6 +92,7 @@ class Database:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {LOG // PAGE}")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
             connection.close()
@@ -174,6 +175,7 @@ class Database:
 
     def _create(self, record: Record) -> None:
         with self._translated("written"):
+            self.connection.execute(f"PRAGMA page_size = {PAGE}")
             self.connection.execute("PRAGMA journal_mode = WAL")
         self.write(self._create_tables, record)
         with self._translated("written"):
