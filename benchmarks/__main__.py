@@ -24,7 +24,7 @@ CPU_JOBS = (
     "growth",
     "index",
 )
-OTHER_JOBS = ("many", "serve", "quality", "codings", "efforts", "scale", "gpu", "soak")
+OTHER_JOBS = ("many", "serve", "quality", "codings", "efforts", "scale", "changes", "gpu", "soak")
 NO_GPU = 2
 """Exit status of `gpu` on a machine without CUDA, so that nobody takes its silence for a result."""
 

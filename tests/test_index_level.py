@@ -23,7 +23,7 @@ from colbert_rag.errors import IndexCorruptError, IndexStorageError
 from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex, kmeans
 from colbert_rag.index.choice import Choice
 from colbert_rag.index.local import claim, searcher
-from colbert_rag.index.local.level import candidates, level, making, postings
+from colbert_rag.index.local.level import candidates, effort, level, making, postings
 from colbert_rag.index.local.level.choice import read_choice, write_choice
 from colbert_rag.index.local.level.effort import EFFORTS, Effort
 from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
@@ -56,8 +56,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postings, "BLOCK", 256)
     monkeypatch.setattr(kmeans, "_CENTROIDS", 2)
     monkeypatch.setattr(candidates, "_ALL", 0)
-    for number, effort in enumerate([(2, 40, 10), (4, 80, 20), (8, 120, 40), (12, 160, 60)], 1):
-        monkeypatch.setitem(EFFORTS, number, Effort(*effort))
+    monkeypatch.setattr(effort, "_WORTH", 0)
+    for number, much in enumerate([(2, 40, 10), (4, 80, 20), (8, 120, 40), (12, 160, 60)], 1):
+        monkeypatch.setitem(EFFORTS, number, Effort(*much))
 
 
 @pytest.fixture
@@ -134,6 +135,36 @@ def test_a_small_index_is_searched_exactly(
     monkeypatch.setattr(searcher, "APPROXIMATE_FROM", 10**9)
 
     assert search(index) == exact
+
+
+@pytest.mark.parametrize(
+    ("documents", "top_k", "number", "approximate"),
+    [(239, 5, 4, False), (240, 5, 4, True), (240, 13, 4, False), (40, 2, 1, True)],
+)
+def test_an_effort_that_saves_nothing_is_an_exact_search(
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    documents: int,
+    top_k: int,
+    number: int,
+    approximate: bool,
+) -> None:
+    """The efforts here score 60 and 10 documents by vectors, or 5 for each that is wanted."""
+    monkeypatch.setattr(effort, "_WORTH", 4)
+    fill(path, documents)
+    with LocalIndex(path) as index:
+        index.optimize()
+        asked: list[int] = []
+        best = index._searcher.level.best
+        monkeypatch.setattr(
+            index._searcher.level, "best", lambda *given: asked.append(1) or best(*given)
+        )
+
+        found = index.search_embeddings(queries(1), top_k, exact=False, effort=number)
+
+        assert bool(asked) == approximate
+        if not approximate:
+            assert found == index.search_embeddings(queries(1), top_k, exact=True)
 
 
 def test_what_was_added_is_found_at_once(index: LocalIndex) -> None:
@@ -877,17 +908,25 @@ def test_threads_search_while_one_adds_and_optimises(index: LocalIndex) -> None:
 def test_readers_are_right_while_others_write_and_optimise(
     processes: ForkServerContext, path: Path
 ) -> None:
+    """Eight readers in four processes; COLBERT_RAG_LEVEL_SECONDS=60 lets them read for longer."""
     seconds = float(os.environ.get("COLBERT_RAG_LEVEL_SECONDS", "4"))
     fill(path, COUNT)
     _, writer = started(processes, write_with_level, path, seconds)
-    readers = [started(processes, read_with_level, path, seconds)[1] for _ in range(3)]
+    readers = [started(processes, read_with_level, path, seconds)[1] for _ in range(4)]
 
-    wrong = [answer(pipe) for pipe in readers]
+    read = [answer(pipe) for pipe in readers]
     assert answer(writer) == "started"
-    rounds = answer(writer)
+    rounds, amiss = answer(writer)
 
-    assert wrong == [[], [], []]
-    assert rounds > 3
+    assert [wrong for _, wrong in read] == [[], [], [], []]
+    assert amiss == []
+    assert all(searches for searches, _ in read)
+    with LocalIndex(path) as index:
+        own = {f"d{at}" for at in range(COUNT)}
+        assert {document.id for document in index} == own | {
+            f"w{rounds - 1}-{at}" for at in range(20)
+        }
+        index.verify()
 
 
 def test_whatever_happens_to_the_index_the_level_finds_what_is_there(path: Path) -> None:

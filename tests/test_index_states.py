@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from colbert_rag.errors import IndexStorageError
 from colbert_rag.index import Changes, Document, LocalIndex, copy_index
+from colbert_rag.index.local.level import effort
 from tests.helpers.index_fakes import WORDS, WordEncoder, naive_maxsim
 
 EXAMPLES = int(os.environ.get("COLBERT_RAG_STATES", "0"))
@@ -51,6 +52,14 @@ documents = st.builds(
 lists = st.lists(documents, max_size=6)
 which = st.integers(0, 1)
 """Two handles on one file; either may be used at any step."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def by_level() -> Iterator[None]:
+    """Where a search may use the level it does, though that saves nothing with so few documents."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(effort, "_WORTH", 0)
+        yield
 
 
 @functools.cache

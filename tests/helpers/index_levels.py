@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import Document, IndexInfo, LocalIndex, kmeans
 from colbert_rag.index.local import searcher
-from colbert_rag.index.local.level import candidates, level, postings
+from colbert_rag.index.local.level import candidates, effort, level, postings
 from tests.helpers.index_processes import DOCUMENTS  # noqa: F401  # the server preloads it
 
 DIM, ROWS, TOPICS = 32, 12, 60
@@ -56,6 +57,7 @@ def make_small() -> None:
     postings.BLOCK = 256
     kmeans._CENTROIDS = 2
     candidates._ALL = 0
+    effort._WORTH = 0
 
 
 def stop_while_making(path: Path, syncs: int, pipe: Connection) -> None:
@@ -75,32 +77,44 @@ def stop_while_making(path: Path, syncs: int, pipe: Connection) -> None:
 
 
 def write_with_level(path: Path, seconds: float, pipe: Connection) -> None:
-    """Add, delete and optimise for a while."""
+    """Add, delete and optimise for a while, at least four times; say how often, what is amiss."""
     make_small()
-    end, rounds = time.monotonic() + seconds, 0
+    end, rounds, wrong = time.monotonic() + seconds, 0, []
     with LocalIndex(path, busy_timeout=60) as index:
         pipe.send("started")
-        while time.monotonic() < end:
-            index.add_encoded(*documents(20, seed=rounds, prefix=f"w{rounds}-"))
+        while rounds < 4 or time.monotonic() < end:
+            added, vectors = documents(20, seed=1000 + rounds, prefix=f"w{rounds}-")
+            index.add_encoded(added, vectors)
+            at = rounds % 20
+            best = index.search_embeddings(vectors[[at]], 1, exact=False)[0][0]
+            if best.id != added[at].id:
+                wrong.append((rounds, best.id, best.score))
             if rounds:
                 index.delete([f"w{rounds - 1}-{at}" for at in range(20)])
             if rounds % 3 == 0:
                 index.optimize()
             rounds += 1
-    pipe.send(rounds)
+        lost = {document.id for document in added} - {document.id for document in index}
+    pipe.send((rounds, wrong + sorted(lost)))
 
 
 def read_with_level(path: Path, seconds: float, pipe: Connection) -> None:
-    """Search for documents that nobody removes by their own vectors; say what was wrong."""
+    """Two readers with a connection each; say how often they searched, and what was wrong."""
     make_small()
-    end, wrong = time.monotonic() + seconds, []
+    with ThreadPoolExecutor() as threads:
+        read = list(threads.map(_looked, [path] * 2, [seconds] * 2, (0, 1)))
+    pipe.send((sum(searches for searches, _ in read), [bad for _, wrong in read for bad in wrong]))
+
+
+def _looked(path: Path, seconds: float, first: int) -> tuple[int, list[tuple[int, str, float]]]:
+    """Search for documents that nobody removes by their own vectors."""
+    end, wrong, searches = time.monotonic() + seconds, [], 0
     own = topics(300, rows=ROWS, seed=0)
     with LocalIndex(path) as index:
-        at = 0
         while time.monotonic() < end:
-            hits = index.search_embeddings(own[[at % 300]], 3, exact=False)[0]
-            best = hits[0]
-            if best.id != f"d{at % 300}" or abs(best.score - ROWS) > 0.01:
+            at = (first + 7 * searches) % 300
+            best = index.search_embeddings(own[[at]], 3, exact=False)[0][0]
+            if best.id != f"d{at}" or abs(best.score - ROWS) > 0.01:
                 wrong.append((at, best.id, best.score))
-            at += 7
-    pipe.send(wrong)
+            searches += 1
+    return searches, wrong

@@ -4,8 +4,8 @@
 APPLICATION_ID = 0x436F6C42
 
 PAGE = 1024
-"""Bytes of a page. A quarter of a page is empty at the end of each document's vectors, which with the
-4 KiB of SQLite is 6 % of an index with int8, and a page more or less costs a search nothing."""
+"""Bytes of a page. A quarter of a page is empty at the end of each document's vectors, which with
+the 4 KiB of SQLite is 6 % of an index with int8; a page more or less costs a search nothing."""
 
 LOG = 4 * 2**20
 """Bytes of the log at which SQLite folds it into the file, where its default counts pages."""

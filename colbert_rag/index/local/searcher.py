@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 APPROXIMATE_FROM = 2 * 2**20
 """Vectors from which a search is approximate by default: all are read in 0.2 s on two cores."""
 
-# Where an approximate search would score so large a part of the documents, it reads them all.
-_MOST = 4
-
 # Positions that are drawn for a sample are looked at so many at a time.
 _DRAWN = 4_096
 
@@ -100,11 +97,9 @@ class Searcher:
         choice = read_choice(self._database)
         number = how.effort or choice.effort
         effort = EFFORTS[number]
-        if how.exact is None and (
-            tokens < APPROXIMATE_FROM
-            or self._device != "cpu"
-            or effort.for_results(top_k).by_vectors * _MOST > documents
-        ):
+        if how.exact is None and (tokens < APPROXIMATE_FROM or self._device != "cpu"):
+            return None
+        if not effort.for_results(top_k).saves(documents):
             return None
         if not self.level.refresh():
             return None

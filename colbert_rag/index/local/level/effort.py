@@ -24,6 +24,14 @@ class Effort:
         by_vectors = max(self.by_vectors, _PER_RESULT * top_k)
         return Effort(self.probes, max(self.by_codes, _PER_VECTORS * by_vectors), by_vectors)
 
+    def saves(self, documents: int) -> bool:
+        """Whether it is less work than an exact search, which reads so many documents.
+
+        Where it is not, that one finds more and is faster: vectors of few documents lie scattered
+        over SQLite's pages, and are checked; an exact search has all of them mapped, in one piece.
+        """
+        return documents >= _WORTH * self.by_vectors
+
 
 EFFORTS = {
     1: Effort(4, 2_048, 128),
@@ -36,3 +44,7 @@ EFFORTS = {
 
 # The hundredth best needs a wider net than the tenth.
 _PER_RESULT, _PER_VECTORS = 5, 4
+
+# To read a document's vectors and score them takes so many times as long as an exact search takes
+# for one, all that comes before included (benchmarks/NOTES.md).
+_WORTH = 4
