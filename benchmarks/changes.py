@@ -128,6 +128,8 @@ def _measured(path: Path, exact: bool, seconds: float, more: Passages) -> list[d
     rows: list[dict[str, object]] = []
     for name, when in moments.items():
         some = [search for part in reads for search in _first_after(part.searches, when)]
+        if not some:  # the writer had no time for a level
+            continue
         times = [search.ms for search in some]
         p50, p95, p99 = np.percentile(times, [50, 95, 99])
         rows.append(

@@ -46,7 +46,9 @@ from benchmarks.report import Plan, Table, figures, write
 from benchmarks.timing import Repetition, Timing, interleave
 from colbert_rag import TokenEmbeddings
 from colbert_rag.index import Document, Hit
+from colbert_rag.index.local.level import effort
 from colbert_rag.text_encoder import TextEncoder
+from tests.helpers.index_levels import topics
 
 needs_a_fork_server = pytest.mark.skipif(
     sys.platform == "win32", reason="Windows has no fork server, and no signals to send"
@@ -260,11 +262,41 @@ def test_efforts_are_compared_with_the_exact_search(
 ):
     monkeypatch.setattr(codings, "KEPT", str(tmp_path))
 
-    (table,) = efforts.run(Plan(1, quick=True, collections=("small",)))
+    table, building = efforts.run(Plan(1, quick=True, collections=("small",)))
 
     # With so few documents every effort scores all of them.
     columns = ("R@10", "R@100", "nDCG@10 of exact", "R@10, 50 %")
-    assert [tuple(row[column] for column in columns) for row in table.rows] == [("1.0000",) * 4] * 5
+    exact, *others = table.rows
+    assert [tuple(row[column] for column in columns) for row in others] == [("1.0000",) * 4] * 5
+    assert {row["by"] for row in others} == {"exact search"}
+    assert (exact["effort"], exact["R@10"]) == ("exact", "1.0000")
+    (row,) = building.rows
+    level, tokens = float(str(row["level s"])), int(str(row["tokens"]))
+    encoding = tokens / int(str(row["encoded, tokens/s"]))
+    assert float(str(row["encoding s"])) == pytest.approx(encoding, abs=0.06)
+    share = float(str(row["level of encoding"]).rstrip("%")) / 100
+    assert share == pytest.approx(level / encoding, rel=0.1)
+
+
+def test_efforts_are_compared_before_and_after_a_level_knows_what_was_added(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(effort, "_WORTH", 0)
+    own, other = (_judged(name, seed) for seed, name in enumerate(("own", "other")))
+
+    table = efforts.drifted("own", own, "other", other)
+
+    assert table.title == "400 documents of own, then 40 of other"
+    assert [row["when"] for row in table.rows] == ["behind"] * 5 + ["after"] * 5
+    assert [row["R@10, queries of other"] for row in table.rows[:5]] == ["1.0000"] * 5
+    assert min(float(str(row["R@10, queries of own"])) for row in table.rows) > 0.9
+
+
+def _judged(name: str, seed: int) -> efforts.Judged:
+    vectors = topics(400, rows=6, seed=seed)
+    documents = [Document(f"{name}/{at}", f"{name} {at}") for at in range(400)]
+    queries = [f"{name}/q{at}" for at in range(5)]
+    return efforts.Judged(documents, vectors, queries, vectors[:5].to(dtype=torch.float32), {})
 
 
 def test_quality_says_what_the_default_dtype_changes(monkeypatch: pytest.MonkeyPatch, small: None):

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import corpora
 from colbert_rag import ColBERT
 from colbert_rag.index import LocalIndex
-from colbert_rag.index.local.level import candidates
+from colbert_rag.index.local.level import candidates, effort
 from colbert_rag.index.local.level.effort import EFFORTS, Effort
 
 NAME = "xquad-en"
@@ -25,6 +25,7 @@ def test_a_sixth_of_the_passages_holds_the_best_of_all(
 ) -> None:
     """In a large index it is one in a hundred or fewer; here 40 of 240 are scored exactly."""
     monkeypatch.setattr(candidates, "_ALL", 0)
+    monkeypatch.setattr(effort, "_WORTH", 0)
     monkeypatch.setitem(EFFORTS, 3, Effort(8, 120, 40))
     found = corpora.collection(NAME)
     queries = list(found.queries.values())[:100]
