@@ -69,7 +69,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--without",
         default="",
-        help="to leave out, comma-separated; soak: calls and disturbances, serve: packages",
+        help="to leave out, comma-separated; soak: calls and disturbances, serve, scale: packages",
     )
     parser.add_argument(
         "--out", type=Path, help="folder for the results; default benchmarks/results, quick: none"
