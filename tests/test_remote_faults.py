@@ -478,6 +478,28 @@ async def test_many_calls_wait_in_one_thread() -> None:
     assert [ranking[0].index for ranking in found] == [2] * 40
 
 
+@both_ways
+def test_what_a_server_gives_up_is_asked_for_in_halves(how: str) -> None:
+    """Whatever its deadline is: the same request again would be given up again."""
+
+    def slow(asked: Asked) -> Answer:
+        late = len(asked.body["documents"]) > 1
+        return refused(504, "late", code="deadline_exceeded") if late else right(asked)
+
+    with serving(slow) as (model, server):
+        assert [place.index for place in ask(model, how)] == [2, 1, 0]
+
+    assert [len(asked.body["documents"]) for asked in server.asked] == [3, 1, 2, 1, 1]
+
+
+def test_one_text_that_takes_too_long_is_a_timeout_at_once() -> None:
+    late = refused(504, "late", code="deadline_exceeded")
+    with serving(lambda _: late) as (model, server), pytest.raises(ServerTimeoutError):
+        model.rank("q", ["one"])
+
+    assert len(server.asked) == 1
+
+
 # Errors of the server
 
 

@@ -15,13 +15,11 @@ from colbert_rag.cli.options import (
     add_model,
     add_recipe,
     checked_query,
-    counted_truncation,
-    open_model,
     parse_count,
-    settings_of,
 )
-from colbert_rag.cli.output import note, say_json, width
+from colbert_rag.cli.output import note, say, say_json, width
 from colbert_rag.cli.rerank import best_documents, read_batches
+from colbert_rag.cli.servers import ModelThere, chosen_model
 from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.cli.web_page import web_page
 from colbert_rag.display import Html, element, one_line
@@ -37,13 +35,14 @@ the files, or the one at --rank.
 A FILE is one of these, told by its suffix, else by its first line:
 {FORMS}
 A folder is read with its sub-folders. Without FILE, or for -, standard input
-is read."""
+is read. The model may be behind colbert-rag serve, as for colbert-rag rerank."""
 
 EPILOG = """\
 examples:
   colbert-rag explain "how do refunds work" handbook/
   colbert-rag explain "red planet" facts.jsonl --rank 2
   colbert-rag explain "red planet" facts.jsonl --html why.html
+  colbert-rag explain "red planet" facts.jsonl -m http://127.0.0.1:8000
   echo "We ship to Europe." | colbert-rag explain "delivery" --json"""
 
 
@@ -67,14 +66,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank, and explain one result."""
+    from colbert_rag.remote.ranking import RemoteExplanation
+
     query = checked_query(arguments.query)
     rank = arguments.rank
     if rank < 1:
         raise UsageError(f"--rank is {rank}, expected 1 for the best, or more")
-    settings = settings_of(arguments)
+    model = chosen_model(arguments)
+    if arguments.html and isinstance(model, ModelThere):
+        raise UsageError(
+            f"--html is for a model that is opened here: the page at {model.name} explains results"
+        )
     batches = read_batches(arguments)
-    colbert = open_model(settings)
-    with counted_truncation(colbert, WHOLE):
+    with model.opened(WHOLE) as colbert:
         found, seen = best_documents(colbert, query, batches, top_k=rank)
     if len(found) < rank:
         raise UsageError(f"--rank is {rank}, and there are only {seen:,} documents")
@@ -83,6 +87,9 @@ def run(arguments: argparse.Namespace) -> int:
     heading = one_line(f"{result.name}, number {rank} of {seen:,}")
     if arguments.json:
         say_json({"rank": rank, **result.document.origin(), **explanation.to_dict()})
+    elif isinstance(explanation, RemoteExplanation):
+        for line in (heading, *repr(explanation).splitlines()):
+            say(line)
     elif arguments.html:
         # A file name that is not valid Unicode must not make the page impossible.
         Path(arguments.html).write_text(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from colbert_rag.cli.options import UsageError, settings_of
-from colbert_rag.cli.output import note
+from colbert_rag.cli.servers import KEYS, note_unencrypted
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
     from colbert_rag.index import Index, IndexInfo
     from colbert_rag.settings import Settings
+
+PLACES = "file, http://HOST:PORT of a server, or http://HOST:PORT/COLLECTION of Qdrant"
+"""Where an index may be that is searched or described, for a help text."""
 
 API_KEY = "QDRANT_API_KEY"
 """The environment variable that holds the key of a server unless another one is named."""
@@ -170,22 +173,21 @@ def connect(url: str, api_key: str | None) -> QdrantClient:
         # Said in our words, below.
         warnings.filterwarnings("ignore", message="Api key is used with an insecure connection")
         client = QdrantClient(url=url, api_key=api_key, timeout=SECONDS, check_compatibility=False)
-    to = urlsplit(url)
-    if api_key and to.scheme == "http" and to.hostname not in ("localhost", "127.0.0.1", "::1"):
-        note(f"note: the API key is sent to {to.hostname} unencrypted; https:// would protect it")
+    note_unencrypted(url, api_key)
     return client
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
     """Declare how an index on a server is reached."""
-    group = parser.add_argument_group("Qdrant server")
+    group = parser.add_argument_group("server")
     group.add_argument(
-        "--collection", metavar="NAME", help="instead of as the last part of the URL"
+        "--collection", metavar="NAME", help="of Qdrant, instead of as the last part of the URL"
     )
     group.add_argument(
         "--api-key-env",
         metavar="VAR",
-        help=f"environment variable that holds the API key (default: {API_KEY})",
+        help=f"environment variable that holds the API key (default: {API_KEY}, or "
+        f"{KEYS} for colbert-rag serve)",
     )
 
 
@@ -261,7 +263,10 @@ def _server(arguments: argparse.Namespace, url: str) -> Server:
         base, _, last = base.rpartition("/")
         collection = unquote(last)
     if not collection:
-        raise UsageError(f"{url} names no collection: add it, as in {base}/NAME, or --collection")
+        raise UsageError(
+            f"{url} names no collection: add it, as in {base}/NAME, or --collection. The index of "
+            "colbert-rag serve is for search and info"
+        )
     return Server(base, collection, _api_key(arguments.api_key_env))
 
 

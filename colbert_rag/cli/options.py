@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from colbert_rag.cli.output import note, shows_progress
 from colbert_rag.cli.spelling import in_options
+from colbert_rag.inputs import is_address
 from colbert_rag.settings import (
     DEFAULT_CHECKPOINT,
     DTYPES,
@@ -209,6 +210,11 @@ def settings_of(arguments: argparse.Namespace, info: IndexInfo | None = None) ->
         defaults["checkpoint"] = None
         named = {name: value for name, value in chosen.items() if value != defaults[name]}
         chosen = {"checkpoint": info.checkpoint, **_recipe(info), **named}
+    elif is_address(chosen["checkpoint"]):
+        raise UsageError(
+            "--model is the address of a server, which rerank and explain take: this needs a "
+            "checkpoint, to be opened here"
+        )
     elif chosen["checkpoint"] is None:
         chosen["checkpoint"] = DEFAULT_CHECKPOINT
     try:

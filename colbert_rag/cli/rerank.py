@@ -6,7 +6,7 @@ import argparse
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -17,18 +17,17 @@ from colbert_rag.cli.options import (
     add_recipe,
     add_results,
     checked_query,
-    counted_truncation,
-    open_model,
     parse_number,
-    settings_of,
 )
 from colbert_rag.cli.output import Row, say, say_json, say_table, shows_progress
 from colbert_rag.cli.reading import SourceDocument
+from colbert_rag.cli.servers import chosen_model
 from colbert_rag.cli.sources import FORMS, add_reading, hint_at_lines, places, read
 from colbert_rag.errors import ReadingError
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
+    from colbert_rag.remote import RemoteColBERT
 
 BATCH_DOCUMENTS = 2048
 """Documents held and scored at a time: under 500 MB of vectors, and long enough to sort by length
@@ -44,6 +43,9 @@ A FILE is one of these, told by its suffix, else by its first line:
 A folder is read with its sub-folders. Without FILE, or for -, standard input
 is read. A title is ranked in front of its text.
 
+The model may be behind colbert-rag serve: its address is the model, and nothing
+is loaded here. A key is in the environment variable COLBERT_RAG_API_KEY.
+
 For many queries at once: colbert-rag rerank --queries FILE, which has options
 of its own (colbert-rag rerank --help --queries)."""
 
@@ -52,6 +54,7 @@ examples:
   colbert-rag rerank "how do refunds work" handbook/ faq.md
   colbert-rag rerank "red planet" facts.jsonl --top-k 3 --json | jq .text
   colbert-rag rerank "red planet" facts.csv --field body -m offline-minilm
+  colbert-rag rerank "red planet" facts.jsonl -m http://127.0.0.1:8000
   grep -ri refund notes | colbert-rag rerank "are refunds taxed" --split lines"""
 
 
@@ -112,13 +115,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Rerank, and print the best."""
     query = checked_query(arguments.query)
-    settings = settings_of(arguments)
-    batches = read_batches(arguments)
     # A document is scored once in a run, so there is nothing to remember.
+    model = chosen_model(arguments, remember=False)
+    batches = read_batches(arguments)
     start = time.perf_counter()
-    colbert = open_model(replace(settings, document_cache=None))
-    loaded = time.perf_counter()
-    with counted_truncation(colbert, WHOLE):
+    with model.opened(WHOLE) as colbert:
+        loaded = time.perf_counter()
         results, seen = best_documents(
             colbert,
             query,
@@ -133,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         ranked = time.perf_counter()
         say(
-            f"{len(results)} of {seen:,} documents by {settings.checkpoint}: "
+            f"{len(results)} of {seen:,} documents by {model.name}: "
             f"loaded in {loaded - start:.1f} s, ranked in {ranked - loaded:.1f} s"
         )
         say_table(
@@ -161,7 +163,7 @@ def read_batches(arguments: argparse.Namespace) -> Iterator[list[SourceDocument]
 
 
 def best_documents(
-    colbert: ColBERT,
+    colbert: ColBERT | RemoteColBERT,
     query: str,
     batches: Iterable[Sequence[SourceDocument]],
     *,

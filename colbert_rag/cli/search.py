@@ -7,11 +7,12 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import add_server, is_index, known_info, where
+from colbert_rag.cli.indexes import PLACES, add_server, is_index, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_finding,
@@ -24,16 +25,23 @@ from colbert_rag.cli.options import (
 )
 from colbert_rag.cli.output import Row, say, say_json, say_table
 from colbert_rag.cli.reading import LARGEST, STDIN
+from colbert_rag.cli.servers import is_served, served
 from colbert_rag.display import one_line
 from colbert_rag.errors import InvalidFilterError
 
 if TYPE_CHECKING:
-    from colbert_rag.index import Hit
+    from colbert_rag.cli.indexes import Where
+    from colbert_rag.index import Hit, Index
+    from colbert_rag.remote import RemoteIndex
+
+    Opened = tuple[float, str, Index | RemoteIndex]
+    """When opening began, the name of the model, and the index."""
 
 DESCRIPTION = """\
 Find the documents of an index that answer a query best, by late interaction.
 A large file is searched by way of what lies beside it, see colbert-rag tune.
-The index says which model it needs. QUERY may be - to read queries from
+The index says which model it needs; that of colbert-rag serve, named by its
+address, has it, and nothing is loaded here. QUERY may be - to read queries from
 standard input, one on each line.
 
 A filter is JSON, and leaves documents out before they are scored:
@@ -47,6 +55,7 @@ EPILOG = """\
 examples:
   colbert-rag search "how do refunds work" handbook.sqlite
   colbert-rag search "red planet" facts.sqlite --filter '{"year": 2020}'
+  colbert-rag search "red planet" http://127.0.0.1:8000
   colbert-rag search "red planet" http://localhost:6333/facts --json | jq .text
   cat questions.txt | colbert-rag search - facts.sqlite --top-k 1 --json"""
 
@@ -59,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "%(prog)s [options] QUERY INDEX"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.add_argument("query", metavar="QUERY", help="what to look for, or -")
-    parser.add_argument("index", metavar="INDEX", help="file, or http://HOST:PORT/COLLECTION")
+    parser.add_argument("index", metavar="INDEX", help=PLACES)
     results = parser.add_argument_group("results")
     add_results(results)
     results.add_argument("--filter", metavar="JSON", help="which documents may be found")
@@ -80,13 +89,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Search, and print the best."""
     _check_order(arguments)
-    target = where(arguments, arguments.index)
+    opening = _place(arguments)
     queries = _queries(arguments.query)
     passing = _filter(arguments.filter)
-    settings = settings_of(arguments, known_info(target))
-    start = time.perf_counter()
-    colbert = open_model(replace(settings, document_cache=None))
-    with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
+    with opening as (start, model, index):
         loaded = time.perf_counter()
         held = index.count()
         how = {"exact": arguments.exact or None, "effort": arguments.effort}
@@ -97,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         found = len(answers[0]) if len(answers) == 1 else sum(map(len, answers))
         asked = "" if len(queries) == 1 else f" for {len(queries):,} queries"
         say(
-            f"{found:,} of {held:,} documents{asked} by {settings.checkpoint}: "
+            f"{found:,} of {held:,} documents{asked} by {model}: "
             f"loaded in {loaded - start:.1f} s, searched in {searched - loaded:.1f} s"
         )
     for query, hits in zip(queries, answers, strict=True):
@@ -109,6 +115,31 @@ def run(arguments: argparse.Namespace) -> int:
             say(f"Query: {one_line(query)}")
         say_table(_row(hit, mean=mean) for hit in hits)
     return 0
+
+
+@contextmanager
+def _here(arguments: argparse.Namespace, target: Where) -> Iterator[Opened]:
+    """An index that is searched in this process, with the model that made it."""
+    settings = settings_of(arguments, known_info(target))
+    start = time.perf_counter()
+    colbert = open_model(replace(settings, document_cache=None))
+    with target.open(colbert, read_only=True) as index, counted_truncation(colbert):
+        yield start, settings.checkpoint, index
+
+
+@contextmanager
+def _there(asked: AbstractContextManager[RemoteIndex]) -> Iterator[Opened]:
+    """An index behind a server, which has its model."""
+    start = time.perf_counter()
+    with asked as index:
+        yield start, index.info.checkpoint, index
+
+
+def _place(arguments: argparse.Namespace) -> AbstractContextManager[Opened]:
+    """The index that is named; nothing of it is read yet."""
+    if is_served(arguments, arguments.index):
+        return _there(served(arguments, arguments.index))
+    return _here(arguments, where(arguments, arguments.index))
 
 
 def _check_order(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from colbert_rag.progress import Bar
 from colbert_rag.remote.exchange import Answer
-from colbert_rag.remote.replies import Request, TooLargeError
+from colbert_rag.remote.replies import GivenUpError, Request, TooLargeError
 
 MOST_TEXTS = 512
 """Texts of a request at most. A server encodes 512 abstracts in seconds, so that no request comes
@@ -43,7 +43,7 @@ def ask_in_parts(
     *,
     most: int = MOST_TEXTS,
 ) -> Generator[Request, Answer, list[tuple[Part, Answer]]]:
-    """Ask for each part in order; a part that is too large for the server is halved.
+    """Ask for each part in order; what is too large for the server, or too slow, is halved.
 
     Args:
         sizes: Bytes of each text.
@@ -52,6 +52,7 @@ def ask_in_parts(
         most: Texts of a request at most.
 
     Raises:
+        GivenUpError: a single text takes too long.
         TooLargeError: a single text is too large.
     """
     waiting = list(in_parts(sizes, most))[::-1]
@@ -60,7 +61,7 @@ def ask_in_parts(
         first, last = waiting.pop()
         try:
             answer = yield request(first, last)
-        except TooLargeError:
+        except (TooLargeError, GivenUpError):
             if last - first < 2:
                 raise
             middle = (first + last) // 2

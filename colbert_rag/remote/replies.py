@@ -31,6 +31,10 @@ class TooLargeError(ServerError):
     """The server takes no request as large as this one; smaller ones may do."""
 
 
+class GivenUpError(ServerTimeoutError):
+    """The server gave a request up after its own deadline; smaller ones may do."""
+
+
 class NotHeldError(ServerError):
     """There is nothing under this path."""
 
@@ -95,6 +99,9 @@ _OWN: Mapping[str, type[errors.ColBERTRagError]] = {
 _TOO_MUCH = ("too_many_explanations",)
 """Codes that mean the same as a 413."""
 
+_LATE = "deadline_exceeded"
+"""What our server calls its own deadline; a gateway before it has no code."""
+
 _BUSY = (429, 503)
 _PASSING = (*_BUSY, 502, 504)
 
@@ -136,7 +143,8 @@ class Reply:
         message = error_message(body)
         return Refusal(
             error=_error(self, request, base, key, body, message),
-            passing=self.status in _PASSING,
+            # The same again would take as long: it is halved instead.
+            passing=self.status in _PASSING and _code(body) != _LATE,
             unheard=self.status in _BUSY,
             retry_after=self.retry_after if self.status in _BUSY else None,
         )
@@ -156,8 +164,8 @@ def _error(
     if status in (401, 403):
         found = "the key was refused" if key else "no key was sent"
         return ServerAccessError(
-            f"{base} answers {status} ({found}){said}. Give its key as api_key, or in the "
-            f"environment variable {API_KEY}; a key in a field is never pickled"
+            f"{base} answers {status} ({found}){said}. Its key goes into the environment variable "
+            f"{API_KEY}, or into api_key, which is never pickled"
         )
     if (kind := _OWN.get(code)) is not None:
         return kind(f"{base} answers {request} with status {status}{said}")
@@ -169,7 +177,8 @@ def _error(
     if status == 502:
         return ServerUnreachableError(f"the gateway at {base} reaches no server (502){said}")
     if status == 504:
-        return ServerTimeoutError(f"{base} gave {request} up after its own deadline{said}")
+        late = GivenUpError if code == _LATE else ServerTimeoutError
+        return late(f"{base} gave {request} up after its own deadline{said}")
     if message is None:
         return ServerAnswerError(
             f"{base} answers {request} with status {status} and {_shown(reply)}, which no server "

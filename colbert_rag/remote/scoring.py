@@ -10,7 +10,7 @@ from colbert_rag.progress import Bar
 from colbert_rag.remote.answers import VERSIONS, Found, Scores, read_scores, read_several
 from colbert_rag.remote.exchange import Plan
 from colbert_rag.remote.parts import MOST_BYTES, MOST_TEXTS, ask_in_parts, bytes_of
-from colbert_rag.remote.replies import Request, TooLargeError
+from colbert_rag.remote.replies import GivenUpError, Request, TooLargeError
 from colbert_rag.remote.wire import RERANK
 
 PATH = RERANK[1]
@@ -92,7 +92,7 @@ def score_several(
             answer = yield _request(
                 {"queries": queries[first:last], "documents": documents, **wanted}, False
             )
-        except TooLargeError:
+        except (TooLargeError, GivenUpError):
             middle = (first + last) // 2
             waiting += [(middle, last), (first, middle)]
             continue

@@ -102,6 +102,9 @@ class ApiError(Exception):
             headers["Allow"] = ", ".join(self.allow)
         if self.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
+        if self.status == HTTPStatus.REQUEST_TIMEOUT:
+            # RFC 9110, 15.5.9: else the rest may trickle on, and hold the connection for ever.
+            headers["Connection"] = "close"
         body = error_body(self.message, kind=kind, code=self.code, param=self.param)
         return JSONResponse(body, self.status, headers)
 

@@ -26,7 +26,8 @@ class Limits:
         queries: Queries of one request.
         characters: Characters of one text.
         explained: Results of one request that are explained.
-        response: Bytes of token vectors in one response.
+        response: Bytes of token vectors in one response, or characters of texts that come once for
+            each query.
     """
 
     running: int = 8

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from heapq import nlargest
 from typing import Any
 
 from colbert_rag.colbert import ColBERT
@@ -159,7 +160,31 @@ class Service:
         self.check_texts(queries, body.field)
         self.check_texts(texts, "documents")
         self.check_explained(results, body.explain)
+        if body.return_documents and not body.has_lists:
+            self._check_repeated(texts, len(queries), body.top_n or len(texts))
         return texts
+
+    def _check_repeated(self, texts: Sequence[str], queries: int, top: int) -> None:
+        """Refuse an answer that would hold the texts of all queries, and so be many times the body.
+
+        Args:
+            texts: What is ranked for each query.
+            queries: How many there are.
+            top: Results of each.
+
+        Raises:
+            ApiError: the longest of the texts may not fit into one answer (413).
+        """
+        size = sum(nlargest(top, map(len, texts))) * queries
+        if size > self.limits.response:
+            raise ApiError(
+                413,
+                f"the documents' texts may come {queries:,} times, {size >> 20:,} MiB in one "
+                f"answer, expected {self.limits.response >> 20} MiB at most: send return_documents "
+                "as false, a smaller top_n, or fewer queries",
+                code="answer_too_large",
+                param="return_documents",
+            )
 
     def rerank(self, body: Rerank) -> Json:
         """Documents in the order of their scores, for one query or for each of several."""

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import random
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -54,11 +55,17 @@ class Client:
         sizes = [self.chance.randint(1, 30) for _ in range(self.chance.randint(1, most))]
         return [" ".join(self.chance.choices(WORDS, k=size)) for size in sizes]
 
-    def good(self) -> tuple[bytes, list[tuple[int, float]]]:
-        """A body, and the right answer to it."""
+    def body(self) -> tuple[str, list[str], bytes]:
+        """A query, documents, and the body that asks about them."""
         query, texts = " ".join(self.chance.choices(WORDS, k=3)), self.texts()
-        expected = [(place.index, place.mean) for place in self.model.rank(query, texts)]
-        return json.dumps({"query": query, "documents": texts}).encode(), expected
+        return query, texts, json.dumps({"query": query, "documents": texts}).encode()
+
+    async def good(self) -> tuple[bytes, list[tuple[int, float]]]:
+        """A body, and the right answer to it."""
+        query, texts, body = self.body()
+        # In a thread: all clients share this loop, and would be slow where they mean not to be.
+        ranking = await asyncio.to_thread(self.model.rank, query, texts)
+        return body, [(place.index, place.mean) for place in ranking]
 
 
 def head(length: int | None, *, key: str = KEY, path: str = "/rerank") -> bytes:
@@ -102,7 +109,7 @@ async def ask_well(client: Client) -> str:
     reader, writer = await client.connect()
     said = ""
     for _ in range(2):
-        body, expected = client.good()
+        body, expected = await client.good()
         writer.write(head(len(body)) + body)
         said = said or right(await answer(reader), expected)
     writer.close()
@@ -111,7 +118,7 @@ async def ask_well(client: Client) -> str:
 
 async def ask_slowly(client: Client) -> str:
     """A good request in small pieces, whose answer is not read at once."""
-    body, expected = client.good()
+    body, expected = await client.good()
     reader, writer = await client.connect()
     whole = head(len(body)) + body
     for start in range(0, len(whole), 1 + len(whole) // 8):
@@ -126,7 +133,7 @@ async def ask_slowly(client: Client) -> str:
 
 async def hang_up(client: Client) -> str:
     """A request that is cut anywhere, or whose answer nobody reads."""
-    body, _ = client.good()
+    *_, body = client.body()
     if client.chance.random() < 0.3:
         texts = [f"{client.chance.random()} {text}" for text in client.texts(200)]
         body = json.dumps({"query": "red", "documents": texts}).encode()
@@ -157,7 +164,7 @@ async def refused(client: Client, whole: bytes, *statuses: int) -> str:
 
 async def bad_json(client: Client) -> str:
     """A body that is cut, or bytes of any kind."""
-    body, _ = client.good()
+    *_, body = client.body()
     body = body[: client.chance.randint(1, len(body) - 1)]
     if client.chance.random() < 0.5:
         body = b"\xff" + client.chance.randbytes(client.chance.randint(0, 999))
@@ -174,7 +181,7 @@ async def bad_values(client: Client) -> str:
 
 async def wrong_key(client: Client) -> str:
     """A request of somebody who may not."""
-    body, _ = client.good()
+    *_, body = client.body()
     key = client.chance.choice([KEY[:-1], KEY + "x", "", KEY.upper(), "x" * 9000])
     return await refused(client, head(len(body), key=key) + body, 401)
 
@@ -272,6 +279,8 @@ def main(argv: Sequence[str]) -> int:
             log = running.log.read_text()
     mib = [number >> 20 for number in (before, *found.memory, after)]
     sys.stdout.write(f"{dict(found.kinds)}\nMiB: {mib}\nwrong: {len(found.wrong)}\n")
+    ways = Counter(re.sub(r"\d{3,}", "N", line)[:60] for line in found.wrong)
+    sys.stdout.writelines(f"  {count} x {way}\n" for way, count in ways.most_common())
     sys.stdout.writelines(f"  {line}\n" for line in found.wrong[:20])
     sys.stdout.write(f"status after SIGTERM: {status}\nlog: {Counter(log.splitlines())}\n")
     return int(bool(found.wrong or status))

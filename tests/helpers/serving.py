@@ -18,6 +18,20 @@ ROOT = Path(__file__).parents[2]
 LIMIT = 60
 """Seconds after which a test fails instead of waiting for ever."""
 
+LIMITED = """
+import dataclasses, sys
+from colbert_rag.server import limits
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Limited(limits.Limits):
+    {}
+
+limits.Limits = Limited
+from colbert_rag.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command line with other limits."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -70,7 +84,7 @@ class Running:
 
 @contextmanager
 def serving(
-    folder: Path, *options: object, env: Mapping[str, str] | None = None
+    folder: Path, *options: object, env: Mapping[str, str] | None = None, limits: str = ""
 ) -> Iterator[Running]:
     """Start `colbert-rag serve` on a free port, and stop it at the end.
 
@@ -78,11 +92,13 @@ def serving(
         folder: For its log.
         options: Of the command line; which model is among them.
         env: Beside the environment of the tests.
+        limits: Fields of `Limits` that no option sets, as of a class, such as "seconds: float = 1".
     """
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "serve.log"
     exact = ("--port", "0", "--device", "cpu", "--dtype", "float32")
-    command = [sys.executable, "-m", "colbert_rag.cli", "serve", *exact, *map(str, options)]
+    started = ["-c", LIMITED.format(limits)] if limits else ["-m", "colbert_rag.cli"]
+    command = [sys.executable, *started, "serve", *exact, *map(str, options)]
     # Tiny models are slower on many threads, and the machine may be shared.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
     # A shell ignores it for what runs in the background, and a child would inherit that.
