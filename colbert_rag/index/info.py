@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from textwrap import shorten
 
 from colbert_rag.errors import IndexCorruptError, IndexMismatchError
 from colbert_rag.index.documents import Json
@@ -76,17 +77,21 @@ class IndexInfo:
             IndexCorruptError: it is not one.
         """
         try:
-            pooling = record["token_pooling"]
+            pooling, dim = record["token_pooling"], int(str(record["dim"]))
+            token_pooling = None if pooling is None else float(str(pooling))
+            if not 1 <= dim < 2**31 or not 1 <= (token_pooling or 1) < math.inf:
+                raise ValueError("a width or a pooling that no index has")
             return cls(
                 checkpoint=str(record["checkpoint"]),
                 fingerprint=str(record["fingerprint"]),
-                dim=int(str(record["dim"])),
+                dim=dim,
                 recipe=dict(record["recipe"]),  # type: ignore[arg-type]  # the except clause checks
-                token_pooling=None if pooling is None else float(str(pooling)),
+                token_pooling=token_pooling,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise IndexCorruptError(
-                f"{where} does not say which model made it ({error!r}): found {record!r}"
+                f"{where} does not say which model made it ({error!r}): found "
+                f"{shorten(repr(record), 500)}"
             ) from error
 
     def check(self, other: IndexInfo, where: str) -> None:

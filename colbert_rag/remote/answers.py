@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from colbert_rag.errors import ServerAnswerError
 from colbert_rag.index.documents import Document, Hit
 from colbert_rag.remote.wire import unpack_rows
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from colbert_rag.embeddings import TokenEmbeddings
 
 Value = TypeVar("Value")
+
+_MOST = 2**63 - 1
+"""Nothing that is counted is more; a number that Python holds may have any size."""
 
 VERSIONS = "See whether client and server are of the same version of colbert_rag"
 
@@ -62,6 +67,21 @@ def member(answer: object, name: str, kind: type[Value], where: str) -> Value:
     return value
 
 
+def count(answer: object, name: str, where: str, *, least: int = 0) -> int:
+    """A member that counts something.
+
+    Raises:
+        ServerAnswerError: it is not there, no whole number, or none that counts anything.
+    """
+    value = member(answer, name, int, where)
+    if not least <= value <= _MOST:
+        raise ServerAnswerError(
+            f"the answer of {where} has {_short(value)} as {name!r}, expected a number from "
+            f"{least} on. {VERSIONS}"
+        )
+    return value
+
+
 def read_scores(
     answer: object, where: str, *, texts: int, expected: int, explain: bool = False
 ) -> Scores:
@@ -77,15 +97,15 @@ def read_scores(
     Raises:
         ServerAnswerError: a text is missing or there twice, or a score is not a finite number.
     """
-    rows = member(answer, "query_rows", int, where)
+    rows = count(answer, "query_rows", where, least=1)
     found = [
         _found(result, where, texts, explain) for result in member(answer, "results", list, where)
     ]
     distinct = len({one.index for one in found})
-    if rows < 1 or distinct != len(found) or len(found) != expected:
+    if distinct != len(found) or len(found) != expected:
         raise ServerAnswerError(
-            f"{where} gives {len(found)} results for {distinct} texts and a query of {rows} rows, "
-            f"expected {expected} of the {texts} texts that were sent. {VERSIONS}"
+            f"{where} gives {len(found)} results for {distinct} texts, expected {expected} of the "
+            f"{texts} texts that were sent. {VERSIONS}"
         )
     return Scores(rows, found)
 
@@ -93,7 +113,7 @@ def read_scores(
 def _found(result: object, where: str, texts: int, explain: bool) -> Found:
     index = member(result, "index", int, where)
     score = _number(result, "relevance_score", where)
-    explanation = member(result, "explanation", dict, where) if explain else None
+    explanation = read_explanation(result, where) if explain else None
     if not 0 <= index < texts:
         raise ServerAnswerError(
             f"{where} gives a score to text {index} of the {texts} that were sent. {VERSIONS}"
@@ -104,6 +124,24 @@ def _found(result: object, where: str, texts: int, explain: bool) -> Found:
             f"ordered by it. {VERSIONS}"
         )
     return Found(index, score, explanation)
+
+
+def read_explanation(result: object, where: str) -> Mapping[str, Any]:
+    """What `Explanation.to_dict` gave there, as far as anything here relies on it.
+
+    Raises:
+        ServerAnswerError: it is something else.
+    """
+    explanation = member(result, "explanation", dict, where)
+    if not math.isfinite(_number(explanation, "score", where)):
+        raise ServerAnswerError(f"{where} explains a score that is not finite. {VERSIONS}")
+    for match in member(explanation, "matches", list, where):
+        member(member(match, "query", dict, where), "token", str, where)
+        if match.get("document") is not None:  # nothing matched
+            member(member(match, "document", dict, where), "token", str, where)
+        if match.get("similarity") is not None:
+            _number(match, "similarity", where)
+    return explanation
 
 
 def read_several(answer: Mapping[str, Any], where: str, count: int) -> list[Any]:
@@ -136,6 +174,10 @@ def read_vectors(answer: Mapping[str, Any], where: str, *, count: int, dim: int)
             values = unpack_rows(packed, dim)
         except ValueError as error:
             raise ServerAnswerError(f"{where}: {error}. {VERSIONS}") from error
+        if not np.isfinite(values).all():
+            raise ServerAnswerError(
+                f"{where} gives vectors with numbers that are not finite. {VERSIONS}"
+            )
         rows[member(item, "index", int, where)] = torch.from_numpy(values)
     if sorted(rows) != list(range(count)) or len(data) != count:
         raise ServerAnswerError(
@@ -153,11 +195,11 @@ def read_hits(answer: object, where: str) -> list[Hit]:
     results = member(answer, "results", list, where)
     if not results:  # without one, the query may not have been encoded
         return []
-    rows = member(answer, "query_rows", int, where)
+    rows = count(answer, "query_rows", where, least=1)
     hits: list[Hit] = []
     for result in results:
         score = _number(result, "score", where)
-        if not math.isfinite(score) or (hits and score > hits[-1].score) or rows < 1:
+        if not math.isfinite(score) or (hits and score > hits[-1].score):
             raise ServerAnswerError(
                 f"{where} gives a hit the score {score}, expected a finite number, best first. "
                 f"{VERSIONS}"
@@ -181,8 +223,12 @@ def read_document(result: object, where: str) -> Document:
 
 def _number(answer: object, name: str, where: str) -> float:
     value = answer.get(name) if isinstance(answer, Mapping) else None
-    # JSON writes 1.0 as it likes.
-    return float(value) if type(value) is int else member(answer, name, float, where)
+    if type(value) is not int:
+        return member(answer, name, float, where)
+    try:  # JSON writes 1.0 as it likes
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 _CALLED = {int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping"}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from colbert_rag.errors import ServerError, ServerTimeoutError
 from colbert_rag.remote.address import base_of, key_for, origin_of
 from colbert_rag.remote.connections import async_client_of, client_of, http
+from colbert_rag.remote.incoming import Incoming
 from colbert_rag.remote.patience import Patience
 from colbert_rag.remote.replies import Reply, Request, answer_of, broken
 from colbert_rag.settings import whole_number
@@ -142,25 +143,31 @@ class Server:
 
     def _try(self, request: Request, patience: Patience) -> Reply:
         client = client_of(origin_of(self.base))
-        content = bytearray()
         with client.stream(**self._sent(request, patience)) as response:
-            for part in response.iter_bytes():
-                content += part
+            body = Incoming(request, self.base, response.headers)
+            for part in response.iter_raw():
+                body.take(part)
                 patience.check()  # a time limit of the library is one for each part
-        return Reply.of(response.status_code, response.headers, bytes(content))
+        return Reply.of(response.status_code, response.headers, body.content)
 
     async def _atry(self, request: Request, patience: Patience) -> Reply:
         client = async_client_of(origin_of(self.base))
         try:
-            async with asyncio.timeout(patience.left()):
-                response = await client.request(**self._sent(request, patience))
+            async with (
+                asyncio.timeout(patience.left()),
+                client.stream(**self._sent(request, patience)) as response,
+            ):
+                body = Incoming(request, self.base, response.headers)
+                async for part in response.aiter_raw():
+                    body.take(part)
         except TimeoutError:
             raise ServerTimeoutError(patience.too_late()) from None
-        return Reply.of(response.status_code, response.headers, response.content)
+        return Reply.of(response.status_code, response.headers, body.content)
 
     def _sent(self, request: Request, patience: Patience) -> dict[str, Any]:
         key, left, content = self._key(), patience.left(), request.content
-        headers = {"Accept": "application/json"}
+        # A few compressed bytes can stand for any number: none are asked for.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if content is not None:
             headers["Content-Type"] = "application/json"
         if key is not None:

@@ -16,7 +16,14 @@ from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.inputs import check_query
 from colbert_rag.progress import Bar, progress_bar
-from colbert_rag.remote.answers import VERSIONS, member, read_document, read_hits, read_several
+from colbert_rag.remote.answers import (
+    VERSIONS,
+    count,
+    member,
+    read_document,
+    read_hits,
+    read_several,
+)
 from colbert_rag.remote.exchange import RETRIES, TIMEOUT, Answer, Plan, Server
 from colbert_rag.remote.parts import ask_in_parts, bytes_of
 from colbert_rag.remote.replies import NotHeldError, Request
@@ -212,7 +219,7 @@ class RemoteIndex(Handle):
                 raise InvalidFilterError("the filter is empty, and would delete every document")
             body = {"filter": plain_filter(filter)}
         answer = self._server.send(Request("DELETE", DOCUMENTS, body, repeatable=False))
-        return member(answer, "deleted", int, self.name)
+        return count(answer, "deleted", self.name)
 
     def get(self, ids: Iterable[str]) -> list[Document]:
         """Documents by id, in the order asked for.
@@ -231,7 +238,7 @@ class RemoteIndex(Handle):
             document = read_document(answer, self.name)
             if document.id != name:
                 raise ServerAnswerError(
-                    f"{self.name} gives document {document.id!r} for {name!r}. {VERSIONS}"
+                    f"{self.name} gives document {document.id[:80]!r} for {name!r}. {VERSIONS}"
                 )
             found.append(document)
         return found
@@ -243,9 +250,13 @@ class RemoteIndex(Handle):
     def stats(self) -> IndexStats:
         """How much the index holds."""
         said = member(self._server.send(Request("GET", INDEX)), "stats", dict, self.name)
-        member(said, "documents", int, self.name)
-        known = {field.name for field in fields(IndexStats)}
-        return IndexStats(**{name: value for name, value in said.items() if name in known})
+        counts = {
+            name: count(said, name, self.name)
+            for name in _COUNTS
+            if name == "documents" or said.get(name) is not None  # what it does not know
+        }
+        stored = None if said.get("vectors") is None else member(said, "vectors", str, self.name)
+        return IndexStats(vectors=stored, **counts)
 
     def close(self) -> None:
         """Nothing: connections belong to the process."""
@@ -272,6 +283,8 @@ class RemoteIndex(Handle):
         return f"{type(self).__name__}({self.name!r})"
 
 
+_COUNTS = {field.name for field in fields(IndexStats)} - {"vectors"}
+
 _NOT_HERE = (
     *("add_encoded", "compact", "embeddings", "embeddings_for", "encoded"),
     *("search_embeddings", "sync", "update", "verify"),
@@ -288,7 +301,7 @@ def _path(name: str) -> str:
 
 
 def _changes(answer: Answer, where: str) -> Changes:
-    counts = {name: member(answer, name, int, where) for name in ("added", "updated", "unchanged")}
+    counts = {name: count(answer, name, where) for name in ("added", "updated", "unchanged")}
     return Changes(**counts)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Never, Self
 
 from colbert_rag.inputs import TextLike, TextList, check_query, read_lists, read_text, read_texts
 from colbert_rag.progress import progress_bar
-from colbert_rag.remote.answers import Scores, member
+from colbert_rag.remote.answers import Scores, count, member
 from colbert_rag.remote.description import describe, read_settings
 from colbert_rag.remote.exchange import RETRIES, TIMEOUT, Plan, Server
 from colbert_rag.remote.ranking import RemoteExplanation, RemoteRanking
@@ -79,7 +79,7 @@ class RemoteColBERT:
     @property
     def dim(self) -> int:
         """Width of a token vector."""
-        return int(member(self._description(), "dim", int, self.address))
+        return count(self._description(), "dim", self.address, least=1)
 
     @property
     def fingerprint(self) -> str:

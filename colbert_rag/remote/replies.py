@@ -27,6 +27,14 @@ if TYPE_CHECKING:
     import httpx2
 
 
+MOST_VALUES = 2**20
+"""Values in the JSON of an answer at most: each takes some 70 bytes of memory, however short it is
+written. A thousand documents with a thousand values of metadata each have so many."""
+
+_LONGEST_MESSAGE = 2_000
+"""Characters of what a server says that are shown."""
+
+
 class TooLargeError(ServerError):
     """The server takes no request as large as this one; smaller ones may do."""
 
@@ -48,12 +56,14 @@ class Request:
         path: Below the address of the server.
         body: Plain values for JSON; None for none.
         repeatable: Whether asking twice is the same as asking once.
+        most: Bytes of an answer at most.
     """
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
     repeatable: bool = True
+    most: int = 64 * 2**20
 
     @property
     def content(self) -> bytes | None:
@@ -141,6 +151,8 @@ class Reply:
             return None
         body = _json(self.content)
         message = error_message(body)
+        if message is not None and len(message) > _LONGEST_MESSAGE:
+            message = f"{message[:_LONGEST_MESSAGE]}..."
         return Refusal(
             error=_error(self, request, base, key, body, message),
             # The same again would take as long: it is halved instead.
@@ -244,6 +256,10 @@ def answer_of(reply: Reply, request: Request, base: str) -> Mapping[str, Any]:
         ServerAnswerError: it is something else.
     """
     body = _json(reply.content)
+    if body is None and _has_too_many_values(reply.content):
+        raise ServerAnswerError(
+            f"{base} answers {request} with more than {MOST_VALUES:,} values. Ask for less at once"
+        )
     if not isinstance(body, Mapping):
         raise ServerAnswerError(
             f"{base} answers {request} with {_shown(reply)}, expected a JSON object. See whether "
@@ -253,11 +269,18 @@ def answer_of(reply: Reply, request: Request, base: str) -> Mapping[str, Any]:
 
 
 def _json(content: bytes) -> object:
+    if _has_too_many_values(content):
+        return None
     try:
         found: object = json.loads(content)
     except (ValueError, RecursionError):  # UnicodeDecodeError is the first, too
         return None
     return found
+
+
+def _has_too_many_values(content: bytes) -> bool:
+    """Whether JSON holds more values than an answer may; commas inside texts count as well."""
+    return sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES
 
 
 def _shown(reply: Reply) -> str:
@@ -274,7 +297,7 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(text)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
         date = date if date.tzinfo else date.replace(tzinfo=UTC)
         seconds = (date - datetime.now(UTC)).total_seconds()

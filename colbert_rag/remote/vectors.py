@@ -12,8 +12,13 @@ from colbert_rag.remote.parts import ask_in_parts, bytes_of
 from colbert_rag.remote.replies import Request
 from colbert_rag.remote.wire import POOLING
 
+MIB = 2**20
+
 MOST_ENCODED = 128
 """Texts of a request at most: their vectors may take 200 kB each on their way."""
+
+_VECTORS = 8 * MIB
+"""Bytes of a text's vectors on their way at most: 8,192 of width 128 take 6."""
 
 if TYPE_CHECKING:
     from colbert_rag.embeddings import TokenEmbeddings
@@ -38,7 +43,7 @@ def encode(
 
     def request(first: int, last: int) -> Request:
         body = {"input": texts[first:last], "input_type": kind, "encoding_format": "base64"}
-        return Request("POST", POOLING, body)
+        return Request("POST", POOLING, body, most=MIB + (last - first) * _VECTORS)
 
     if not texts:
         return TokenEmbeddings.from_list([], dim=dim)
