@@ -223,10 +223,10 @@ def search(names: tuple[str, ...], size: int) -> list[dict[str, object]]:
     truth = exact_best(size)
     asked = [TokenEmbeddings.from_list([query]) for query in queries]
     _forget(path)
-    before, start = status("VmRSS"), time.perf_counter()
+    before, start = status("RssAnon"), time.perf_counter()
     index = LocalIndex(path, read_only=True)
     index.search_embeddings(asked[-1], 10, exact=False)
-    opened, grown = time.perf_counter() - start, status("VmRSS") - before
+    opened, grown = time.perf_counter() - start, status("RssAnon") - before
     cold = []
     for query in asked[-6:-1]:
         _forget(path)

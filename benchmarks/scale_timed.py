@@ -93,7 +93,7 @@ def recall(found: Sequence[Sequence[int]], truth: Sequence[Sequence[int]], k: in
 
 
 def status(name: str) -> int:
-    """Memory of this process in bytes: VmRSS is what it has, VmHWM the most that it had."""
+    """Bytes of this process: VmRSS, of that RssAnon without pages of files, VmHWM at the most."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (line for line in text.splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

@@ -474,7 +474,7 @@ def test_a_flipped_bit_is_answered_exactly(
     opened = index._searcher.level._file.open()
     assert opened is not None
     part = opened.parts[0]
-    codes, _, starts, lists, end = part.block.shape.places[2:]
+    codes, starts, lists, end = part.block.shape.places[2:]
     for first, last in ((codes + 1100, starts - 1100), (starts, lists), (lists + 1100, end - 1100)):
         damaged = bytearray(whole)
         for at in range(
@@ -520,7 +520,7 @@ def test_verify_finds_a_flipped_bit(index: LocalIndex, path: Path) -> None:
     data = bytearray(level_file(path).read_bytes())
     opened = index._searcher.level._file.open()
     assert opened is not None
-    data[opened.head.begin + opened.parts[1].begin + opened.parts[1].block.shape.places[5]] ^= 1
+    data[opened.head.begin + opened.parts[1].begin + opened.parts[1].block.shape.places[4]] ^= 1
     level_file(path).unlink()
     level_file(path).write_bytes(data)
 
@@ -831,7 +831,7 @@ def test_blocks_are_not_copied_to_other_centroids_that_a_killed_maker_left(
 
     opened = index._searcher.level._file.open()
     assert opened is not None
-    codes = np.concatenate([part.block.codes(slice(None)) for part in opened.parts])
+    codes = np.concatenate([part.block.codes for part in opened.parts])
     stored = index._database.read(index._rows.vectors, torch.from_numpy(opened.positions)).values
     assert codes.tolist() == opened.centroids.nearest(stored)[0].tolist()
     assert agree(search(index, effort=3), search(index, exact=True)) > 0.9

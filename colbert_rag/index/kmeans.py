@@ -22,8 +22,12 @@ _ROUNDS = 8
 # Vectors compared with centroids at once.
 _ROWS = 2**16
 
-# Centroids for so many vectors are this times the square root, as far as two bytes tell them apart.
-_CENTROIDS, _MOST = 12, 2**16
+MOST = 2**16
+"""Centroids that two bytes tell apart."""
+
+# Centroids for so many vectors are this times the square root, at most a few fewer than `MOST`:
+# rounding may add one for each group.
+_CENTROIDS, _ASKED = 12, MOST - 2**9
 
 # Of the sample: vectors for each centroid, and bytes of float16 at most.
 _SAMPLED, _SAMPLE_BYTES = 64, 640 * 2**20
@@ -93,7 +97,7 @@ class Centroids:
 
 def centroids_for(vectors: float) -> int:
     """How many centroids an index of so many vectors gets."""
-    return min(_MOST, round(_CENTROIDS * math.sqrt(vectors)))
+    return min(_ASKED, round(_CENTROIDS * math.sqrt(vectors)))
 
 
 def sample_for(vectors: float, count: int, dim: int) -> float:

@@ -17,7 +17,7 @@ from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level.choice import read_choice
-from colbert_rag.index.local.level.effort import EFFORTS
+from colbert_rag.index.local.level.effort import EFFORTS, usual
 from colbert_rag.index.local.level.file import LevelFile
 from colbert_rag.index.local.level.level import Level
 from colbert_rag.index.local.level.record import LevelRecord
@@ -95,7 +95,8 @@ class Searcher:
             return None
         documents, tokens = self._rows.counted("documents", "tokens")
         choice = read_choice(self._database)
-        number = how.effort or choice.effort
+        chosen = usual(tokens) if choice.recall is None else choice.effort
+        number = how.effort or chosen
         effort = EFFORTS[number]
         if how.exact is None and (tokens < APPROXIMATE_FROM or self._device != "cpu"):
             return None

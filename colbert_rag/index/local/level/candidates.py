@@ -150,7 +150,7 @@ class Candidates:
             begins = self._starts[some] - self._starts[number * postings.BLOCK]
             _check_codes(part, self._level.pages, begins, begins + lengths[first:last])
             rows = spread(begins, lengths[first:last])
-            codes[bounds[first] : bounds[last]] = part.block.codes(rows)
+            codes[bounds[first] : bounds[last]] = part.block.codes[rows]
         maxima = maxima_by_product(similarities, torch.from_numpy(bounds), torch.from_numpy(codes))
         scores: NDArray[np.float32] = maxima.sum(1).numpy()
         scores[lengths == 0] = -np.inf
@@ -174,11 +174,11 @@ def _lists(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Where the lists of some centroids begin in a block, and how long they are; checked."""
     block, places = part.block, part.block.shape.places
-    here = part.begin + places[4] + 4 * centroids
+    here = part.begin + places[3] + 4 * centroids
     pages.check(here, here + 8)
     starts = block.starts[centroids].astype(np.int64)
     ends = block.starts[centroids + 1].astype(np.int64)
-    lists = part.begin + places[5]
+    lists = part.begin + places[4]
     pages.check(lists + 2 * starts, lists + 2 * ends)
     return starts, ends - starts
 
@@ -187,10 +187,8 @@ def _check_codes(
     part: Part, pages: Pages, begins: NDArray[np.int64], ends: NDArray[np.int64]
 ) -> None:
     """Check the pages where the codes of some tokens of a block stand."""
-    low, high = part.begin + part.block.shape.places[2], part.begin + part.block.shape.places[3]
-    pages.check(low + 2 * begins, low + 2 * ends)
-    if len(part.block.high):
-        pages.check(high + begins, high + ends)
+    codes = part.begin + part.block.shape.places[2]
+    pages.check(codes + 2 * begins, codes + 2 * ends)
 
 
 def _best(scores: NDArray[np.float32] | NDArray[np.float64], count: int) -> NDArray[np.int64]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from colbert_rag.index.how import DEFAULT_EFFORT
+
 
 @dataclass(frozen=True, slots=True)
 class Effort:
@@ -37,10 +39,20 @@ EFFORTS = {
     1: Effort(4, 2_048, 128),
     2: Effort(4, 4_096, 256),
     3: Effort(8, 8_192, 512),
-    4: Effort(16, 16_384, 1_024),
-    5: Effort(32, 32_768, 2_048),
+    4: Effort(12, 8_192, 1_536),
+    5: Effort(32, 16_384, 2_048),
 }
-"""From the quickest to the most thorough."""
+"""From the quickest to the most thorough. Once the default finds too little, it is documents scored
+exactly that are missing, more than centroids or documents scored by codes (benchmarks/NOTES.md)."""
+
+# From so many vectors on centroids become no more, but wider, and codes tell less apart.
+_LARGE = 2**25
+
+
+def usual(tokens: int) -> int:
+    """The number of the effort that an index of so many vectors is searched with."""
+    return DEFAULT_EFFORT if tokens < _LARGE else DEFAULT_EFFORT + 1
+
 
 # The hundredth best needs a wider net than the tenth.
 _PER_RESULT, _PER_VECTORS = 5, 4

@@ -80,7 +80,7 @@ class Opened:
     @property
     def tokens(self) -> int:
         """In all blocks."""
-        return sum(len(part.block.low) for part in self.parts)
+        return sum(len(part.block.codes) for part in self.parts)
 
     @property
     def distance(self) -> float:

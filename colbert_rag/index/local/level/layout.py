@@ -5,8 +5,8 @@ documents; the tail, which holds a directory of the blocks and a sum for each pa
 are appended one by one and end where a page ends, so that an extended file takes those of the old
 one as they are, and a maker that was killed goes on behind the last one that is whole.
 
-A block holds positions (int64) and lengths (int32) of its documents, the codes of their tokens (two
-bytes each, and a third where there are more than 65,536 centroids), and the inverted list.
+A block holds positions (int64) and lengths (int32) of its documents, the codes of their tokens
+(two bytes each), and the inverted list.
 """
 
 from __future__ import annotations
@@ -19,13 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from colbert_rag.index.kmeans import Centroids
+from colbert_rag.index.kmeans import MOST, Centroids
 from colbert_rag.index.local.level.pages import PAGE
 
 MAGIC, VERSION = b"ColBlevl", 1
-NARROW = 2**16
-"""Centroids that two bytes tell apart."""
-
 # Magic, version, dim, centroids, groups; the token, the digest of the model; the last position;
 # tokens and summed distance where the centroids were trained (0 in a file made with new ones); a
 # checksum of all that, and of the centroids.
@@ -91,7 +88,7 @@ class Head:
         kind, version, dim, count, groups, token, model, last, tokens, distance, _ = HEADER.unpack(
             header[: HEADER.size]
         )
-        if (kind, version) != (MAGIC, VERSION):
+        if (kind, version) != (MAGIC, VERSION) or count > MOST:
             return None
         return cls(
             dim=dim,
@@ -146,16 +143,15 @@ class Shape:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Bytes of each array."""
-        third = self.tokens if self.centroids > NARROW else 0
         starts = 4 * (self.centroids + 1)
         return (
             *(8 * self.documents, 4 * self.documents),
-            *(2 * self.tokens, third, starts, 2 * self.entries),
+            *(2 * self.tokens, starts, 2 * self.entries),
         )
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Where positions, lengths, codes, third bytes, starts and lists begin; and the end."""
+        """Where positions, lengths, codes, starts and lists begin; and the end."""
         places = [aligned(BLOCK_HEADER.size, _ALIGNED)]
         for size in self.sizes:
             places.append(aligned(places[-1] + size, _ALIGNED))
@@ -175,35 +171,26 @@ class Block:
     Attributes:
         positions: `(documents,)`, int64, rising.
         lengths: `(documents,)`, int32: tokens of each.
-        low: `(tokens,)`, uint16: the code of each token, or its lower bytes.
-        high: `(tokens,)`, uint8: their upper byte; nothing, where two bytes are enough.
+        codes: `(tokens,)`, uint16: the centroid of each token.
         starts: `(centroids + 1,)`, uint32: where the list of each begins.
         listed: `(entries,)`, uint16: documents of each centroid, by their number in the block.
     """
 
     positions: NDArray[np.int64]
     lengths: NDArray[np.int32]
-    low: NDArray[np.uint16]
-    high: NDArray[np.uint8]
+    codes: NDArray[np.uint16]
     starts: NDArray[np.uint32]
     listed: NDArray[np.uint16]
 
     @property
     def arrays(self) -> tuple[NDArray[np.generic], ...]:
         """All of them, in the order of the file."""
-        return (self.positions, self.lengths, self.low, self.high, self.starts, self.listed)
+        return (self.positions, self.lengths, self.codes, self.starts, self.listed)
 
     @property
     def shape(self) -> Shape:
         """How much each array holds."""
-        return Shape(len(self.positions), len(self.low), len(self.listed), len(self.starts) - 1)
-
-    def codes(self, rows: NDArray[np.int64] | slice) -> NDArray[np.int32]:
-        """The codes of some tokens."""
-        codes = self.low[rows].astype(np.int32)
-        if len(self.high):
-            codes |= self.high[rows].astype(np.int32) << 16
-        return codes
+        return Shape(len(self.positions), len(self.codes), len(self.listed), len(self.starts) - 1)
 
     def packed(self, distance: float) -> NDArray[np.uint8]:
         """The whole block, with its header."""
@@ -245,7 +232,7 @@ def read_block(
     *_, distance, checksum = BLOCK_HEADER.unpack(data[: BLOCK_HEADER.size].tobytes())
     if whole and zlib.crc32(data[BLOCK_HEADER.size : shape.size].data) != checksum:
         return None
-    kinds = (np.int64, np.int32, np.uint16, np.uint8, np.uint32, np.uint16)
+    kinds = (np.int64, np.int32, np.uint16, np.uint32, np.uint16)
     arrays = (
         data[place : place + size].view(kind)
         for place, size, kind in zip(shape.places, shape.sizes, kinds, strict=False)

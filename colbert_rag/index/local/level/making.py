@@ -24,7 +24,7 @@ from colbert_rag.index.local.claim import Claim
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.file import LevelFile, Opened, Writer
-from colbert_rag.index.local.level.layout import NARROW, Block, Head
+from colbert_rag.index.local.level.layout import Block, Head
 from colbert_rag.index.local.level.pages import DamagedPageError
 from colbert_rag.index.local.level.postings import inverted
 from colbert_rag.index.local.level.record import LevelRecord, Mark
@@ -62,15 +62,8 @@ class _Piece:
     def packed(self, centroids: int) -> NDArray[np.uint8]:
         """As a block of a file."""
         starts, listed = inverted(self.codes, self.lengths, centroids)
-        high = self.codes >> 16 if centroids > NARROW else np.zeros(0)
-        block = Block(
-            self.positions,
-            self.lengths.astype(np.int32),
-            (self.codes & 0xFFFF).astype(np.uint16),
-            high.astype(np.uint8),
-            starts,
-            listed,
-        )
+        codes = self.codes.astype(np.uint16)
+        block = Block(self.positions, self.lengths.astype(np.int32), codes, starts, listed)
         return block.packed(self.distance)
 
     def cut(self, documents: int) -> tuple[_Piece, _Piece]:
@@ -323,7 +316,7 @@ def _copied(writer: Writer, old: Opened, alive: NDArray[np.bool_]) -> _Piece:
             continue
         kept = alive[number * postings.BLOCK :]
         lengths = block.lengths.astype(np.int64)
-        codes = block.codes(slice(None)).astype(np.int64)[np.repeat(kept, lengths)]
-        share = part.distance * len(codes) / max(1, len(block.low))
+        codes = block.codes.astype(np.int64)[np.repeat(kept, lengths)]
+        share = part.distance * len(codes) / max(1, len(block.codes))
         return _Piece(block.positions[kept], lengths[kept], codes, share)
     return _NOTHING
