@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from benchmarks import scale_peers
 from benchmarks.checkpoints import CACHE
 from benchmarks.report import Plan, Table
 from benchmarks.scale_pool import CHUNK, DIM, QUERIES, ROWS, pool
-from benchmarks.scale_timed import DEPTH, PASS_SECONDS, give, measured, status
+from benchmarks.scale_timed import DEPTH, PASS_SECONDS, building, give, measured, spent, status
 from colbert_rag import LocalIndex, TokenEmbeddings
 from colbert_rag.codings import coding_named
 from colbert_rag.index import IndexInfo
@@ -45,7 +46,7 @@ VECTORS = os.environ.get("COLBERT_RAG_SCALE_VECTORS", "float16")
 JUDGED = 40
 INFO = IndexInfo(checkpoint="offline-minilm, 96 wide", fingerprint="0" * 64, dim=DIM, recipe={})
 FOLDER = CACHE / "scale"
-COLUMNS = ("p50 ms", "p95 ms", "recall@10", "recall@100", "queries")
+COLUMNS = ("p50 ms", "p95 ms", "CPU ms", "recall@10", "recall@100", "queries")
 
 
 def run(plan: Plan) -> Iterator[Table]:
@@ -57,7 +58,7 @@ def run(plan: Plan) -> Iterator[Table]:
     times = []
     for size in small + large:
         stored = _apart(fill, names, size, plan.threads)
-        built = {"store s": stored, **_apart(make_level, size, plan.threads)}
+        built = {**stored, **_apart(make_level, size, plan.threads)}
         yield Table("scale", f"Building {size:,} passages", rows=[built])
         rows = _apart(search, names, size, plan.threads)
         times.append((size, next(row["p50 ms"] for row in rows if row["effort"] == "3")))
@@ -88,8 +89,9 @@ def beside(
         _apart(export, names, size, source, plan.threads)
     theirs, notes = scale_peers.rows(source, source, plan.without)
     facts = {
-        "store s": built["store s"],
-        "index s": built["level s"],
+        **{
+            column: built[column] for column in ("store s", "store CPU s", "index s", "index CPU s")
+        },
         "bytes/token": built["bytes/token"],
         "build peak MiB": built["peak MiB"],
     }
@@ -106,7 +108,8 @@ def beside(
         "All are given the same vectors, in float16, as our file holds them, and asked one query "
         f"at a time: the best {DEPTH}, then, timed, the best 10; fewer queries where these take "
         f"more than {PASS_SECONDS:.0f} s. Recall is of the first {JUDGED} at most.",
-        "Only our files hold texts, too. store s is without what made the vectors.",
+        "Only our files hold texts, too. store s is without what made the vectors. CPU: of all "
+        "threads, median; it is what the rest of a busy machine disturbs least.",
     ]
     return Table("scale", f"Engines side by side, {size:,} passages", rows + theirs, notes)
 
@@ -138,11 +141,11 @@ def _answer(pipe: Connection, work: Callable[..., object], arguments: tuple[obje
     pipe.send(work(*arguments[:-1]))
 
 
-def fill(names: tuple[str, ...], size: int) -> float | None:
+def fill(names: tuple[str, ...], size: int) -> dict[str, object]:
     """Fill an index, and note the exact best of each chunk.
 
     Returns:
-        Seconds that storing took; None where some of it was done by an older program.
+        Cells of what storing took; empty ones where an older program did some of it.
     """
     path = _index_of(size)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,16 +159,13 @@ def fill(names: tuple[str, ...], size: int) -> float | None:
             for number in missing:
                 documents, given = found.chunk(number)
                 vectors = coding.encoded(given).decoded()
-                start = time.perf_counter()
-                index.add_encoded(documents, vectors)
-                spent = time.perf_counter() - start
+                took = spent(partial(index.add_encoded, documents, vectors))
                 scores, places = maxsim_many(judged, vectors).topk(DEPTH, 1)
                 best = {"scores": scores.numpy(), "places": places.numpy() + number * CHUNK}
-                np.savez(_noted(path, number), **best, seconds=spent)
+                np.savez(_noted(path, number), **best, took=took)
     noted = [np.load(_noted(path, number)) for number in range(size // CHUNK)]
-    if all("seconds" in chunk for chunk in noted):
-        return round(sum(float(chunk["seconds"]) for chunk in noted), 1)
-    return None
+    known = all("took" in chunk for chunk in noted)
+    return building("store", sum(chunk["took"] for chunk in noted) if known else None)
 
 
 def _index_of(size: int) -> Path:
@@ -191,9 +191,7 @@ def make_level(size: int) -> dict[str, object]:
     kept = _index_of(size).with_suffix(".level.json")
     before = status("VmRSS")
     with LocalIndex(_index_of(size)) as index:
-        start = time.perf_counter()
-        index.optimize(show_progress=True)
-        made = time.perf_counter() - start
+        made = spent(partial(index.optimize, show_progress=True))
         held = index.stats()
     if kept.exists():
         known: dict[str, object] = json.loads(kept.read_text(encoding="utf-8"))
@@ -205,8 +203,8 @@ def make_level(size: int) -> dict[str, object]:
         "passages": size,
         "vectors": held.vectors,
         "tokens": held.tokens,
-        "level s": round(made, 1),
-        "level us/token": round(1e6 * made / held.tokens, 2),
+        **building("index", made),
+        "index us/token": round(1e6 * float(made[0]) / held.tokens, 2),
         "bytes/token": round((held.bytes + held.level_bytes) / held.tokens, 1),
         "of them level": round(held.level_bytes / held.tokens, 2),
         "peak MiB": status("VmHWM") >> 20,

@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.scale_timed import Numbers, given, measured, status
+from benchmarks.scale_timed import Numbers, building, given, measured, spent, status
 
 Search = Callable[[Numbers, int], list[int]]
 """Rows of a query, and how many passages to find: their numbers, best first."""
@@ -39,26 +38,20 @@ class Peer:
 
     Attributes:
         package: The distribution that must be installed.
-        build: Stores what was given in one folder (`scale_timed.give`) in another, and says how
-            many seconds storing and indexing took.
+        build: Stores what was given in one folder (`scale_timed.give`) in another, and says what
+            storing and indexing took (`scale_timed.spent`).
         searches: Opens what was built; ways to search it, by name.
     """
 
     package: str
-    build: Callable[[Path, Path], tuple[float, float]]
+    build: Callable[[Path, Path], tuple[Numbers, Numbers]]
     searches: Callable[[Path], dict[str, Search]]
-
-
-def _seconds(job: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
 
 
 # Qdrant's engine, in this process
 
 
-def _edge_build(source: Path, folder: Path) -> tuple[float, float]:
+def _edge_build(source: Path, folder: Path) -> tuple[Numbers, Numbers]:
     """Float16 vectors, and their mean; no graph, which MaxSim has no use for."""
     import qdrant_edge as edge
 
@@ -77,17 +70,17 @@ def _edge_build(source: Path, folder: Path) -> tuple[float, float]:
         wal_enabled=False,  # half of the bytes otherwise, and nothing is lost that is not flushed
     )
     shard = edge.EdgeShard.create(str(folder), config)
-    spent = 0.0
+    stored = np.zeros(2)
     for first, vectors, offsets in given(source):
         points = []
         for place, (begin, end) in enumerate(pairwise(offsets)):
             rows = vectors[begin:end].astype(np.float32)
             points.append(edge.Point(first + place, {"tokens": rows, "mean": rows.mean(0)}, {}))
-        spent += _seconds(partial(shard.update, edge.UpdateOperation.upsert_points(points)))
-    spent += _seconds(shard.flush)
-    indexed = _seconds(shard.optimize)
+        stored += spent(partial(shard.update, edge.UpdateOperation.upsert_points(points)))
+    stored += spent(shard.flush)
+    indexed = spent(shard.optimize)
     shard.close()
-    return spent, indexed
+    return stored, indexed
 
 
 def _edge_searches(folder: Path) -> dict[str, Search]:
@@ -115,7 +108,7 @@ def _edge_searches(folder: Path) -> dict[str, Search]:
 
 def _lance_build(
     source: Path, folder: Path, *, partitions: int | None = None, parts: int | None = None
-) -> tuple[float, float]:
+) -> tuple[Numbers, Numbers]:
     """Float16 vectors and an IVF_PQ index over them; None is what LanceDB chooses."""
     import lancedb
     import pyarrow as pa
@@ -125,16 +118,16 @@ def _lance_build(
     kind = pa.list_(pa.list_(pa.float16(), dim))
     schema = pa.schema([("n", pa.int32()), ("vector", kind)])
     table = lancedb.connect(str(folder)).create_table("passages", schema=schema)
-    spent = 0.0
+    stored = np.zeros(2)
     for first, vectors, offsets in given(source):
         rows = pa.FixedSizeListArray.from_arrays(pa.array(np.ravel(vectors)), dim)
         lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), rows).cast(kind)
         numbers = pa.array(np.arange(first, first + len(lists), dtype=np.int32))
         data = pa.table([numbers, lists], schema=schema)
-        spent += _seconds(partial(table.add, data))
+        stored += spent(partial(table.add, data))
     # The one distance that LanceDB has for several vectors a row.
     config = IvfPq(distance_type="cosine", num_partitions=partitions, num_sub_vectors=parts)
-    return spent, _seconds(partial(table.create_index, "vector", config=config))
+    return stored, spent(partial(table.create_index, "vector", config=config))
 
 
 def _lance_searches(folder: Path, *, ways: Sequence[tuple[int, int]] = ()) -> dict[str, Search]:
@@ -161,7 +154,7 @@ def _lance_searches(folder: Path, *, ways: Sequence[tuple[int, int]] = ()) -> di
 # fast-plaid
 
 
-def _plaid_build(source: Path, folder: Path) -> tuple[float, float]:
+def _plaid_build(source: Path, folder: Path) -> tuple[Numbers, Numbers]:
     """Codes and residuals of four bits, as it comes; it takes all vectors at once."""
     import torch
     from fast_plaid.search import FastPlaid
@@ -173,7 +166,7 @@ def _plaid_build(source: Path, folder: Path) -> tuple[float, float]:
         for begin, end in pairwise(offsets)
     ]
     engine = FastPlaid(index=str(folder / "index"), device="cpu")
-    return 0.0, _seconds(lambda: engine.create(documents_embeddings=texts))
+    return np.zeros(2), spent(lambda: engine.create(documents_embeddings=texts))
 
 
 def _plaid_searches(folder: Path) -> dict[str, Search]:
@@ -282,8 +275,8 @@ def build(peer: Peer, source: Path, folder: Path) -> dict[str, object]:
     tokens = sum(int(offsets[-1]) for _, _, offsets in given(source))
     files = (file for file in folder.rglob("*") if file.is_file())
     return {
-        "store s": round(stored, 1),
-        "index s": round(indexed, 1),
+        **building("store", stored),
+        **building("index", indexed),
         "bytes/token": round(sum(file.stat().st_blocks for file in files) * 512 / tokens, 1),
         "build peak MiB": status("VmHWM") >> 20,
     }

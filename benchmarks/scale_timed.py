@@ -64,26 +64,43 @@ def measured(
     """
     deep = list(_asked(search, queries, DEPTH))
     best = list(_asked(search, queries, BEST))
-    p50, p95 = np.percentile([1e3 * seconds for seconds, _ in best], [50, 95])
+    p50, p95 = np.percentile([1e3 * seconds for seconds, _, _ in best], [50, 95])
     return {
         "p50 ms": round(float(p50), 1),
         "p95 ms": round(float(p95), 1),
-        "recall@10": recall([found for _, found in best], truth, BEST),
-        "recall@100": recall([found for _, found in deep], truth, DEPTH),
+        "CPU ms": round(1e3 * float(np.median([cpu for _, cpu, _ in best])), 1),
+        "recall@10": recall([found for *_, found in best], truth, BEST),
+        "recall@100": recall([found for *_, found in deep], truth, DEPTH),
         "queries": len(best),
     }
 
 
 def _asked(
     search: Callable[[Query, int], list[int]], queries: Sequence[Query], k: int
-) -> Iterator[tuple[float, list[int]]]:
+) -> Iterator[tuple[float, float, list[int]]]:
+    """Seconds, CPU seconds of all threads, and what was found, query by query."""
     begun = time.perf_counter()
     for number, query in enumerate(queries):
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         if number >= LEAST and start - begun > PASS_SECONDS:
             return
         found = search(query, k)
-        yield time.perf_counter() - start, found
+        yield time.perf_counter() - start, time.process_time() - cpu, found
+
+
+def spent(job: Callable[[], object]) -> Numbers:
+    """Seconds that a job takes, and CPU seconds of all threads."""
+    start, cpu = time.perf_counter(), time.process_time()
+    job()
+    return np.array([time.perf_counter() - start, time.process_time() - cpu])
+
+
+def building(job: str, took: Numbers | None) -> dict[str, object]:
+    """Cells of a job of building; None for one that was not timed."""
+    return {
+        f"{job} {unit}": None if took is None else round(float(took[place]), 1)
+        for place, unit in enumerate(("s", "CPU s"))
+    }
 
 
 def recall(found: Sequence[Sequence[int]], truth: Sequence[Sequence[int]], k: int) -> float:
