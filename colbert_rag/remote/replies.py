@@ -189,8 +189,8 @@ def _error(
     if status == 502:
         return ServerUnreachableError(f"the gateway at {base} reaches no server (502){said}")
     if status == 504:
-        late = GivenUpError if code == _LATE else ServerTimeoutError
-        return late(f"{base} gave {request} up after its own deadline{said}")
+        late = ServerTimeoutError(f"{base} gave {request} up after its own deadline{said}")
+        return GivenUpError(str(late)) if code == _LATE else late
     if message is None:
         return ServerAnswerError(
             f"{base} answers {request} with status {status} and {_shown(reply)}, which no server "

@@ -12,6 +12,7 @@ import random
 import re
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,11 +34,14 @@ class Found:
         kinds: How many there were of each kind.
         wrong: What was answered otherwise than it should have been.
         memory: Bytes that the server held, now and then.
+        stood_still: Seconds for which the clients themselves did nothing, at most: what takes longer
+            than a time limit then is no fault of the server.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    stood_still: float = 0.0
 
 
 class Client:
@@ -247,7 +251,15 @@ async def abuse(
             if number % step == 0:
                 found.memory.append(running.memory())
 
+    async def watch() -> None:
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.1)
+            found.stood_still = max(found.stood_still, time.monotonic() - before - 0.1)
+
+    watching = asyncio.create_task(watch())
     await asyncio.gather(*(work() for _ in range(clients)))
+    watching.cancel()
     return found
 
 
@@ -282,6 +294,7 @@ def main(argv: Sequence[str]) -> int:
     ways = Counter(re.sub(r"\d{3,}", "N", line)[:60] for line in found.wrong)
     sys.stdout.writelines(f"  {count} x {way}\n" for way, count in ways.most_common())
     sys.stdout.writelines(f"  {line}\n" for line in found.wrong[:20])
+    sys.stdout.write(f"the clients stood still for {found.stood_still:.1f} s at most\n")
     sys.stdout.write(f"status after SIGTERM: {status}\nlog: {Counter(log.splitlines())}\n")
     return int(bool(found.wrong or status))
 
