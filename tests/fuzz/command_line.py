@@ -388,7 +388,9 @@ def run(case: Case, folder: Path) -> None:
     if _waits(case):
         return
     status: object
-    with _inside(folder), _streams(case) as (out, err):
+    inner = folder / "here"  # ".." must not be everybody's folder
+    inner.mkdir()
+    with _inside(inner), _streams(case) as (out, err):
         _write(case.files)
         words = [str(checkpoint()) if word == MODEL else word for word in case.words]
         try:

@@ -475,6 +475,7 @@ CORPUS = tuple(
         ("execute", ("DELETE FROM documents WHERE position = 5",)),
         ("swap", (0.7872688187042143, 0.5683196565743858)),
         ("swap", (0.6132248979962825, 0.8413409806893333)),
+        ("flip", (((0.18637663203527366, 73),),)),  # an id that `delete` did not find
         ("beside", ("-writer", "noise", 100)),
         ("beside", ("-writer", "noise", 512)),
         ("beside", ("-writer", "file", 1)),

@@ -21,7 +21,13 @@ from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo, IndexStats
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.level.choice import write_choice
-from colbert_rag.index.local.lookup import documents_at, embeddings_at, encoded_page, vectors_of
+from colbert_rag.index.local.lookup import (
+    documents_at,
+    embeddings_at,
+    encoded_page,
+    remove_found,
+    vectors_of,
+)
 from colbert_rag.index.local.opening import resolved
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.rewriting import Rewriting
@@ -315,7 +321,7 @@ class LocalIndex(Index):
         self._database.write(replace)
 
     def _delete(self, ids: Sequence[str]) -> int:
-        return self._database.write(self._rows.remove, ids)
+        return self._database.write(remove_found, self._rows, ids)
 
     def _ids_where(self, condition: Condition) -> list[str]:
         found = self._database.read(self._rows.ids_and_metadata)

@@ -18,11 +18,25 @@ def positions_of(rows: Rows, ids: Sequence[str], where: str) -> list[int]:
     Raises:
         KeyError: names those that the index does not hold.
     """
+    positions = _found(rows, ids)
+    check_found(ids, positions, where)
+    return [positions[name] for name in ids]
+
+
+def remove_found(rows: Rows, ids: Sequence[str]) -> int:
+    """Remove the documents that exist under some ids, and count them.
+
+    Raises:
+        IndexCorruptError: one is there, and would have been missed.
+    """
+    return rows.remove(_found(rows, ids))
+
+
+def _found(rows: Rows, ids: Sequence[str]) -> dict[str, int]:
     positions = rows.positions_of(ids)
     if missing := [name for name in ids if name not in positions]:
         rows.check_missing(missing)
-    check_found(ids, positions, where)
-    return [positions[name] for name in ids]
+    return positions
 
 
 def documents_at(rows: Rows, ids: Sequence[str], where: str) -> list[Document]:
