@@ -137,29 +137,31 @@ class Rows:
         """
         return self.coded(positions).decoded()
 
-    def coded(self, positions: Tensor) -> CodedEmbeddings:
-        """Vectors of some positions as they are stored, as `vectors`."""
+    def coded(self, positions: Tensor, lengths: Sequence[int] | None = None) -> CodedEmbeddings:
+        """As `vectors`, but as they are stored; `lengths` where it is known how many each has."""
         coding = self._database.coding
         row_bytes = coding.row_bytes(self._dim)
+        # For a thousand documents, a look at each in the other table takes a sixth of the time.
+        told = "NULL FROM vectors"
+        looked_up = "rows FROM vectors LEFT JOIN documents USING (position)"
         query = (
-            "SELECT vectors.position, vectors.checksum, embeddings, rows FROM vectors "
-            "LEFT JOIN documents USING (position) "
+            "SELECT vectors.position, vectors.checksum, embeddings, "
+            f"{looked_up if lengths is None else told} "
             "WHERE vectors.position IN (SELECT value FROM json_each(?)) ORDER BY vectors.position"
         )
-        blobs, lengths = [], []
-        listed = json.dumps(positions.tolist())
-        for position, checksum, blob, rows in self._found(query, (listed,)):
+        found = self._found(query, (json.dumps(positions.tolist()),))
+        if len(found) != len(positions):
+            missing = len(positions) - len(found)
+            raise corrupt(self._database.path, f"the vectors of {missing} documents are missing")
+        if lengths is None:
+            lengths = [rows for *_, rows in found]
+        for (position, checksum, blob, _), rows in zip(found, lengths, strict=True):
             typed = isinstance(blob, bytes) and isinstance(rows, int)
             whole = typed and len(blob) == rows * row_bytes
             if not whole or vectors_checksum(position, blob) != checksum:
                 raise self._corrupt("the vectors", position)
-            blobs.append(blob)
-            lengths.append(rows)
-        if len(lengths) != len(positions):
-            missing = len(positions) - len(lengths)
-            raise corrupt(self._database.path, f"the vectors of {missing} documents are missing")
         # Joined at once: a bytearray that grows keeps an eighth in reserve as long as it lives.
-        stored = coding.from_disk(bytearray().join(blobs), self._dim)
+        stored = coding.from_disk(bytearray().join(blob for _, _, blob, _ in found), self._dim)
         return CodedEmbeddings(coding, self._dim, TokenEmbeddings.from_lengths(stored, lengths))
 
     def documents(self, positions: Iterable[int]) -> dict[int, Document]:

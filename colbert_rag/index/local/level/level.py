@@ -72,6 +72,7 @@ class Level:
         self._entry = self._edits = 0
         self._filters: dict[str, NDArray[np.bool_]] = {}
         self._alive = np.ones(0 if opened is None else len(opened.positions), np.bool_)
+        self._worded = np.ones(0, np.bool_) if opened is None else opened.lengths > 0
         self._candidates = None if opened is None else Candidates(opened)
         self._forget_behind()
 
@@ -142,12 +143,14 @@ class Level:
         if not len(numbers):
             return []
         positions = torch.from_numpy(self._opened.positions[numbers])
-        block = Block(positions, self._rows.coded(positions))
+        block = Block(
+            positions, self._rows.coded(positions, self._opened.lengths[numbers].tolist())
+        )
         return best_positions(TokenEmbeddings.from_list([query]), [block], top_k)[0]
 
     def _allowed(self, condition: Condition | None) -> NDArray[np.bool_]:
         assert self._opened is not None
-        allowed = self._alive & (self._opened.lengths > 0)
+        allowed = self._alive & self._worded
         return allowed if condition is None else allowed & self._passing(condition)
 
     def _passing(self, condition: Condition) -> NDArray[np.bool_]:
