@@ -387,7 +387,7 @@ def test_a_long_query_gains_as_much_and_keeps_no_more_memory(level: Opened) -> N
     expected = naive_gains(level, query, 3)
     assert documents.tolist() == sorted(expected)
     assert gains.tolist() == pytest.approx([expected[at] for at in sorted(expected)], abs=1e-4)
-    assert len(finder._owner) <= 65 * postings.BLOCK
+    assert finder._latest.nbytes <= 4 * postings.BLOCK
 
 
 @pytest.mark.parametrize("all_at_once", [0, 100])

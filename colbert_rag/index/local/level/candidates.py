@@ -9,8 +9,8 @@ https://arxiv.org/abs/2205.09707, whose first two stages these are).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ _ALL = 2**14
 # Where too few documents were found, so many times more centroids are looked at.
 _WIDER = 4
 
-# Rows of a query that look at the lists together: what that takes is kept for the next search.
-_ROWS = 64
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class _Probes:
@@ -40,20 +37,13 @@ class _Probes:
 
     Attributes:
         centroids: `(probes,)`, int64.
-        rows: The row of the query, `(probes,)`, int64, rising.
-        gains: `(probes,)`, float32, not negative; rising in each row.
+        gains: `(probes,)`, float32, not negative; rising in each row of the query.
+        bounds: `(rows + 1,)`, int64: where the probes of each row begin and end.
     """
 
     centroids: NDArray[np.int64]
-    rows: NDArray[np.int64]
     gains: NDArray[np.float32]
-
-    def portions(self) -> Iterator[_Probes]:
-        """Of `_ROWS` rows each, which are counted from 0 in each of them."""
-        for first in range(0, int(self.rows.max(initial=-1)) + 1, _ROWS):
-            begin, end = np.searchsorted(self.rows, (first, first + _ROWS))
-            rows = self.rows[begin:end] - first
-            yield _Probes(self.centroids[begin:end], rows, self.gains[begin:end])
+    bounds: NDArray[np.int64]
 
 
 class Candidates:
@@ -64,7 +54,7 @@ class Candidates:
         self._level = level
         ends = np.cumsum(level.lengths)
         self._starts = ends - level.lengths
-        self._owner = np.zeros(0, np.int32)
+        self._latest = np.zeros(postings.BLOCK, np.float32)
 
     @torch.no_grad()
     def find(self, query: Tensor, effort: Effort, allowed: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -110,32 +100,25 @@ class Candidates:
     def _gains(self, probes: _Probes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Documents that were found, rising, and the sum over rows of what each gains."""
         documents, gains = [], []
-        portions = list(probes.portions())
         for number, part in enumerate(self._level.parts):
-            total = np.zeros(len(part.block.positions))
-            for portion in portions:
-                total += self._gains_in(part, portion)
+            total = self._gains_in(part, probes)
             found = np.flatnonzero(total)
             documents.append(found + number * postings.BLOCK)
             gains.append(total[found])
         return np.concatenate(documents), np.concatenate(gains)
 
     def _gains_in(self, part: Part, probes: _Probes) -> NDArray[np.float64]:
-        block = part.block
         starts, lengths = _lists(part, self._level.pages, probes.centroids)
-        documents = block.listed[spread(starts, lengths)].astype(np.int64)
-        key = np.repeat(probes.rows, lengths) * postings.BLOCK + documents
-        if len(self._owner) <= (top := int(key.max(initial=0))):
-            self._owner = np.zeros(top + postings.BLOCK, np.int32)
-        # Of what a row gives a document twice the larger counts. Gains rise, and of several values
-        # that are assigned to one place numpy keeps the last: no sorting, and no clearing before.
-        entry = np.arange(len(key), dtype=np.int32)
-        self._owner[key] = entry
-        largest = self._owner[key] == entry
-        gains = np.repeat(probes.gains, lengths)[largest]
-        total: NDArray[np.float64] = np.bincount(
-            documents[largest], gains, minlength=len(block.positions)
-        ).astype(np.float64, copy=False)  # without any entry they are integers
+        documents = part.block.listed[spread(starts, lengths)].astype(np.int64)
+        gains = np.repeat(probes.gains, lengths)
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        total, latest = np.zeros(len(part.block.positions)), self._latest
+        for first, last in pairwise(ends[probes.bounds].tolist()):
+            # Of what a row gives a document twice the larger counts, and once: gains rise, and of
+            # several values that are assigned to one place numpy keeps the last.
+            some = documents[first:last]
+            latest[some] = gains[first:last]
+            total[some] += latest[some]
         return total
 
     def _by_codes(self, similarities: Tensor, documents: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -163,10 +146,8 @@ def _probes(similarities: Tensor, count: int) -> _Probes:
     gains = values[:, :count] - values[:, count:]
     # Of equal similarities nothing would be gained, and what is found must be told from the rest.
     gains = gains.clamp_min(torch.finfo(gains.dtype).tiny)
-    rows = torch.arange(len(similarities))[:, None].expand(-1, count)
-    parts = (indices[:, :count].flip(1), rows, gains.flip(1))
-    centroids, row, gain = (part.reshape(-1).numpy() for part in parts)
-    return _Probes(centroids, row, gain)
+    centroids, gain = (part.flip(1).flatten().numpy() for part in (indices[:, :count], gains))
+    return _Probes(centroids, gain, count * np.arange(len(similarities) + 1))
 
 
 def _lists(
