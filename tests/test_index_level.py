@@ -213,6 +213,32 @@ def test_a_filter_keeps_the_recall(index: LocalIndex, share: int) -> None:
     assert [len(hits) for hits in found] == [len(hits) for hits in exact]
 
 
+def test_a_new_level_makes_no_filter_look_again_at_what_it_has_seen(
+    index: LocalIndex, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = {"n": {"$lt": 50}}
+    with LocalIndex(path) as reader:
+        reader.search_embeddings(queries(1), 5, passing, exact=False)
+        index.delete([f"d{at}" for at in range(0, COUNT, 7)])
+        index.add_encoded(*documents(40, seed=8, prefix="more"))
+        index.optimize()
+        looked: list[int] = []
+        metadata = reader._rows.metadata
+        monkeypatch.setattr(
+            reader._rows,
+            "metadata",
+            lambda after, *size: looked.append(after) or metadata(after, *size),
+        )
+
+        found = reader.search_embeddings(queries(), 5, passing, exact=False, effort=5)
+
+        assert min(looked) == COUNT  # the last position of the level before
+        exact = index.search_embeddings(queries(), 5, passing, exact=True)
+        names = [{hit.id for hit in hits} for hits in exact]
+        assert [{hit.id for hit in hits} for hits in found] == names
+        assert any(name.startswith("more") for some in names for name in some)
+
+
 def test_a_filter_that_lets_nothing_pass_finds_nothing(index: LocalIndex) -> None:
     assert index.search_embeddings(queries(2), 5, {"n": -1}, exact=False) == [[], []]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,6 +42,21 @@ _GROWN, _DRIFTED = 2.0, 1.75
 _PAGE, _FILTERS = 10_000, 16
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Passing:
+    """Which documents up to a position pass a filter.
+
+    Attributes:
+        positions: `(documents,)`, int64, rising: those of the level that it was asked of.
+        mask: `(documents,)`: which of them pass.
+        last: The position up to which metadata was looked at.
+    """
+
+    positions: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    last: int
+
+
 class Level:
     """The level in the file beside an index, where it fits what SQLite holds.
 
@@ -63,14 +79,15 @@ class Level:
 
     def forget(self) -> None:
         """Let go of all that is held or mapped."""
+        self._edits = 0
+        self._filters: dict[str, _Passing] = {}
         self._adopt(None)
 
     def _adopt(self, opened: Opened | None) -> None:
         self._opened = opened
         self._version: tuple[int, int] | None = None
         self._usable = False
-        self._entry = self._edits = 0
-        self._filters: dict[str, NDArray[np.bool_]] = {}
+        self._entry = 0
         self._alive = np.ones(0 if opened is None else len(opened.positions), np.bool_)
         self._worded = np.ones(0, np.bool_) if opened is None else opened.lengths > 0
         self._candidates = None if opened is None else Candidates(opened)
@@ -154,18 +171,28 @@ class Level:
         return allowed if condition is None else allowed & self._passing(condition)
 
     def _passing(self, condition: Condition) -> NDArray[np.bool_]:
-        """Which documents of the level pass; one bit is remembered, and no metadata."""
-        assert self._opened is not None
-        key = repr(condition)
-        if key not in self._filters:
-            while len(self._filters) >= _FILTERS:
-                del self._filters[next(iter(self._filters))]
-            passing = list(self._matching(condition, self._opened.head.last))
-            self._filters[key] = np.isin(self._opened.positions, passing, assume_unique=True)
-        return self._filters[key]
+        """Which documents of the level pass; one bit is remembered, and no metadata.
 
-    def _matching(self, condition: Condition, last: int) -> Iterator[int]:
-        after = 0
+        Positions stand for the same documents in every level, so a new one makes nobody wait for a
+        look at metadata that was seen before.
+        """
+        assert self._opened is not None
+        positions, last = self._opened.positions, self._opened.head.last
+        key = repr(condition)
+        known = self._filters.pop(key, None)
+        if known is None or known.positions is not positions:
+            before, after = ([], 0) if known is None else (known.positions[known.mask], known.last)
+            more = list(self._matching(condition, after, last))
+            passing = np.concatenate([before, more]).astype(np.int64)
+            mask = np.isin(positions, passing, assume_unique=True)
+            known = _Passing(positions, mask, last)
+        while len(self._filters) >= _FILTERS:
+            del self._filters[next(iter(self._filters))]
+        self._filters[key] = known
+        return known.mask
+
+    def _matching(self, condition: Condition, after: int, last: int) -> Iterator[int]:
+        """Positions above `after` and up to `last` whose metadata passes."""
         while page := self._rows.metadata(after, _PAGE):
             for position, metadata in page.items():
                 if position > last:
