@@ -46,6 +46,7 @@ VECTORS = os.environ.get("COLBERT_RAG_SCALE_VECTORS", "float16")
 JUDGED = 40
 INFO = IndexInfo(checkpoint="offline-minilm, 96 wide", fingerprint="0" * 64, dim=DIM, recipe={})
 FOLDER = CACHE / "scale"
+BUILDING = ("store s", "store CPU s", "index s", "index CPU s", "bytes/token", "peak MiB")
 COLUMNS = ("p50 ms", "p95 ms", "CPU ms", "recall@10", "recall@100", "queries")
 
 
@@ -88,13 +89,7 @@ def beside(
     if not (source / "queries.npy").exists():
         _apart(export, names, size, source, plan.threads)
     theirs, notes = scale_peers.rows(source, source, plan.without)
-    facts = {
-        **{
-            column: built[column] for column in ("store s", "store CPU s", "index s", "index CPU s")
-        },
-        "bytes/token": built["bytes/token"],
-        "build peak MiB": built["peak MiB"],
-    }
+    facts = {column: built.get(column) for column in BUILDING}  # an older program kept fewer
     rows = [
         {
             "peer": f"LocalIndex, {VECTORS}",

@@ -278,7 +278,7 @@ def build(peer: Peer, source: Path, folder: Path) -> dict[str, object]:
         **building("store", stored),
         **building("index", indexed),
         "bytes/token": round(sum(file.stat().st_blocks for file in files) * 512 / tokens, 1),
-        "build peak MiB": status("VmHWM") >> 20,
+        "peak MiB": status("VmHWM") >> 20,
     }
 
 
