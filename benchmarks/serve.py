@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import socket
 import subprocess
 import sys
@@ -27,6 +28,9 @@ ROUNDS = 2
 
 POOL = 400
 """Documents that the requests draw from, where they come again."""
+
+SIZES = ((1, 1), (1, 2), (2, 1))
+"""Processes, and threads of each, whose speed and memory are compared."""
 
 LIMIT = 900.0
 TOLERANCE = 1e-4
@@ -75,12 +79,14 @@ class Kind:
         package: What must be installed.
         processes: How many of them.
         ours: Whether they are our servers.
+        threads: Of each process; 0 for what the machine gives it.
     """
 
     name: str
     package: str
     processes: int = 1
     ours: bool = True
+    threads: int = 0
 
 
 ONE = Kind(name="colbert_rag serve, one process", package="uvicorn")
@@ -151,8 +157,48 @@ def run(plan: Plan) -> Iterator[Table]:
         kinds = [kind for kind in KINDS if kind.package not in plan.without]
         yield measure(table, folder, requests, kinds, turns=max(plan.repeats // 5, 1))
 
+    yield sizing(folder, own[: plan.size(8, 2)])
     long = [f"{number} {text}" for number, text in enumerate(fresh * 2)][: plan.size(1000, 40)]
     yield beside(folder, long, asked=plan.size(20, 2))
+
+
+def sizing(folder: Path, requests: list[list[Request]]) -> Table:
+    """What more threads and more processes give, where documents are new and where they are known.
+
+    Args:
+        folder: The checkpoint.
+        requests: Of each client.
+    """
+    count = sum(map(len, requests))
+    table = Table(
+        "serve",
+        f"{len(requests)} clients, {count} requests of 1 query x {len(requests[0][0][1])} "
+        "documents, first new, then known",
+        drawn=False,
+        notes=[
+            "Known documents are those of the request before, in the server's cache; each client "
+            "asks the same process again. Memory is as above, after both."
+        ],
+    )
+    right = expected(folder, requests)
+    for processes, threads in SIZES:
+        kind = Kind(name="", package="uvicorn", processes=processes, threads=threads)
+        with servers(kind, folder) as (urls, running):
+            new, known = (asyncio.run(ask(urls, requests, right)) for _ in range(2))
+            table.rows.append(
+                {
+                    "processes": processes,
+                    "threads of each": threads,
+                    "new, requests/s": len(new.seconds) / new.wall,
+                    "new, p50 s": float(np.median(new.seconds)),
+                    "known, requests/s": len(known.seconds) / known.wall,
+                    "known, p50 s": float(np.median(known.seconds)),
+                    "MiB": sum(map(held, running)) >> 20,
+                    "errors": new.errors + known.errors,
+                    "wrong": new.wrong + known.wrong,
+                }
+            )
+    return table
 
 
 def beside(folder: Path, long: list[str], *, asked: int) -> Table:
@@ -315,6 +361,7 @@ def process(kind: Kind, folder: Path, port: int) -> Iterator[subprocess.Popen[by
     started = subprocess.Popen(
         [sys.executable, *arguments],
         cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": str(kind.threads)} if kind.threads else None,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -52,8 +52,26 @@ def search(browser: Browser, query: str) -> None:
     browser.until("!document.querySelector('button').disabled")
 
 
+def said(browser: Browser) -> str:
+    text: str = browser.run("document.querySelector('#said').textContent")
+    return text
+
+
+def press(browser: Browser, key: str) -> None:
+    code = {"Enter": 13, "Tab": 9}[key]
+    for kind in ("keyDown", "keyUp"):
+        browser.send(
+            "Input.dispatchKeyEvent",
+            type=kind,
+            key=key,
+            code=key,
+            windowsVirtualKeyCode=code,
+            text="\r" if (key, kind) == ("Enter", "keyDown") else "",
+        )
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize("width", [1200, 800, 400])
 def test_a_search_shows_results_and_why(
     width: int, dark: bool, server: Running, browser: Browser, tmp_path: Path
 ) -> None:
@@ -126,8 +144,64 @@ def test_what_goes_wrong_is_said(server: Running, browser: Browser) -> None:
     browser.click("[value=own]")
     search(browser, "red")
 
-    assert "there is no text to look in" in browser.run("document.querySelector('#said').innerText")
+    assert said(browser) == "There is no text to look in: write some above"
     assert browser.run("document.querySelector('#said').className") == "bad"
+    assert browser.run("document.activeElement.id") == "texts"
+
+
+def test_the_keyboard_is_enough(server: Running, browser: Browser) -> None:
+    browser.look(width=800, dark=False)
+    browser.open(f"{server.url}/")
+    assert browser.run("document.activeElement.id") == "query"
+    browser.send("Input.insertText", text="which planet is red?")
+    press(browser, "Enter")
+    browser.until("document.querySelectorAll('li').length")
+    browser.until("!document.querySelector('button').disabled")
+    for _ in range(3):  # the button, where to look, and the first result
+        press(browser, "Tab")
+        outline = "getComputedStyle(document.activeElement).outline"
+        assert "solid 2px" in browser.run(outline)
+    assert browser.run("document.activeElement.matches('li:first-child summary')")
+    press(browser, "Enter")
+    browser.until("document.querySelector('.why').shadowRoot.querySelector('mark')")
+
+
+def test_a_server_that_is_gone_is_said_in_words(
+    tiny_checkpoint: Path, browser: Browser, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "-m", tiny_checkpoint) as running:
+        browser.open(f"{running.url}/")
+        browser.type("#texts", "Mars is red.")
+        search(browser, "red")
+        assert said(browser).startswith("1 result in ")
+        port = running.url.rpartition(":")[2]
+        assert running.stop() == 0
+    browser.click("li:first-child summary")
+    gone = "the server does not answer: is it still running?"
+    why = "document.querySelector('.why').shadowRoot"
+    browser.until(f"{why}.textContent === {gone!r}")
+    search(browser, "rings")
+    assert said(browser) == f"T{gone[1:]}"
+
+    # It is asked again as soon as it is there again.
+    with serving(tmp_path, "-m", tiny_checkpoint, "--port", port):
+        search(browser, "rings")
+        assert said(browser).startswith("1 result in ")
+
+
+def test_a_server_that_is_full_says_when_to_come_back(
+    tiny_checkpoint: Path, browser: Browser, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "-m", tiny_checkpoint) as running:
+        browser.open(f"{running.url}/")
+        browser.run(
+            "window.fetch = async () => new Response(JSON.stringify({message: "
+            "'9 requests are waiting already, and no more may; try again in 3 s'}), {status: 429})"
+        )
+        browser.type("#texts", "Mars is red.")
+        search(browser, "red")
+
+        assert said(browser).endswith("try again in 3 s")
 
 
 def test_a_locked_server_asks_for_its_key(
@@ -143,6 +217,8 @@ def test_a_locked_server_asks_for_its_key(
 
         assert browser.run("document.querySelectorAll('li').length") == 1
         assert browser.console == []
-        browser.type("#secret", "wrong")
-        search(browser, "red")
-        assert "API key" in browser.run("document.querySelector('#said').innerText")
+        for key, flaw in (("wrong", "wrong"), ("", "missing")):
+            browser.run(f"document.querySelector('#secret').value = {key!r}")
+            search(browser, "red")
+            assert said(browser) == f"The API key is {flaw}: enter it above"
+            assert browser.run("document.activeElement.id") == "secret"

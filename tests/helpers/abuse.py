@@ -34,8 +34,8 @@ class Found:
         kinds: How many there were of each kind.
         wrong: What was answered otherwise than it should have been.
         memory: Bytes that the server held, now and then.
-        stood_still: Seconds for which the clients themselves did nothing, at most: what takes
-            longer than a time limit then is no fault of the server.
+        stood_still: Seconds for which the clients themselves did nothing, at most: what is late
+            then is no fault of the server.
     """
 
     kinds: Counter[str] = field(default_factory=Counter)

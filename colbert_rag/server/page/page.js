@@ -16,7 +16,7 @@ function element(tag, name, text) {
 }
 
 function say(text, bad = false) {
-  find("said").textContent = text;
+  find("said").textContent = text && text[0].toUpperCase() + text.slice(1);
   find("said").className = bad ? "bad" : "";
 }
 
@@ -27,8 +27,17 @@ async function call(path, body) {
   if (body) headers["Content-Type"] = "application/json";
   const answer = await fetch(path, {
     method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body),
+  }).catch(() => {
+    // The browser's own words differ, and none of them names the server.
+    throw new Error("the server does not answer: is it still running?");
   });
   const found = await answer.json().catch(() => ({}));
+  // The server's words are for programs, which send a header.
+  if (answer.status === 401) {
+    find("key").hidden = false;
+    find("secret").focus();
+    throw new Error(`the API key is ${key ? "wrong" : "missing"}: enter it above`);
+  }
   if (!answer.ok) throw new Error(found.message || `the server answered ${answer.status}`);
   return found;
 }
@@ -47,7 +56,10 @@ async function search(query) {
     return found.results;
   }
   const texts = paragraphs(find("texts").value);
-  if (!texts.length) throw new Error("there is no text to look in: write some below");
+  if (!texts.length) {
+    find("texts").focus();
+    throw new Error("there is no text to look in: write some above");
+  }
   const found = await call("rerank", { query, documents: texts });
   return found.results.map((place) => ({
     text: texts[place.index], score: place.relevance_score, id: `text ${place.index + 1}`,
@@ -75,18 +87,21 @@ function result(query, place, number, best) {
 
 function explanation(query, text) {
   const details = element("details");
+  let asked = false;
   const why = element("div", "why");
   // A tree of its own: its style sheet and the page's use some of the same names.
   const shown = why.attachShadow({ mode: "open" });
   details.append(element("summary", "", "Why this score?"), why);
   details.addEventListener("toggle", async () => {
-    if (!details.open || shown.childNodes.length) return;
+    if (!details.open || asked) return;
+    asked = true;
     shown.textContent = "…";
     try {
       const found = await call("rerank", { query, documents: [text], explain: "html" });
       shown.innerHTML = found.results[0].explanation.html;
     } catch (error) {
       shown.textContent = error.message;
+      asked = false; // who opens it again asks again
     }
   });
   return details;
@@ -106,7 +121,8 @@ async function ask() {
     find("results").replaceChildren(
       ...places.map((place, index) => result(query, place, index + 1, best)),
     );
-    say(places.length ? `${places.length} results in ${seconds} s` : "Nothing was found.");
+    const count = places.length === 1 ? "1 result" : `${places.length} results`;
+    say(places.length ? `${count} in ${seconds} s` : "Nothing was found.");
   } catch (error) {
     find("results").replaceChildren();
     say(error.message, true);
@@ -138,6 +154,9 @@ function show() {
 find("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   ask();
+});
+find("texts").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) find("ask").requestSubmit();
 });
 find("where").addEventListener("change", show);
 find("secret").addEventListener("change", introduce);
