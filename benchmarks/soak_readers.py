@@ -44,6 +44,7 @@ WEIGHTS = {
     "encode": 2.0,
     "search": 6.0,
     "filtered search": 3.0,
+    "search by level": 2.0,
     "get": 3.0,
     "freshness": 3.0,
     "rank with index": 2.0,
@@ -75,6 +76,7 @@ class Reader:
             "encode": self.encode,
             "search": partial(self.search, None),
             "filtered search": partial(self.search, {"source": "base"}),
+            "search by level": partial(self.search, {"source": "base"}, exact=False),
             "get": self.get,
             "freshness": self.freshness,
             "rank with index": self.rank_with_index,
@@ -128,10 +130,10 @@ class Reader:
             assert rows.shape == expected.shape, "another number of vectors"
             assert np.abs(rows.numpy() - expected).max() <= TOLERANCE, "other vectors"
 
-    def search(self, filter: dict[str, object] | None) -> None:
-        """The shared index, perhaps with a filter."""
+    def search(self, filter: dict[str, object] | None, *, exact: bool | None = None) -> None:
+        """The shared index, perhaps with a filter; by its level, all of so few are scored."""
         query, k = self.rng.randrange(len(self.truth.queries)), self.rng.choice((1, 5, 300))
-        hits = self.index.search(self.truth.queries[query], k, filter)
+        hits = self.index.search(self.truth.queries[query], k, filter, exact=exact)
         self.truth.check_hits(query, hits, k, base_only=filter is not None)
 
     def get(self) -> None:

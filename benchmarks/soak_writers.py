@@ -38,6 +38,7 @@ WEIGHTS = {
     "sync": 1.0,
     "beat": 3.0,
     "compact": 0.2,
+    "optimize": 0.3,
     "verify": 0.5,
     "reopen": 1.0,
     "compare": 2.0,
@@ -103,6 +104,7 @@ class Writer:
             "sync": self.sync,
             "beat": self.beat,
             "compact": self.compact,
+            "optimize": self.optimize,
             "verify": self.verify,
             "reopen": self.reopen,
             "compare": self.compare,
@@ -198,6 +200,10 @@ class Writer:
     def compact(self) -> None:
         """Of what the deletions left."""
         self.index.compact()
+
+    def optimize(self) -> None:
+        """Make the level, or bring it up to date."""
+        self.index.optimize()
 
     def verify(self) -> None:
         """The whole file."""

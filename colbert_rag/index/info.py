@@ -90,7 +90,7 @@ class IndexInfo:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise IndexCorruptError(
-                f"{where} does not say which model made it ({error!r}): found "
+                f"{where} does not say which model made it ({shorten(repr(error), 200)}): found "
                 f"{shorten(repr(record), 500)}"
             ) from error
 

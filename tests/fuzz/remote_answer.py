@@ -473,7 +473,7 @@ CORPUS: tuple[Case, ...] = (
     ),
     *(Case("stats", (((0.4, place), value),)) for place in (0.0, 0.3) for value in (-1, [], BIG)),
     *(Case("info", (((0.0, 0.9), value),)) for value in (-BIG, 0, "nan")),
-    Case("info", (((0.0, 0.5), -1),)),
+    *(Case("info", (((0.0, 0.5), value),)) for value in (-1, [0] * 5_000)),
     *(Case(call, (((0.0,), -1),)) for call in ("delete", "add")),
     *(Case("encode documents", (((0.9, 0.0, 0.3), value),)) for value in (-1, 0, BIG)),
     Case("encode queries", (((0.0, 0.0, 0.9), base64.b64encode(b"\xff" * 16).decode()),)),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.log import FORMAT_VERSION
+from colbert_rag.index.local.translation import corrupt
 
 _TOKEN = 8
 
@@ -46,13 +47,20 @@ class LevelRecord:
         return self._database.format() == FORMAT_VERSION
 
     def marks(self) -> list[Mark]:
-        """The levels that were begun, the newest last."""
+        """The levels that were begun, the newest last.
+
+        Raises:
+            IndexCorruptError: what is there is not what was recorded.
+        """
         if not self._is_there():
             return []
         found = self._database.connection.execute(
-            "SELECT token, last FROM levels ORDER BY number"
+            "SELECT number, token, last FROM levels ORDER BY number"
         ).fetchall()
-        return [Mark(token, last) for token, last in found]
+        for number, token, last in found:
+            if not isinstance(token, bytes) or len(token) != _TOKEN or not isinstance(last, int):
+                raise corrupt(self._database.path, f"level {number} is not what was recorded")
+        return [Mark(token, last) for _, token, last in found]
 
     def begin(self, last: int) -> Mark:
         """Name a new level of the documents up to a position."""
@@ -63,11 +71,19 @@ class LevelRecord:
         return mark
 
     def removed(self, after: int) -> tuple[NDArray[np.int64], int]:
-        """Positions that were removed since the entry `after`, and the number of the last entry."""
+        """Positions that were removed since the entry `after`, and the number of the last entry.
+
+        Raises:
+            IndexCorruptError: what is there is not what was recorded.
+        """
         found = self._database.connection.execute(
             "SELECT number, position FROM removed WHERE number > ? ORDER BY number", (after,)
         ).fetchall()
-        table = np.array(found, np.int64).reshape(-1, 2)
+        try:
+            table = np.array(found, np.int64).reshape(-1, 2)
+        except (TypeError, ValueError) as error:
+            reason = f"a removed position is no number: {error}"
+            raise corrupt(self._database.path, reason) from error
         return table[:, 1], int(table[-1, 0]) if len(table) else after
 
     def run(self, after: int, last: int, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
