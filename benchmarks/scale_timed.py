@@ -13,7 +13,7 @@ Query = TypeVar("Query")
 Numbers = np.ndarray[Any, Any]
 
 BEST, DEPTH = 10, 100
-PASS_SECONDS, LEAST = 30.0, 3
+PASS_SECONDS, LEAST = 15.0, 3
 """A slow engine is asked fewer queries: no more once so long is over, but so many at least."""
 
 
