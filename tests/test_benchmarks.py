@@ -544,8 +544,10 @@ def test_many_queries_give_the_scores_of_one_by_one(tmp_path: Path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a word")
 def test_servers_answer_as_the_model_does(tiny: Path) -> None:
-    *loads, beside = serve.run(TOY)
+    *loads, sizes, beside = serve.run(TOY)
 
+    assert [(row["processes"], row["threads of each"]) for row in sizes.rows] == list(serve.SIZES)
+    assert {(row["errors"], row["wrong"]) for row in sizes.rows} == {(0, 0)}
     assert [row["long requests"] for row in beside.rows] == [0, 1, 4]
     for table in loads:
         found = {row["peer"]: (row["errors"], row["wrong"]) for row in table.rows}

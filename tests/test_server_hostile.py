@@ -3,9 +3,11 @@ sockets. What is right is what the model of this process says."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from colbert_rag import ColBERT
+from colbert_rag import ColBERT, LocalIndex
+from colbert_rag.index import Document
+from colbert_rag.server.app import Served, make_app
+from colbert_rag.server.bodies import Documents
+from colbert_rag.server.indexed import Indexed
+from colbert_rag.server.limits import Limits
+from colbert_rag.server.service import Service
 from tests.helpers.abuse import head
 from tests.helpers.serving import LIMIT, Running, serving
 
@@ -193,6 +201,31 @@ def test_an_answer_is_not_many_times_its_body(client: httpx.Client, tiny_colbert
         found = client.post("/rerank", json=body | enough).json()["data"]
         assert len(found) == 100
         assert found[7]["results"][0]["index"] == tiny_colbert.rank("red 7", texts)[0].index
+
+
+async def test_reading_documents_holds_nobody_up(
+    tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metadata of 16 MiB can take many seconds to be read."""
+    done, read = threading.Event(), Indexed.read
+
+    def read_late(self: Indexed, body: Documents) -> list[Document]:
+        assert done.wait(LIMIT)
+        return read(self, body)
+
+    monkeypatch.setattr(Indexed, "read", read_late)
+    service = Service(colbert=tiny_colbert, names=("tiny",), limits=Limits())
+    with LocalIndex(":memory:", tiny_colbert) as index:
+        app = make_app(Served(service, Indexed(service=service, index=index)))
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            body = {"documents": ["Mars is red."]}
+            adding = asyncio.create_task(client.post("/v1/documents", json=body))
+            await asyncio.sleep(0.1)
+            assert (await client.get("/health")).status_code == 200
+            assert not adding.done()
+            done.set()
+            assert (await adding).json()["added"] == 1
 
 
 def test_a_body_that_trickles_is_answered_and_cut_off(

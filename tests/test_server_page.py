@@ -196,7 +196,7 @@ def test_a_server_that_is_full_says_when_to_come_back(
         browser.open(f"{running.url}/")
         browser.run(
             "window.fetch = async () => new Response(JSON.stringify({message: "
-            "'9 requests are waiting already, and no more may; try again in 3 s'}), {status: 429})"
+            "'9 requests wait already, and no more may; try again in 3 s'}), {status: 429})"
         )
         browser.type("#texts", "Mars is red.")
         search(browser, "red")

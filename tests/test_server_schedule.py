@@ -75,7 +75,7 @@ async def test_what_waits_is_bounded_and_the_rest_is_told_when_to_come_back(
     asked = [ask(scheduler, work) for work in works]
     await until(lambda: scheduler.running == 2 and scheduler.waiting == 3)
 
-    with pytest.raises(ApiError, match="3 requests are waiting") as refused:
+    with pytest.raises(ApiError, match="3 requests wait already") as refused:
         await ask(scheduler, Work())
 
     assert refused.value.status == 429

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from colbert_rag import __version__
@@ -209,7 +210,8 @@ def _add_index(app: FastAPI, served: Served, indexed: Indexed) -> None:
     @app.post(wire.DOCUMENTS)
     async def add(body: Documents, request: Request) -> Response:
         """Store documents, in place of those of the same ids."""
-        documents = indexed.read(body)
+        # In a thread: metadata of megabytes take seconds, in which nobody else would be answered.
+        documents = await run_in_threadpool(indexed.read, body)
         texts = [document.text for document in documents]
         return await served.answer(
             request, lambda: indexed.add(documents), texts=texts, writes=True

@@ -198,10 +198,10 @@ class Scheduler:
     def _full(self) -> ApiError:
         turns = (self.waiting + 1) / self.limits.running
         seconds = min(max(math.ceil(turns * self._seconds), 1), PATIENCE)
+        waiting = "1 request waits" if self.waiting == 1 else f"{self.waiting} requests wait"
         return ApiError(
             429,
-            f"{self.waiting} requests are waiting already, and no more may; try again in "
-            f"{seconds} s",
+            f"{waiting} already, and no more may; try again in {seconds} s",
             code="queue_full",
             retry_after=seconds,
         )

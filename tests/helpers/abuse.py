@@ -47,10 +47,10 @@ class Found:
 class Client:
     """One connection of a client, which knows what the answers should be."""
 
-    def __init__(self, url: str, model: ColBERT, chance: random.Random) -> None:
+    def __init__(self, url: str, model: ColBERT, chance: random.Random, patience: float) -> None:
         self.host, _, port = url.removeprefix("http://").partition(":")
         self.port = int(port)
-        self.model, self.chance = model, chance
+        self.model, self.chance, self.patience = model, chance, patience
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port, limit=2**24)
@@ -81,10 +81,10 @@ def head(length: int | None, *, key: str = KEY, path: str = "/rerank") -> bytes:
     ).encode()
 
 
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+async def answer(reader: asyncio.StreamReader, patience: float) -> tuple[int, bytes]:
     """Status and body of one answer; 0 where the server closed the connection."""
     try:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(patience):
             top = await reader.readuntil(b"\r\n\r\n")
             fields = dict(
                 line.lower().split(": ", 1) for line in top.decode().split("\r\n")[1:] if line
@@ -110,12 +110,13 @@ def right(found: tuple[int, bytes], expected: Sequence[tuple[int, float]]) -> st
 
 async def ask_well(client: Client) -> str:
     """Two good requests on one connection."""
+    # Both before it is opened, since a server closes a connection that is idle for long.
+    asked = [await client.good() for _ in range(2)]
     reader, writer = await client.connect()
     said = ""
-    for _ in range(2):
-        body, expected = await client.good()
+    for body, expected in asked:
         writer.write(head(len(body)) + body)
-        said = said or right(await answer(reader), expected)
+        said = said or right(await answer(reader, client.patience), expected)
     writer.close()
     return said
 
@@ -130,7 +131,7 @@ async def ask_slowly(client: Client) -> str:
         await writer.drain()
         await asyncio.sleep(client.chance.random() / 10)
     await asyncio.sleep(client.chance.random() / 2)
-    said = right(await answer(reader), expected)
+    said = right(await answer(reader, client.patience), expected)
     writer.close()
     return said
 
@@ -161,7 +162,7 @@ async def refused(client: Client, whole: bytes, *statuses: int) -> str:
         await writer.drain()
     except ConnectionError:  # refused before all of it was sent
         return ""
-    status, body = await answer(reader)
+    status, body = await answer(reader, client.patience)
     writer.close()
     return "" if status in statuses else f"status {status}, expected {statuses}: {body[:200]!r}"
 
@@ -228,9 +229,15 @@ KINDS: dict[Callable[[Client], Awaitable[str]], int] = {
 
 
 async def abuse(
-    running: Running, model: ColBERT, *, requests: int, clients: int, seed: int
+    running: Running,
+    model: ColBERT,
+    *,
+    requests: int,
+    clients: int,
+    seed: int,
+    patience: float = LIMIT,
 ) -> Found:
-    """Ask in all these ways, from several clients at a time."""
+    """Ask in all these ways, from several clients at a time, each of which waits for so long."""
     found = Found()
     chance = random.Random(seed)
     drawn = chance.choices(list(KINDS), weights=list(KINDS.values()), k=requests)
@@ -240,7 +247,7 @@ async def abuse(
     async def work() -> None:
         while left:
             number, kind = left.pop()
-            client = Client(running.url, model, random.Random(f"{seed} {number}"))
+            client = Client(running.url, model, random.Random(f"{seed} {number}"), patience)
             found.kinds[kind.__name__] += 1
             try:
                 said = await kind(client)
@@ -269,13 +276,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--patience", type=float, default=LIMIT, help="seconds, on a machine that others share"
+    )
     options = parser.parse_args(argv)
     model = ColBERT.from_pretrained("offline-minilm", device="cpu", dtype="float32")
     with tempfile.TemporaryDirectory() as folder:
         # A small cache, which is soon full: what grows then is a leak.
         arguments = (Path(folder), "-m", "offline-minilm", "--api-key", KEY, "--cache-mib", 8)
         # oneDNN keeps code for a thousand shapes of a product, and takes longer to have met them.
-        with serving(*arguments, env={"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}) as running:
+        env = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
+        patient = f"body_seconds: float = {options.patience / 2}"
+        arguments = (*arguments, "--timeout", options.patience)
+        with serving(*arguments, env=env, limits=patient) as running:
             before = running.memory()
             found = asyncio.run(
                 abuse(
@@ -284,6 +297,7 @@ def main(argv: Sequence[str]) -> int:
                     requests=options.requests,
                     clients=options.clients,
                     seed=options.seed,
+                    patience=options.patience,
                 )
             )
             running.settled(KEY)
