@@ -150,6 +150,30 @@ def test_who_writes_next_leaves_a_block_alone_that_has_not_ended(path: Path):
     shared.close()
 
 
+@pytest.mark.parametrize("when", ["in the block", "behind its lock"])
+def test_closing_leaves_alone_the_block_of_another_thread(
+    path: Path, when: str, monkeypatch: pytest.MonkeyPatch
+):
+    shared = Claim(Place(str(path)), timeout=0)
+    ending = claim._Held.last
+
+    def last(self: claim._Held, work: Callable[[], str]) -> str:
+        found = ending(self, work)
+        elsewhere(shared.close)
+        return found
+
+    def work() -> str:
+        if when == "in the block":
+            elsewhere(shared.close)
+        return "written"
+
+    if when == "behind its lock":
+        monkeypatch.setattr(claim._Held, "last", last)
+
+    assert shared.during(work) == "written"
+    assert not path.with_name("index-writer").exists()
+
+
 def test_writers_of_many_threads_leave_one_connection_open(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ):

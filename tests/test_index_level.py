@@ -980,3 +980,19 @@ def test_whatever_happens_to_the_index_the_level_finds_what_is_there(path: Path)
             rough: list[list[Hit]] = index.search_embeddings(queries(), 5, effort=1)
             alive = {document.id for document in index}
             assert all(hit.id in alive for hits in rough for hit in hits)
+
+
+def test_a_level_in_blocks_of_another_size_is_made_anew(
+    path: Path, index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+):
+    index.optimize()
+    before = level_file(path).stat().st_ino
+    monkeypatch.setattr(postings, "BLOCK", 128)
+
+    with LocalIndex(path) as other:
+        other.add_encoded(*documents(20, seed=1, prefix="later"))
+        other.optimize()
+        hits = other.search_embeddings(topics(COUNT, rows=ROWS, seed=0)[[7]], 1, exact=False)[0]
+
+    assert [hit.id for hit in hits] == ["d7"]
+    assert level_file(path).stat().st_ino != before

@@ -52,9 +52,17 @@ def prepare() -> None:
 
     torch.set_num_threads(1)
     original()
-    with tempfile.TemporaryDirectory() as folder:
-        words = ("rerank", "q", "a.txt", "-m", MODEL, "--device", "cpu")
-        run(Case(words, (("a.txt", "text", "mars"),)), Path(folder))
+    model = ("-m", MODEL, "--device", "cpu")
+    for words in (
+        ("rerank", "q", "a.txt", *model),
+        ("rerank", "--queries", "q.tsv", "a.txt", "--bm25", "--to", "r.trec", *model),
+        ("evaluate", "beir", "--bm25", *model),
+        ("tune", "index", "--device", "cpu"),
+    ):
+        files = (("a.txt", "text", "mars"), ("q.tsv", "text", "1\tmars"), ("index", "index", ()))
+        beir = tuple((name, "text", content) for name, content in SOUND.items())
+        with tempfile.TemporaryDirectory() as folder:
+            run(Case(words, (*files, *beir)), Path(folder))
 
 
 @functools.cache
@@ -195,6 +203,63 @@ def _bytes(rng: random.Random) -> bytes:
     return rng.choice((text, rng.randbytes(300), b"\x1f\x8b\x08" + rng.randbytes(99), b""))
 
 
+def _queries(rng: random.Random) -> str:
+    """Ids, tabs and texts, more or less; or JSON Lines."""
+    if rng.random() < 0.4:
+        return _lines(rng)
+    texts = (*STRINGS, "mars", "what is red")
+    return _rows(rng, (NAMES, texts), rng.choice(("\t", "\t", "\t", " ", ",")))
+
+
+def _run(rng: random.Random) -> str:
+    """Six columns, more or less."""
+    columns = (NAMES, ("Q0", "0"), NAMES, NUMBERS, (*NUMBERS, "0.5", "1"), ("x", *STRINGS))
+    return _rows(rng, columns[: rng.choice((6, 6, 6, 5, 4))], rng.choice((" ", " ", "\t", "  ")))
+
+
+def _judgements(rng: random.Random) -> str:
+    """Four columns or three, more or less."""
+    columns = (NAMES, ("0",), NAMES, (*NUMBERS, "1", "1"))
+    head = rng.choice(("", "query-id\tcorpus-id\tscore\n"))
+    return head + _rows(rng, columns if rng.random() < 0.5 else columns[::2] + columns[-1:], "\t")
+
+
+def _rows(rng: random.Random, columns: Sequence[Sequence[str]], by: str) -> str:
+    end = rng.choice(("\n", "\n", "\r\n"))
+    rows = ([rng.choice(column) for column in columns] for _ in range(rng.choice((0, 1, 3, 9))))
+    return end.join(by.join(row) for row in rows)
+
+
+NAMES = ("1", "2", "q1", "d1", "", "../x", "a b", "\x1b[2J", "\udcff", "nan", "9" * 400)
+SOUND = {
+    "beir/corpus.jsonl": '{"_id": "d1", "text": "mars is red"}\n{"_id": "d2", "text": "venus"}',
+    "beir/queries.jsonl": '{"_id": "q1", "text": "red planet"}\n{"_id": "q2", "text": "venus"}',
+    "beir/qrels/test.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n",
+}
+"""A collection as BEIR has it."""
+
+PARTS: dict[str, Callable[[random.Random], str]] = {
+    "beir/corpus.jsonl": lambda rng: rng.choice((_lines, _list))(rng),
+    "beir/queries.jsonl": _queries,
+    "beir/qrels/test.tsv": _judgements,
+    "q.tsv": _queries,
+    "q.jsonl": _lines,
+    "r.trec": _run,
+    "judged.tsv": _judgements,
+}
+
+
+def _collection(rng: random.Random) -> tuple[File, ...]:
+    """A collection with queries, a run and judgements beside it, of which some are odd."""
+    found = []
+    for name, make in PARTS.items():
+        content: str | bytes = SOUND.get(name, "q1\tred planet")
+        if name not in SOUND or rng.random() < 0.4:
+            content = make(rng) if rng.random() < 0.9 else _bytes(rng)
+        found.append((name, "text" if isinstance(content, str) else "bytes", content))
+    return tuple(found)
+
+
 CONTENTS: Sequence[Callable[[random.Random], str | bytes]] = (
     _lines,
     _lines,
@@ -293,6 +358,21 @@ VALUES: dict[str, Sequence[str]] = {
     "--to": PLACES,
     "--filter": (*FILTERS, *STRINGS, *NUMBERS),
     "--collection": ("x", *STRINGS),
+    "--effort": NUMBERS,
+    "--vectors": ("float16", "int8", "int4", "int2", ""),
+    "--convert": ("float16", "int8", "int4", "int2"),
+    "--run": ("r.trec", "judged.tsv", "a.txt", "", "\x00", "beir"),
+    "--index": PLACES,
+    "--qrels": ("judged.tsv", "r.trec", "", "nowhere", "beir/qrels/test.tsv"),
+    "--corpus": ("beir/corpus.jsonl", "a.txt", "beir", ""),
+    "--queries": ("q.tsv", "q.jsonl", "beir", "beir/queries.jsonl", "-", "", "\x00"),
+    "--depth": NUMBERS,
+    "--measures": ("nDCG@10", "MAP", "Recall@0", "MRR@9999999999999", "x", "", "nDCG@10,nDCG@10"),
+    "--seed": NUMBERS,
+    "--sample": NUMBERS,
+    "--save-runs": ("runs", "a.txt", "", "\x00"),
+    "--k": NUMBERS,
+    "--recall": NUMBERS,
     "--api-key-env": ("HOME", "NOT_SET", *STRINGS),
     "-m": MODELS,
 }
@@ -309,6 +389,8 @@ FLAGS = (
     "--allow-pickle",
     "--jsn",
     "--help",
+    "--exact",
+    "--bm25",
     "--",
     "\x1b[2J",
 )
@@ -317,8 +399,14 @@ RECIPE = ("--query-length", "--document-length", "--query-marker", "--batch-toke
 FITTING: dict[str, Sequence[str]] = {
     "rerank": ("--top-k", "--min-score", "--score", "--long-documents", *READING, *RECIPE),
     "explain": ("--rank", "--html", "--long-documents", *READING, *RECIPE),
-    "index": ("--token-pooling", *READING, *RECIPE),
-    "search": ("--top-k", "--score", "--filter", "--filter", "--dtype"),
+    "index": ("--token-pooling", "--vectors", "--convert", *READING, *RECIPE),
+    "search": ("--top-k", "--score", "--filter", "--filter", "--dtype", "--effort"),
+    "rerank many": ("--run", "--index", "--depth", "--top-k", "--score", *READING, *RECIPE),
+    "evaluate": (
+        *("--run", "--index", "--qrels", "--corpus", "--queries", "--depth", "--measures"),
+        *("--seed", "--sample", "--save-runs", "--html", "--split"),
+    ),
+    "tune": ("--k", "--recall", "--queries", "--sample"),
     "info": (),
     "inspect": ("--query-length", "--query-marker", "--revision", "--cache-folder"),
     "nothing": (),
@@ -328,7 +416,7 @@ FITTING: dict[str, Sequence[str]] = {
 def draw(rng: random.Random) -> Case:
     files = tuple(_file(rng) for _ in range(rng.choice((0, 1, 1, 2, 4))))
     names = [name for name, _, _ in files] or ["a.txt"]
-    command = rng.choices(tuple(FITTING), (8, 3, 5, 4, 2, 2, 0.2))[0]
+    command = rng.choices(tuple(FITTING), (8, 3, 5, 4, 4, 4, 2, 2, 2, 0.2))[0]
     given = [rng.choice((*names, *names, ".", "sub")) for _ in range(rng.choice((0, 1, 1, 2)))]
     model = MODEL if rng.random() < 0.93 else rng.choice(MODELS)
     words = {
@@ -336,13 +424,26 @@ def draw(rng: random.Random) -> Case:
         "explain": [rng.choice(QUERIES), *given],
         "index": [*given, "--to", "new.sqlite" if rng.random() < 0.6 else rng.choice(PLACES)],
         "search": [rng.choice(QUERIES), "index" if rng.random() < 0.7 else rng.choice(PLACES)],
+        "rerank many": [
+            *("--queries", rng.choice(VALUES["--queries"][:4]), *given),
+            *(
+                "--to",
+                rng.choice(("out.trec", "out.jsonl", *PLACES)) if rng.random() < 0.4 else "o",
+            ),
+        ],
+        "evaluate": ["beir"] if rng.random() < 0.6 else [],
+        "tune": ["index" if rng.random() < 0.8 else rng.choice(PLACES)],
         "info": ["index" if rng.random() < 0.7 else rng.choice(PLACES)],
         "inspect": [model],
         "nothing": [rng.choice(STRINGS)],
     }[command]
-    if command in ("search", "info") and rng.random() < 0.9:
+    if command in ("rerank many", "evaluate", "tune"):
+        files = (*_collection(rng), *files)
+    if command in ("search", "info", "tune", "rerank many", "evaluate") and rng.random() < 0.9:
         files = (*files, ("index", "index", _flips(rng)))
-    if command in ("rerank", "explain", "index"):
+    if command in ("rerank", "explain", "index", "rerank many") or (
+        command == "evaluate" and rng.random() < 0.5
+    ):
         words += ["-m", model]
     if command not in ("info", "inspect", "nothing"):
         words += ["--device", "cpu"]
@@ -354,7 +455,7 @@ def draw(rng: random.Random) -> Case:
         words.insert(rng.randrange(len(words) + 1), rng.choice(FLAGS))
     stdin = rng.choice(CONTENTS)(rng)
     return Case(
-        (command, *words),
+        (command.removesuffix(" many"), *words),
         files,
         stdin.encode("utf-8", "surrogatepass") if isinstance(stdin, str) else stdin,
         rng.choice(("utf-8", "utf-8", "ascii", "cp1252")),
@@ -429,7 +530,7 @@ def _write(files: Sequence[File]) -> None:
         if os.path.lexists(path):  # such as a pipe, which would be waited for
             continue
         with contextlib.suppress(OSError):  # a name that another one took, or no system allows
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             KINDS[kind](path, content)
 
 

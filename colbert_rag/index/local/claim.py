@@ -84,9 +84,16 @@ class _Held(sqlite3.Connection):
         if self.thread is None:  # it was never held, or by the process that this was forked from
             return
         self.ended = True
-        if self.claim.last is not self:  # who already does has let it alone
+        if self.claim.last is not self:  # who already does, or has closed it, has let it alone
             with no_fork():
-                self.close()
+                self.remove()
+
+    def remove(self) -> None:
+        """Close the connection, and remove the file unless somebody else is writing."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            if self.is_held() or self.lock():
+                self.claim.file.unlink()
+        self.close()
 
     def renew(self) -> None:
         """In a forked child, which holds no lock of its parent: forget the file."""
@@ -171,7 +178,7 @@ class Claim:
         self.last: _Held | None = None
 
     def held(self) -> _Held:
-        """The claim, for the length of a block that is inside `no_fork`; others use `during`.
+        """The claim, to be entered by `with` and left by `leave`; `during` does both.
 
         Raises:
             IndexBusyError: somebody else is the writer, or this thread is.
@@ -208,15 +215,11 @@ class Claim:
             )
 
     def close(self) -> None:
-        """Remove the file, unless somebody is writing."""
+        """Remove the file, unless somebody is writing; another thread may be ending its block."""
         last, self.last = self.last, None
-        if last is None:
-            return
-        with no_fork():
-            with contextlib.suppress(sqlite3.Error, OSError):
-                if last.is_held() or last.lock():
-                    self.file.unlink()
-            last.close()
+        if last is not None and last.ended:  # else its block needs the connection, and closes it
+            with no_fork():
+                last.remove()
 
     def found(self) -> tuple[int, int] | None:
         """Device and inode of the file; None where there is none yet.

@@ -130,11 +130,14 @@ class SharedVectors(DerivedFile):
             # As much again stays free: a copy must not take the space that the index grows into.
             if shutil.disk_usage(self.path.parent).free < 2 * size:
                 return None
-            with claim.held():
+            head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._digest(coding))
+            header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
+
+            def fill() -> None:
                 self.remove_leftovers()
-                head = (_MAGIC, _VERSION, self._dim, len(positions), rows, self._digest(coding))
-                header = _HEADER.pack(*head, _checksum(_HEADER.pack(*head, 0), tables))
                 self.write(lambda file: self._fill(file, header, tables, vectors))
+
+            claim.during(fill)
         except IndexBusyError:
             return False
         except (OSError, sqlite3.Error) as error:

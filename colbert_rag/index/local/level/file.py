@@ -137,6 +137,9 @@ class LevelFile(DerivedFile):
             places = read[0].shape.places
             pages.check(np.array([place + places[0]]), np.array([place + places[2]]))
             parts.append(Part(read[0], place, read[1]))
+        # Documents are counted by blocks: another version may have made blocks of another size.
+        if any(len(part.block.positions) != postings.BLOCK for part in parts[:-1]):
+            return None
         positions = [part.block.positions for part in parts]
         lengths = [part.block.lengths for part in parts]
         joined = np.concatenate(positions), np.concatenate(lengths).astype(np.int64)
