@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -717,3 +717,20 @@ def test_an_empty_file_that_another_process_fills_while_it_is_opened_is_read(pat
 
     assert opened.begin(info) == info
     opened.close()
+
+
+def test_threads_that_make_a_file_at_once_get_one_index(tmp_path: Path) -> None:
+    """Each opens it by itself, as processes do."""
+    info = IndexInfo(checkpoint="tests/random", fingerprint="b" * 64, dim=8, recipe={})
+    together = threading.Barrier(4)
+
+    def made(path: Path) -> str:
+        together.wait()
+        with LocalIndex(path, like=info) as index:
+            index.verify()
+            return index.info.fingerprint
+
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(60):  # one thread of nine failed
+            paths = [tmp_path / f"{number}.sqlite"] * 4
+            assert list(threads.map(made, paths)) == ["b" * 64] * 4

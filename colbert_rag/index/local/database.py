@@ -25,7 +25,15 @@ from colbert_rag.index.local.inherited import let_go
 from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.record import Record
-from colbert_rag.index.local.schema import APPLICATION_ID, LOG, OLDER_FORMATS, PAGE, SCHEMA, UPGRADE
+from colbert_rag.index.local.schema import (
+    APPLICATION_ID,
+    LOG_PAGES,
+    OLDER_FORMATS,
+    SCHEMA,
+    UPGRADE,
+    lay_out,
+    read_mark,
+)
 from colbert_rag.index.local.translation import Action, busy, corrupt, translated
 
 Arguments = ParamSpec("Arguments")
@@ -92,7 +100,7 @@ class Database:
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA cell_size_check = ON")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {LOG // PAGE}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {LOG_PAGES}")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
             connection.close()
@@ -152,10 +160,8 @@ class Database:
 
     def _is_new(self) -> bool:
         with self._translated("read"):
-            connection = self.connection
-            application = connection.execute("PRAGMA application_id").fetchone()[0]
+            application, tables = read_mark(self.connection)
             version = self.format()
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if application == 0 and tables == 0:
             return True
         if application != APPLICATION_ID:
@@ -164,19 +170,16 @@ class Database:
                 "indexes. It was left untouched; choose another path"
             )
         if version not in (FORMAT_VERSION, *OLDER_FORMATS):
-            advice = (
-                "upgrade colbert-rag-components" if version > FORMAT_VERSION else "make it anew"
-            )
+            hint = "upgrade colbert-rag-components" if version > FORMAT_VERSION else "make it anew"
             raise IndexCorruptError(
                 f"{self.path} has format {version}, and this version of colbert_rag reads format "
-                f"{FORMAT_VERSION}: {advice}"
+                f"{FORMAT_VERSION}: {hint}"
             )
         return False
 
     def _create(self, record: Record) -> None:
         with self._translated("written"):
-            self.connection.execute(f"PRAGMA page_size = {PAGE}")
-            self.connection.execute("PRAGMA journal_mode = WAL")
+            lay_out(self.connection, self.busy_timeout)
         self.write(self._create_tables, record)
         with self._translated("written"):
             # The tag must be in the file before there is a second commit to tell from.

@@ -1,4 +1,11 @@
-"""The tables of an index file, and how it is told from other SQLite files."""
+"""The pages and tables of an index file, and how it is told from other SQLite files."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+from colbert_rag.index.local.translation import is_busy
 
 # "ColB": how `file`, and we, tell an index from any other SQLite database.
 APPLICATION_ID = 0x436F6C42
@@ -7,8 +14,9 @@ PAGE = 1024
 """Bytes of a page. A quarter of a page is empty at the end of each document's vectors, which with
 the 4 KiB of SQLite is 6 % of an index with int8; a page more or less costs a search nothing."""
 
-LOG = 4 * 2**20
-"""Bytes of the log at which SQLite folds it into the file, where its default counts pages."""
+LOG_PAGES = 4 * 2**20 // PAGE
+"""Pages of the log at which SQLite folds it into the file: 4 MiB, as by its default, which counts
+pages of 4 KiB."""
 
 # `vectors` is a table of its own so that reading texts and metadata never walks over vectors.
 # AUTOINCREMENT: a position is never used twice, so it names one version of one document for ever.
@@ -66,3 +74,31 @@ NOTE_REMOVED = """
 INSERT INTO removed (position) SELECT value FROM json_each(?)
 WHERE EXISTS (SELECT 1 FROM levels)
 """
+
+
+def lay_out(connection: sqlite3.Connection, timeout: float) -> None:
+    """Give a new file its pages and its log, within `timeout` seconds.
+
+    Of two that do so at once SQLite fails one, and does not let it wait as at other locks.
+    """
+    connection.execute(f"PRAGMA page_size = {PAGE}")
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if not is_busy(error) or time.monotonic() >= end:
+                raise
+        time.sleep(0.01)
+
+
+def read_mark(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The application that a file is of, and how many tables and indexes it has.
+
+    One statement sees one moment: two would take a file for a foreign one that has got its tables
+    and its mark between them.
+    """
+    query = "SELECT (SELECT application_id FROM pragma_application_id), count(*) FROM sqlite_master"
+    application, tables = connection.execute(query).fetchone()
+    return application, tables
