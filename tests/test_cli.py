@@ -17,7 +17,7 @@ import pytest
 
 import colbert_rag
 from colbert_rag import ColBERT
-from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank
+from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank, servers
 from colbert_rag.cli.output import say_json
 from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.cli.spelling import NOT_OFFERED, SPELLINGS, in_options
@@ -451,7 +451,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(run, facts: Path, monkeypatch) ->
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rerank, "open_model", interrupt)
+    monkeypatch.setattr(servers, "open_model", interrupt)
 
     assert run("q", facts) == (130, "", "interrupted\n")
 

@@ -209,7 +209,10 @@ def opened(file: LevelFile) -> Opened:
 
 
 @pytest.mark.parametrize("count", [40, 2**16])
-def test_a_file_holds_what_was_written(file: LevelFile, count: int) -> None:
+def test_a_file_holds_what_was_written(
+    file: LevelFile, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postings, "BLOCK", 4)
     values = unit(count, INFO.dim)
     centroids = Centroids(values, unit(3, INFO.dim), torch.tensor([0, 7, 9, count]))
     codes = np.random.default_rng(0).integers(0, count, sum(LENGTHS))
