@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import pytest
 
@@ -13,6 +14,8 @@ from colbert_rag.batching import _check
 from colbert_rag.server.errors import ApiError
 from colbert_rag.server.limits import Limits
 from colbert_rag.server.schedule import LONG, SHORT, AbandonedError, Scheduler
+
+Result = TypeVar("Result")
 
 LIMITS = Limits(running=2, waiting=1, seconds=30)
 SOME_TOKENS, LONG_TOKENS = SHORT * 100 + 1, LONG * 100 + 1
@@ -50,12 +53,12 @@ async def for_ever() -> None:
 
 def ask(
     scheduler: Scheduler,
-    work: Work,
+    work: Callable[[], Result],
     *,
     tokens: int = SOME_TOKENS,
     hung_up: Callable[[], object] = for_ever,
     writes: bool = False,
-) -> asyncio.Task[str]:
+) -> asyncio.Task[Result]:
     return asyncio.ensure_future(
         scheduler.run(work, tokens=tokens, hung_up=hung_up, writes=writes)  # type: ignore[arg-type]
     )
@@ -179,12 +182,14 @@ async def test_what_takes_too_long_is_answered_and_ended() -> None:
 
 async def test_waiting_counts_as_time() -> None:
     scheduler = Scheduler(replace(LIMITS, running=1, seconds=0.3), batch_tokens=100)
-    first, second = Work(), Work()
-    asked = [ask(scheduler, work) for work in (first, second)]
+    finish, second = threading.Event(), Work()
+    # The first asks for no time, or the second could still have some when that is over.
+    asked = [ask(scheduler, work) for work in (finish.wait, second)]
 
     late = await asyncio.gather(*asked, return_exceptions=True)
 
     assert [getattr(error, "status", None) for error in late] == [504, 504]
+    finish.set()
     await asyncio.to_thread(scheduler.close)
     assert not second.begun.is_set()
 
