@@ -319,6 +319,20 @@ def test_it_is_said_once_that_not_all_is_read(
     assert caplog.text.count("searches read few of them (effort 1, recall@10 ") == 1
 
 
+def test_a_large_index_is_searched_with_more_effort_unless_that_was_measured(
+    index: LocalIndex, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(effort, "_LARGE", 1000)
+    expected = search(index, effort=4)
+
+    with caplog.at_level(logging.WARNING):
+        assert search(index) == expected
+    assert "searches read few of them (effort 4, recall not measured)" in caplog.text
+
+    index.recall(queries(), wanted=0.5)
+    assert search(index) == search(index, effort=1) != expected
+
+
 # --- how it is kept up to date
 
 
