@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from colbert_rag.cli.options import (
     WHOLE,
@@ -66,8 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank, and explain one result."""
-    from colbert_rag.remote.ranking import RemoteExplanation
-
     query = checked_query(arguments.query)
     rank = arguments.rank
     if rank < 1:
@@ -87,17 +85,20 @@ def run(arguments: argparse.Namespace) -> int:
     heading = one_line(f"{result.name}, number {rank} of {seen:,}")
     if arguments.json:
         say_json({"rank": rank, **result.document.origin(), **explanation.to_dict()})
-    elif isinstance(explanation, RemoteExplanation):
+    elif isinstance(model, ModelThere):
         for line in (heading, *repr(explanation).splitlines()):
             say(line)
     elif arguments.html:
         # A file name that is not valid Unicode must not make the page impossible.
         Path(arguments.html).write_text(
-            page(heading, explanation), encoding="utf-8", errors="backslashreplace"
+            page(heading, cast("Explanation", explanation)),
+            encoding="utf-8",
+            errors="backslashreplace",
         )
         note(f"{arguments.html} explains {heading}")
     else:
-        text = explanation.to_text(width=width(), document=True, styled=_styled())
+        here = cast("Explanation", explanation)
+        text = here.to_text(width=width(), document=True, styled=_styled())
         # Not `say`, which would show the codes of colours instead of obeying them.
         sys.stdout.write(f"{heading}\n{text}\n")
     return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from colbert_rag.cli.options import UsageError, settings_of
-from colbert_rag.cli.servers import KEYS, note_unencrypted
+from colbert_rag.cli.servers import KEYS, key_in, note_unencrypted
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient
@@ -271,9 +270,7 @@ def _server(arguments: argparse.Namespace, url: str) -> Server:
 
 
 def _api_key(variable: str | None) -> str | None:
-    key = os.environ.get(variable or API_KEY)
-    if variable is not None and not key:
-        raise UsageError(f"the environment variable {variable} of --api-key-env is not set")
+    key = key_in(variable, API_KEY)
     # A client's own error would show the key.
     if key and not (key.isascii() and key.isprintable()):
         raise UsageError(f"the API key in {variable or API_KEY} holds characters that no key has")

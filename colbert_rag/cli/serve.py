@@ -23,13 +23,11 @@ from colbert_rag.cli.options import (
     settings_of,
 )
 from colbert_rag.cli.output import note, say
+from colbert_rag.cli.servers import KEYS
 
 if TYPE_CHECKING:
     from colbert_rag.index import IndexInfo
     from colbert_rag.server.limits import Limits
-
-KEYS = "COLBERT_RAG_API_KEY"
-"""The environment variable that holds the keys of clients, with commas between them."""
 
 MIB = 2**20
 PORT, LAST_PORT = 8000, 65535

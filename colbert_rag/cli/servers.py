@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from colbert_rag.remote import RemoteColBERT, RemoteIndex
 
 KEYS = "COLBERT_RAG_API_KEY"
-"""The environment variable with the key of a server, which `colbert-rag serve` reads, too."""
+"""The environment variable with the key to send; `colbert-rag serve` reads those of its clients
+from it, with commas between them."""
 
 SECONDS = 300
 """How long a request may take: longer than a server lets it, which then is asked for less."""
@@ -129,12 +130,10 @@ def served(arguments: argparse.Namespace, named: str) -> AbstractContextManager[
     refuse_options(arguments, f"{named} has its own")
     from colbert_rag.remote import RemoteIndex
 
-    variable = arguments.api_key_env
-    key = os.environ.get(variable or KEYS)
-    if variable is not None and not key:
-        raise UsageError(f"the environment variable {variable} of --api-key-env is not set")
+    key = key_in(arguments.api_key_env, KEYS)
     try:
-        index = RemoteIndex(named, api_key=key if variable else None, timeout=SECONDS)
+        own = key if arguments.api_key_env else None  # the client looks for the other by itself
+        index = RemoteIndex(named, api_key=own, timeout=SECONDS)
     except ValueError as error:
         raise UsageError(f"INDEX: {error}") from error
     note_unencrypted(index.name, key)
@@ -149,6 +148,18 @@ def _asked(index: RemoteIndex) -> Iterator[RemoteIndex]:
         raise ServerAnswerError(
             f"{error}. A collection of Qdrant is named as in {index.name}/NAME"
         ) from error
+
+
+def key_in(variable: str | None, default: str) -> str | None:
+    """The key in the environment variable of `--api-key-env`, or else in a default one.
+
+    Raises:
+        UsageError: a variable is named, and holds none.
+    """
+    key = os.environ.get(variable or default)
+    if variable is not None and not key:
+        raise UsageError(f"the environment variable {variable} of --api-key-env is not set")
+    return key
 
 
 def note_unencrypted(url: str, key: str | None) -> None:
