@@ -16,13 +16,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnContext
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from benchmarks import scale
 from benchmarks.report import Plan, Table
@@ -120,10 +117,11 @@ def _measured(path: Path, exact: bool, seconds: float, more: Passages) -> Part:
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(PROCESSES + 1)  # what starting takes is no search
     readers = [
-        _started(context, read, path, exact, seconds, number, ready) for number in range(PROCESSES)
+        scale.started(read, path, exact, seconds, number, ready, threads=1)
+        for number in range(PROCESSES)
     ]
-    writer = _started(context, write, path, seconds, more, ready)
-    reads = [part for pipe in readers for part in pipe.recv()]
+    _, writer = scale.started(write, path, seconds, more, ready, threads=1)
+    reads = [part for _, pipe in readers for part in pipe.recv()]
     written: Written = writer.recv()
     with LocalIndex(path) as index:
         index.verify()
@@ -170,18 +168,6 @@ def _first_after(searches: Sequence[Search], moments: Sequence[float] | None) ->
         return list(searches)
     places = np.searchsorted([search.begun for search in searches], moments)
     return [searches[at] for at in np.unique(places) if at < len(searches)]
-
-
-def _started(context: SpawnContext, work: Callable[..., object], *arguments: object) -> Connection:
-    ours, theirs = context.Pipe()
-    context.Process(target=_answer, args=(theirs, work, *arguments)).start()
-    theirs.close()
-    return ours
-
-
-def _answer(pipe: Connection, work: Callable[..., object], *arguments: object) -> None:
-    torch.set_num_threads(1)
-    pipe.send(work(*arguments))
 
 
 def read(path: Path, exact: bool, seconds: float, number: int, ready: Barrier) -> list[Read]:

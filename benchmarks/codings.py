@@ -12,10 +12,9 @@ import torch
 from benchmarks import corpora
 from benchmarks.corpora import Collection
 from benchmarks.quality import COLLECTIONS, judge
-from benchmarks.rankers import DEPTH, DOCUMENT_LENGTH, Run
+from benchmarks.rankers import DEPTH, Run, minilm
 from benchmarks.report import Plan, Table
 from benchmarks.timing import interleave
-from colbert_rag import ColBERT
 from colbert_rag.codings import CODINGS, FLOAT16
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import Document, IndexInfo, LocalIndex
@@ -91,13 +90,7 @@ def encoded(
     name: str, found: Collection, queries: Sequence[str]
 ) -> tuple[TokenEmbeddings, TokenEmbeddings]:
     """Vectors of all documents, in float16, and of the queries."""
-    model = ColBERT.from_pretrained(
-        OFFLINE_CHECKPOINT,
-        raw_token_embeddings=True,
-        dtype="float32",
-        document_length=DOCUMENT_LENGTH,
-        document_cache=None,
-    )
+    model = minilm()
     vectors = model.encode_queries([found.queries[query] for query in queries])
     file = Path(KEPT) / f"{name}.docs.safetensors" if KEPT else None
     if file is not None and file.exists():

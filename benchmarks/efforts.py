@@ -14,9 +14,8 @@ import numpy as np
 from benchmarks import corpora
 from benchmarks.codings import encoded, kept
 from benchmarks.quality import COLLECTIONS, judge
-from benchmarks.rankers import DEPTH, DOCUMENT_LENGTH, Run
+from benchmarks.rankers import DEPTH, Run, minilm
 from benchmarks.report import Plan, Table
-from colbert_rag import ColBERT
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index import Document, IndexInfo, LocalIndex
 from colbert_rag.index.how import MOST_EFFORT
@@ -216,13 +215,7 @@ def _one_by_one(
 
 def _encoding(given: Judged, made: float) -> dict[str, object]:
     """What encoding the documents of a collection takes, and the share of that a level took."""
-    model = ColBERT.from_pretrained(
-        OFFLINE_CHECKPOINT,
-        raw_token_embeddings=True,
-        dtype="float32",
-        document_length=DOCUMENT_LENGTH,
-        document_cache=None,
-    )
+    model = minilm()
     step = max(1, len(given.documents) // SAMPLE)
     texts = [document.text for document in given.documents[::step]]
     model.encode_documents(texts[:2])  # loads it

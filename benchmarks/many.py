@@ -7,6 +7,7 @@ from pathlib import Path
 
 from benchmarks import corpora
 from benchmarks.report import Plan, Table
+from benchmarks.scale_timed import status
 from benchmarks.timing import Timing, interleave
 from colbert_rag import ColBERT, Ranking
 from colbert_rag.settings import DOCUMENT_CACHE_BYTES, OFFLINE_CHECKPOINT
@@ -101,7 +102,7 @@ def _timed(model: ColBERT, label: str, job: Callable[[], None]) -> tuple[Timing,
     before = model.truncation_info().documents
     base = _restarted_peak()
     timing = interleave({label: job}, repeats=1, least_seconds=0)[label]
-    peak = None if base is None else (_peak() - base) / 2**20
+    peak = None if base is None else (status("VmHWM") - base) / 2**20
     return timing, model.truncation_info().documents - before, peak
 
 
@@ -109,14 +110,9 @@ def _restarted_peak() -> int | None:
     """Let the peak of this process begin anew; what it holds now, or None where that cannot be."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return _peak()
+        return status("VmHWM")
     except OSError:  # no Linux
         return None
-
-
-def _peak() -> int:
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) * 2**10
 
 
 def _distance(found: list[Ranking], expected: list[Ranking]) -> float:

@@ -37,15 +37,20 @@ class Rankings:
     retrieved: Run
 
 
-def late_interaction(found: Collection, queries: Sequence[str], dtype: str) -> Rankings:
-    """Rank by offline-minilm's token vectors, the way users do: `ColBERT.rank` and `LocalIndex`."""
-    model = ColBERT.from_pretrained(
+def minilm(dtype: str = "float32") -> ColBERT:
+    """offline-minilm by its token vectors, which remembers nothing."""
+    return ColBERT.from_pretrained(
         OFFLINE_CHECKPOINT,
         raw_token_embeddings=True,
         dtype=dtype,
         document_length=DOCUMENT_LENGTH,
         document_cache=None,
     )
+
+
+def late_interaction(found: Collection, queries: Sequence[str], dtype: str) -> Rankings:
+    """Rank by offline-minilm's token vectors, the way users do: `ColBERT.rank` and `LocalIndex`."""
+    model = minilm(dtype)
     vectors = model.encode_documents(list(found.documents.values()))
     return Rankings(
         _rerank(model, found, queries, vectors), _retrieve(model, found, queries, vectors)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,19 +122,30 @@ def export(names: tuple[str, ...], size: int, folder: Path) -> None:
 
 def _apart(work: Callable[..., Result], *arguments: object) -> Result:
     """`work` of all arguments but the last, the threads, in a process of its own."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, work, arguments))
-    process.start()
-    theirs.close()
-    answer: Result = ours.recv()
+    *given, threads = arguments
+    process, answers = started(work, *given, threads=int(str(threads)))
+    answer: Result = answers.recv()
     process.join()
     return answer
 
 
-def _answer(pipe: Connection, work: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    torch.set_num_threads(int(str(arguments[-1])))
-    pipe.send(work(*arguments[:-1]))
+def started(
+    work: Callable[..., object], *arguments: object, threads: int
+) -> tuple[BaseProcess, Connection]:
+    """A process that does `work`, and where its answer will come from."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(theirs, threads, work, *arguments))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def _answer(
+    pipe: Connection, threads: int, work: Callable[..., object], *arguments: object
+) -> None:
+    torch.set_num_threads(threads)
+    pipe.send(work(*arguments))
 
 
 def fill(names: tuple[str, ...], size: int) -> dict[str, object]:

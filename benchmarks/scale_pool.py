@@ -17,9 +17,9 @@ from torch.nn.functional import normalize
 
 from benchmarks import corpora
 from benchmarks.checkpoints import CACHE
-from colbert_rag import ColBERT, TokenEmbeddings
+from benchmarks.rankers import minilm
+from colbert_rag import TokenEmbeddings
 from colbert_rag.index import Document
-from colbert_rag.settings import OFFLINE_CHECKPOINT
 
 DIM, ROWS, CHUNK = 96, 32, 2_000
 NOISE = 0.33
@@ -84,13 +84,7 @@ def encoded(name: str) -> tuple[TokenEmbeddings, TokenEmbeddings]:
     """Vectors of a collection's passages and queries, encoded once."""
     files = [CACHE / "vectors" / f"{name}.{kind}.safetensors" for kind in ("docs", "queries")]
     if not all(file.exists() for file in files):
-        model = ColBERT.from_pretrained(
-            OFFLINE_CHECKPOINT,
-            raw_token_embeddings=True,
-            dtype="float32",
-            document_length=256,
-            document_cache=None,
-        )
+        model = minilm()
         found = corpora.collection(name)
         files[0].parent.mkdir(parents=True, exist_ok=True)
         model.encode_queries(list(found.queries.values())).save(files[1])
