@@ -342,22 +342,22 @@ def _run(case: Case, folder: Path) -> None:
         if {kind for kind, _ in case.steps} <= BYTES and not case.logged:
             expected = DOCUMENTS
         _read(index, scored=not case.shared)
-        _mend_copy(index)
+        mend(index, copy_of(Path(index.name)), "delete the copy")
         sound = _verified(index, expected)
         # What another program made of the schema may be in the way of a write, and is no damage.
         _write(index, sound and all(kind != "execute" for kind, _ in case.steps))
 
 
-def _mend_copy(index: LocalIndex) -> None:
-    """Only `verify` reads the vectors of the copy for themselves; do as it says then."""
-    copy, damage = copy_of(Path(index.name)), ""
+def mend(index: LocalIndex, beside: Path, advice: str) -> None:
+    """Only `verify` reads all of what lies beside an index; do as it says then."""
+    damage = ""
     try:
         index.verify()
     except ALLOWED as error:
         damage = str(error)
-    if damage.startswith(f"{copy} is damaged"):
-        assert "delete the copy" in damage
-        copy.unlink()
+    if damage.startswith(f"{beside} is damaged"):
+        assert advice in damage
+        beside.unlink()
 
 
 def _read(index: LocalIndex, *, scored: bool) -> None:

@@ -310,15 +310,8 @@ def _words(*, allowed: bool) -> Iterator[None]:
 
 def _mend(index: LocalIndex, path: Path) -> None:
     """Do as `verify` says of what lies beside the index."""
-    for beside in (level_of(path), index_file.copy_of(path)):
-        said = ""
-        try:
-            index.verify()
-        except ALLOWED as error:
-            said = str(error)
-        if said.startswith(f"{beside} is damaged"):
-            assert "delete" in said
-            beside.unlink()
+    index_file.mend(index, level_of(path), "delete")
+    index_file.mend(index, index_file.copy_of(path), "delete the copy")
 
 
 def _hits(index: LocalIndex, number: int, *, exact: bool | None) -> list[object]:
