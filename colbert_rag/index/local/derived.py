@@ -92,16 +92,15 @@ class DerivedFile:
         )
         return True
 
-    def _mapped(self) -> Tensor | None:
-        """All bytes of the file, `(bytes,)`, uint8; None if there is none that could be read."""
+    def _mapped(self) -> mmap.mmap | None:
+        """The whole file; None if there is none that could be read."""
         if self.stamp() is None:
             return None
         try:
             with self.path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError):  # not ours to read, just removed, or empty
             return None
-        return _readable(mapped)
 
     def aside(self, name: str | None = None) -> Path:
         """Where the file is written, under 16 hexadecimal digits of its own or those given.
@@ -175,5 +174,6 @@ class _Readable:
         self.__array_interface__ = array.__array_interface__ | {"data": (array.ctypes.data, False)}
 
 
-def _readable(mapped: mmap.mmap) -> Tensor:
+def readable(mapped: mmap.mmap) -> Tensor:
+    """All bytes of a mapping, `(bytes,)`, uint8; nothing is copied."""
     return torch.from_numpy(np.asarray(_Readable(mapped)))

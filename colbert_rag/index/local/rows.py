@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.documents import Document, Json, Stored, metadata_json, text_digest
+from colbert_rag.index.local.ahead import found_scattered
+from colbert_rag.index.local.checksums import head_checksum, vectors_checksum
 from colbert_rag.index.local.database import Database
 from colbert_rag.index.local.schema import CLEAR, NOTE_REMOVED
 from colbert_rag.index.local.translation import corrupt
 
-# What is stored of a document beside its text, in the order that `_checksum` takes.
+# What is stored of a document beside its text, in the order that `head_checksum` takes.
 _HEAD = "position, id, rows, text_digest, metadata, checksum"
 
 # SQLite takes 32,766 parameters a statement; far fewer keep its parser quick.
@@ -48,6 +50,9 @@ class Rows:
         traceback is kept, and with it the read transaction, which no ROLLBACK ends.
         """
         return self._connection.execute(query, values).fetchall()
+
+    def _listed(self, query: str, values: Sequence[int]) -> list[tuple[Any, ...]]:
+        return self._found(query, (json.dumps(values),))
 
     def counters(self) -> tuple[int, int]:
         """How often documents were removed, and how often metadata alone was changed."""
@@ -149,7 +154,9 @@ class Rows:
             f"{looked_up if lengths is None else told} "
             "WHERE vectors.position IN (SELECT value FROM json_each(?)) ORDER BY vectors.position"
         )
-        found = self._found(query, (json.dumps(positions.tolist()),))
+        find = partial(self._listed, query)
+        path, listed = self._database.place.absolute, positions.tolist()
+        found = find(listed) if lengths is None else found_scattered(find, listed, path)
         if len(found) != len(positions):
             missing = len(positions) - len(found)
             raise corrupt(self._database.path, f"the vectors of {missing} documents are missing")
@@ -234,7 +241,7 @@ class Rows:
             )
             self._connection.execute(
                 f"INSERT INTO documents ({_HEAD}, text) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*head, _checksum(*head), document.text),
+                (*head, head_checksum(*head), document.text),
             )
             blob = vectors.coding.to_disk(rows)
             self._connection.execute(
@@ -290,7 +297,7 @@ class Rows:
             for position, name, rows, digest, *_ in self._heads("id", [document.id]):
                 self._connection.execute(
                     "UPDATE documents SET metadata = ?, checksum = ? WHERE position = ?",
-                    (metadata, _checksum(position, name, rows, digest, metadata), position),
+                    (metadata, head_checksum(position, name, rows, digest, metadata), position),
                 )
         if documents:
             self._count("edits", 1)
@@ -317,29 +324,13 @@ class Rows:
         """Compare all that is stored of a document, but its text, with its checksum."""
         *head, checksum = row
         types = tuple(map(type, head))
-        if types != (int, str, int, bytes, str) or _checksum(*head) != checksum:
+        if types != (int, str, int, bytes, str) or head_checksum(*head) != checksum:
             raise self._corrupt(f"text or metadata ({head[1]!r})", head[0])
 
     def _corrupt(self, what: str, position: int) -> IndexCorruptError:
         return corrupt(
             self._database.path, f"{what} at position {position} are not what was written"
         )
-
-
-def _checksum(position: int, name: str, rows: int, digest: bytes, metadata: str) -> int:
-    """Of everything that is stored of a document; the digest answers for its text."""
-    described = f"{name}\0{rows}\0{digest.hex()}\0{metadata}"
-    return zlib.crc32(described.encode(), _seed(position))
-
-
-def vectors_checksum(position: int, vectors: bytes | memoryview) -> int:
-    """Of the bytes of a document's vectors, at its position."""
-    return zlib.crc32(vectors, _seed(position))
-
-
-def _seed(position: int) -> int:
-    """Starts a checksum, so that what was stored at one position fits at no other."""
-    return position & 0xFFFFFFFF
 
 
 def _chunked(values: Iterable[object]) -> Iterator[tuple[str, list[object]]]:

@@ -28,10 +28,10 @@ from colbert_rag.codings import FLOAT16, CodedEmbeddings, Coding
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexBusyError, IndexCorruptError
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.index.local.checksums import vectors_checksum
 from colbert_rag.index.local.claim import Claim
-from colbert_rag.index.local.derived import DerivedFile
+from colbert_rag.index.local.derived import DerivedFile, readable
 from colbert_rag.index.local.place import Place
-from colbert_rag.index.local.rows import vectors_checksum
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class SharedVectors(DerivedFile):
     def open(self, coding: Coding) -> Copy | None:
         """Map the file; None if there is none that was made whole for this model and coding."""
         mapped = self._mapped()
-        return None if mapped is None else self._parsed(mapped, coding)
+        return None if mapped is None else self._parsed(readable(mapped), coding)
 
     def _parsed(self, data: Tensor, coding: Coding) -> Copy | None:
         if len(data) < _HEADER.size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import mmap
 import os
 import zlib
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.kmeans import Centroids
-from colbert_rag.index.local.derived import DerivedFile, private, sync
+from colbert_rag.index.local.derived import DerivedFile, private, readable, sync
 from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.layout import (
     BLOCK_HEADER,
@@ -106,14 +107,14 @@ class LevelFile(DerivedFile):
 
     def open(self) -> Opened | None:
         """Map the file; None if there is none, or none that was made whole for this model."""
-        data = self._mapped()
-        if data is None:
+        mapped = self._mapped()
+        if mapped is None:
             return None
         with contextlib.suppress(ValueError, DamagedPageError):  # lengths that do not fit
-            return self._parsed(data.numpy())
+            return self._parsed(readable(mapped).numpy(), mapped)
         return None
 
-    def _parsed(self, data: NDArray[np.uint8]) -> Opened | None:
+    def _parsed(self, data: NDArray[np.uint8], mapped: mmap.mmap) -> Opened | None:
         found = Head.parsed(data)
         if found is None or (found[0].model, found[0].dim) != (self._model, self._dim):
             return None
@@ -127,7 +128,7 @@ class LevelFile(DerivedFile):
         if zlib.crc32(data[end : -TAIL.size].data) != checksum:
             return None
         body = data[begin:end]
-        pages = Pages(body, sums.view(np.uint64))
+        pages = Pages(body, sums.view(np.uint64), mapped, begin)
         pages.check(directory[:-1], directory[:-1] + BLOCK_HEADER.size)
         parts = []
         for place in directory[:-1].tolist():

@@ -1,0 +1,100 @@
+"""What a search will read of a disk, asked for all at once.
+
+Whoever reads one place after another waits for each, about a tenth of a millisecond; a disk gives
+many in that time. All of this changes when something is there, and never what: it reads what others
+read after it, and throws it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if sys.platform == "linux":
+    import resource
+
+Row = TypeVar("Row")
+
+# Documents that are read before it is known whether a disk must be waited for.
+_PIECE = 128
+
+# A thread waits for one place at a time, so they are many more than processors.
+_THREADS = 16
+
+# The comparison makes SQLite read all of a row; a row for each document would need Python's lock.
+_READ = (
+    "SELECT count(*) FROM vectors WHERE position IN (SELECT value FROM json_each(?)) "
+    "AND embeddings IS zeroblob(0)"
+)
+
+
+def blocks_read() -> int:
+    """Blocks that this thread waited for a disk to read, ever; 0 where that is not counted."""
+    if sys.platform != "linux":
+        return 0
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+
+
+def found_scattered(
+    find: Callable[[Sequence[int]], list[Row]], positions: Sequence[int], path: str
+) -> list[Row]:
+    """`find(positions)`, of documents that lie scattered over the file of the index at `path`."""
+    found: list[Row] = []
+    for start in range(0, len(positions), _PIECE):
+        before = blocks_read()
+        found += find(positions[start : start + _PIECE])
+        rest = positions[start + _PIECE :]
+        if rest and blocks_read() > before:
+            read_vectors(path, rest)
+            return found + find(rest)
+    return found
+
+
+def read_vectors(path: str, positions: Sequence[int]) -> None:
+    """Have the vectors of some documents in the system's memory, from the index at `path`."""
+    share = -(-len(positions) // _THREADS)
+    parts = [positions[first : first + share] for first in range(0, len(positions), share)]
+    # Without locks and without the log, so that it can neither wait, nor write, nor replay anything
+    # where another file was put in this one's place.
+    target = f"{Path(path).as_uri()}?mode=ro&immutable=1"
+    threads = [threading.Thread(target=_read, args=(target, part), daemon=True) for part in parts]
+    try:
+        with contextlib.suppress(RuntimeError):  # Python is ending, or there are too many threads
+            for thread in threads:
+                thread.start()
+    finally:  # after an interrupt as well: the caller keeps forks away from SQLite, and they do not
+        for thread in threads:
+            if thread.ident is not None:
+                thread.join()
+
+
+def _read(target: str, positions: Sequence[int]) -> None:
+    # What somebody writes meanwhile may look damaged.
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(target, uri=True)) as connection,
+    ):
+        connection.execute(_READ, (json.dumps(positions),)).fetchone()
+
+
+def read_pages(mapped: mmap.mmap, begins: NDArray[np.int64], size: int) -> None:
+    """Ask for places of a mapped file, each of `size` bytes, rising; nothing is waited for."""
+    if not hasattr(mapped, "madvise"):  # Windows
+        return
+    first, last = begins // mmap.PAGESIZE, (begins + size - 1) // mmap.PAGESIZE
+    # Pages side by side are one call.
+    new = np.concatenate([[True], first[1:] > last[:-1] + 1])
+    starts = first[new]
+    ends = last[np.concatenate([np.flatnonzero(new)[1:] - 1, [-1]])] + 1
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        mapped.madvise(mmap.MADV_WILLNEED, start * mmap.PAGESIZE, (end - start) * mmap.PAGESIZE)
