@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from colbert_rag.index.local import ahead
-from colbert_rag.index.local.ahead import blocks_read, found_scattered, read_pages, read_vectors
+from colbert_rag.index.local.ahead import found_scattered, read_pages, read_vectors, reads
 from colbert_rag.index.local.level.pages import PAGE, DamagedPageError, Pages, page_sums
 
 ROWS, BYTES = 2_000, 10_000
@@ -43,9 +43,9 @@ def forget(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        before = blocks_read()
+        before, _ = reads()
         file.read(1)
-        read = blocks_read() - before
+        read = reads()[0] - before
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     if not read:
         pytest.skip("files lie in memory here, or what is read of a disk is not counted")
@@ -65,19 +65,19 @@ def test_what_was_read_ahead_needs_no_disk(path: Path) -> None:
 
     read_vectors(str(path), positions)
 
-    before = blocks_read()
+    before, _ = reads()
     read(path, positions)
-    assert blocks_read() == before
+    assert reads()[0] == before
 
 
 def test_without_it_the_disk_is_waited_for(path: Path) -> None:
     """Or the test before proves nothing."""
     forget(path)
-    before = blocks_read()
+    before, _ = reads()
 
     read(path, list(range(5, ROWS, 9)))
 
-    assert blocks_read() > before
+    assert reads()[0] > before
 
 
 def test_scattered_documents_are_read_ahead_once_the_disk_is_waited_for(
@@ -93,22 +93,26 @@ def test_scattered_documents_are_read_ahead_once_the_disk_is_waited_for(
 
     forget(path)
     assert found_scattered(lambda some: read(path, [*some]), positions, str(path)) == expected
-    assert asked == [positions[128:]]
+    assert asked == [positions[64:]]
 
 
-@pytest.mark.parametrize("count", [0, 1, 127, 128, 129, 1_000])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 192, 193, 1_000])
 @pytest.mark.parametrize("waits", [0, 1, 3])
 def test_all_are_found_in_their_order(
     count: int, waits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However often the disk is waited for, and at whichever piece."""
-    moments = iter([0] * 2 * waits + list(range(10_000)))
-    monkeypatch.setattr(ahead, "blocks_read", lambda: next(moments))
+    moments = iter([0] * 2 * waits + list(range(0, 10**6, 100)))
+    monkeypatch.setattr(ahead, "reads", lambda: (moment := next(moments), moment))
     monkeypatch.setattr(ahead, "read_vectors", lambda *_: None)
 
     found = found_scattered(lambda some: [3 * one for one in some], range(count), "index")
 
     assert found == [3 * one for one in range(count)]
+
+
+def test_documents_that_are_missing_end_it() -> None:
+    assert found_scattered(lambda some: list(some)[1:], range(1_000), "index") != []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no database" * 1000, "folder"])

@@ -25,8 +25,8 @@ if sys.platform == "linux":
 
 Row = TypeVar("Row")
 
-# Documents that are read before it is known whether a disk must be waited for.
-_PIECE = 128
+# Documents that are read before it is known whether a disk must be waited for; then twice as many.
+_FIRST = 64
 
 # A thread waits for one place at a time, so they are many more than processors.
 _THREADS = 16
@@ -38,11 +38,28 @@ _READ = (
 )
 
 
-def blocks_read() -> int:
-    """Blocks that this thread waited for a disk to read, ever; 0 where that is not counted."""
+def faults() -> int:
+    """Pages of mapped files that this thread waited for a disk to read; 0 where none counts."""
     if sys.platform != "linux":
         return 0
-    return resource.getrusage(resource.RUSAGE_THREAD).ru_inblock
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+def reads() -> tuple[int, int]:
+    """Blocks that a disk read for this thread, and how often it waited; zeros where none counts."""
+    if sys.platform != "linux":
+        return 0, 0
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_inblock, used.ru_nvcsw
+
+
+def _waits(before: tuple[int, int]) -> int:
+    """How often this thread has waited for a disk since.
+
+    Neither number is enough: the system reads on behind what is asked for, and nobody waits for
+    that; and a lock that threads share is waited for as well.
+    """
+    return min(now - then for now, then in zip(reads(), before, strict=True))
 
 
 def found_scattered(
@@ -50,13 +67,15 @@ def found_scattered(
 ) -> list[Row]:
     """`find(positions)`, of documents that lie scattered over the file of the index at `path`."""
     found: list[Row] = []
-    for start in range(0, len(positions), _PIECE):
-        before = blocks_read()
-        found += find(positions[start : start + _PIECE])
-        rest = positions[start + _PIECE :]
-        if rest and blocks_read() > before:
+    rest, size = positions, _FIRST
+    while rest:
+        before = reads()
+        found += find(rest[:size])
+        rest = rest[size:]
+        if rest and _waits(before) > size // 4:
             read_vectors(path, rest)
-            return found + find(rest)
+            size = len(rest)
+        size *= 2
     return found
 
 

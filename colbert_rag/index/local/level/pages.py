@@ -7,7 +7,7 @@ import mmap
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_rag.index.local.ahead import blocks_read, read_pages
+from colbert_rag.index.local.ahead import faults, read_pages
 from colbert_rag.index.local.level.postings import spread
 
 PAGE = 1024
@@ -73,7 +73,7 @@ class Pages:
 
     def _ask(self, pages: NDArray[np.int64]) -> None:
         """Ask the disk for pages, rising, where the first of them is not in memory."""
-        before = blocks_read()
+        before = faults()
         self._data[pages[0], 0].item()
-        if self._mapped is not None and blocks_read() > before:
+        if self._mapped is not None and faults() > before:
             read_pages(self._mapped, self._begin + PAGE * pages, PAGE)
