@@ -133,6 +133,19 @@ def test_a_disk_that_refuses_a_write_loses_nothing(processes: ForkServerContext,
         assert index.add(DOCUMENTS).unchanged == committed
 
 
+def test_a_disk_that_refuses_every_write_says_so(processes: ForkServerContext, path: Path):
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(DOCUMENTS[:BATCH])
+
+    process, pipe = started(processes, add_with_a_file_limit, path, 0)
+    message, committed = answer(pipe)
+    process.join()
+
+    assert message.startswith(f"{path} could not be written (")
+    assert check_intact(path) == committed == BATCH
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that other users can enter, unlike pytest's own."""
