@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from colbert_rag.index import Changes, LocalIndex
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index import Changes, Document, LocalIndex
 from tests.helpers.index_fakes import WordEncoder
 from tests.helpers.index_processes import (
     BATCH,
@@ -22,6 +23,7 @@ from tests.helpers.index_processes import (
     add_everything,
     add_with_a_file_limit,
     answer,
+    convert_with_a_file_limit,
     read_meanwhile,
     started,
     use_without_rights,
@@ -143,6 +145,25 @@ def test_a_disk_that_refuses_every_write_says_so(processes: ForkServerContext, p
 
     assert message.startswith(f"{path} could not be written (")
     assert check_intact(path) == committed == BATCH
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_what_was_committed_is_no_failure_because_the_file_cannot_grow(
+    processes: ForkServerContext, path: Path
+):
+    # Texts fill the file, and vectors the log: 40 times 20 rows of 16 numbers.
+    documents = [Document(f"d{at}", f"mars {at} ".ljust(3_000, "x")) for at in range(40)]
+    vectors = TokenEmbeddings.from_list([torch.eye(16).repeat(2, 1)[:20]] * len(documents))
+    with LocalIndex(path, WordEncoder(), vectors="int8") as index:
+        index.add_encoded(documents, vectors)
+
+    process, pipe = started(processes, convert_with_a_file_limit, path)
+    assert answer(pipe) == ("float16", 0)
+    process.join()
+
+    with LocalIndex(path, WordEncoder()) as index:
+        index.verify()
+        assert (index.vectors, list(index)) == ("float16", documents)
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 

@@ -204,7 +204,7 @@ class LocalIndex(Index):
         self._writing(self._compact)
 
     def _compact(self) -> None:
-        self._database.compact()
+        self._rewriting.compact()
         self._searcher.give_back()
 
     def optimize(self, *, show_progress: bool = False) -> None:
