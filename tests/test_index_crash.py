@@ -24,6 +24,7 @@ from tests.helpers.index_processes import (
     add_with_a_file_limit,
     answer,
     convert_with_a_file_limit,
+    open_with_a_file_limit,
     read_meanwhile,
     started,
     use_without_rights,
@@ -146,6 +147,21 @@ def test_a_disk_that_refuses_every_write_says_so(processes: ForkServerContext, p
     assert message.startswith(f"{path} could not be written (")
     assert check_intact(path) == committed == BATCH
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("limit", [0, 4_096])  # of the 32 KiB beside it
+def test_an_intact_file_on_a_full_disk_asks_for_space(
+    processes: ForkServerContext, path: Path, limit: int
+):
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(DOCUMENTS[:BATCH])
+
+    process, pipe = started(processes, open_with_a_file_limit, path, limit)
+    message = answer(pipe)
+    process.join()
+
+    assert message.startswith(f"{path} could not be opened (disk I/O error): free some space (")
+    assert check_intact(path) == BATCH
 
 
 def test_what_was_committed_is_no_failure_because_the_file_cannot_grow(

@@ -130,6 +130,17 @@ def add_with_a_file_limit(path: Path, limit: int, pipe: Connection) -> None:
         pipe.send((str(error), index.count()))
 
 
+def open_with_a_file_limit(path: Path, limit: int, pipe: Connection) -> None:
+    """As on a disk that is full before the index is opened."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        LocalIndex(path)
+    except IndexStorageError as error:
+        pipe.send(str(error))
+
+
 def convert_with_a_file_limit(path: Path, pipe: Connection) -> None:
     """As on a disk where the log of a conversion has room, and the index cannot grow."""
     import resource
