@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sqlite3
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -81,6 +82,25 @@ def changed(out: str) -> tuple[int, ...]:
 
 
 # index
+
+
+def test_a_file_that_a_full_disk_left_without_an_index_becomes_one(
+    make: Run, run: Run, facts: Path
+) -> None:
+    connection = sqlite3.connect("x.sqlite")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    assert Path("x.sqlite").stat().st_size > 0
+
+    for command in (["info", "x.sqlite"], ["search", QUERY, "x.sqlite"]):
+        status, _, err = run(*command)
+        assert (status, err.splitlines()[-1]) == (
+            1,
+            "error: x.sqlite: there is no index here; make one with: colbert-rag index FILE --to "
+            "x.sqlite",
+        )
+    status, out, _ = make(facts, "--to", "x.sqlite")
+    assert (status, changed(out)) == (0, (len(FACTS), 0, 0))
 
 
 def test_index_stores_what_is_read_with_where_it_was_read(make: Run, facts: Path) -> None:

@@ -77,17 +77,32 @@ def test_something_else_of_that_name_is_named_and_left_alone(
 @pytest.mark.parametrize("size", [0, 512])
 def test_a_file_that_a_killed_writer_left_is_used_again(path: Path, size: int):
     file = path.with_name("index-writer")
-    with LocalIndex(path, WordEncoder()) as index:
-        index.add(["venus"])
-        left = file.read_bytes()[:size]
-    file.write_bytes(left)
+    file.write_bytes(page_of_nothing(path.parent / "made")[:size])
 
     with LocalIndex(path, WordEncoder()) as index:
         assert index.add(["earth", "pluto"]) == Changes(added=2)
-        assert [one.stat().st_size for one in path.parent.glob("index-writer*")] == [512]
+        assert [one.stat().st_size for one in path.parent.glob("index-writer*")] == [size]
 
-    assert len(left) == size
     assert not file.exists()
+
+
+def page_of_nothing(file: Path) -> bytes:
+    """What earlier versions left, which ended a claim with a commit."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    for statement in ("PRAGMA page_size = 512", "BEGIN EXCLUSIVE", "COMMIT"):
+        connection.execute(statement)
+    connection.close()
+    return file.read_bytes()
+
+
+def test_a_claim_writes_nothing_which_a_full_disk_would_refuse(path: Path):
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(["venus"])
+        with pytest.raises(KeyError):
+            index.update([{"id": "unknown", "text": "earth"}])
+        index.delete(["unknown"])
+
+        assert path.with_name("index-writer").read_bytes() == b""
 
 
 def test_who_wrote_before_takes_no_claim_away_when_it_closes(path: Path):

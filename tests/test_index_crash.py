@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from colbert_rag.index import Changes, LocalIndex
+from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.index import Changes, Document, LocalIndex
 from tests.helpers.index_fakes import WordEncoder
 from tests.helpers.index_processes import (
     BATCH,
@@ -22,6 +23,8 @@ from tests.helpers.index_processes import (
     add_everything,
     add_with_a_file_limit,
     answer,
+    convert_with_a_file_limit,
+    open_with_a_file_limit,
     read_meanwhile,
     started,
     use_without_rights,
@@ -131,6 +134,53 @@ def test_a_disk_that_refuses_a_write_loses_nothing(processes: ForkServerContext,
     assert 0 < committed < len(DOCUMENTS)
     with LocalIndex(path, WordEncoder()) as index:
         assert index.add(DOCUMENTS).unchanged == committed
+
+
+def test_a_disk_that_refuses_every_write_says_so(processes: ForkServerContext, path: Path):
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(DOCUMENTS[:BATCH])
+
+    process, pipe = started(processes, add_with_a_file_limit, path, 0)
+    message, committed = answer(pipe)
+    process.join()
+
+    assert message.startswith(f"{path} could not be written (")
+    assert check_intact(path) == committed == BATCH
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("limit", [0, 4_096])  # of the 32 KiB beside it
+def test_an_intact_file_on_a_full_disk_asks_for_space(
+    processes: ForkServerContext, path: Path, limit: int
+):
+    with LocalIndex(path, WordEncoder()) as index:
+        index.add(DOCUMENTS[:BATCH])
+
+    process, pipe = started(processes, open_with_a_file_limit, path, limit)
+    message = answer(pipe)
+    process.join()
+
+    assert message.startswith(f"{path} could not be opened (disk I/O error): free some space (")
+    assert check_intact(path) == BATCH
+
+
+def test_what_was_committed_is_no_failure_because_the_file_cannot_grow(
+    processes: ForkServerContext, path: Path
+):
+    # Texts fill the file, and vectors the log: 40 times 20 rows of 16 numbers.
+    documents = [Document(f"d{at}", f"mars {at} ".ljust(3_000, "x")) for at in range(40)]
+    vectors = TokenEmbeddings.from_list([torch.eye(16).repeat(2, 1)[:20]] * len(documents))
+    with LocalIndex(path, WordEncoder(), vectors="int8") as index:
+        index.add_encoded(documents, vectors)
+
+    process, pipe = started(processes, convert_with_a_file_limit, path)
+    assert answer(pipe) == ("float16", 0)
+    process.join()
+
+    with LocalIndex(path, WordEncoder()) as index:
+        index.verify()
+        assert (index.vectors, list(index)) == ("float16", documents)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 @pytest.fixture

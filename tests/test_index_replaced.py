@@ -15,6 +15,8 @@ import torch
 from colbert_rag.codings import CodedEmbeddings
 from colbert_rag.errors import IndexMismatchError, IndexStorageError
 from colbert_rag.index import Document, LocalIndex
+from colbert_rag.index.local.database import Database
+from colbert_rag.index.local.searcher import Searcher
 from tests.helpers.index_fakes import WordEncoder, sentences
 from tests.helpers.index_processes import answer, follow, started
 
@@ -189,6 +191,45 @@ def test_publishing_makes_a_file_and_takes_from_memory(tmp_path: Path):
     with LocalIndex(tmp_path / "live", WordEncoder()) as opened:
         assert list(opened) == documents("new", 7)
         assert opened.info == new.info
+
+
+def test_publishing_goes_on_where_a_full_disk_left_a_file_without_an_index(tmp_path: Path):
+    live = tmp_path / "live"
+    connection = sqlite3.connect(live)
+    connection.execute("PRAGMA page_size = 1024")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    assert live.stat().st_size == 1024
+
+    with LocalIndex(tmp_path / "new", WordEncoder()) as new:
+        new.add(documents("new", 7))
+        new.publish(live)
+
+    assert list(LocalIndex(live)) == documents("new", 7)
+
+
+def test_a_disk_that_is_full_behind_a_publication_is_no_failure_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    live = made(tmp_path / "live", "old")
+    remove = Searcher.remove_level
+
+    def removed(self: Searcher) -> None:
+        """What follows opens the file again, as every `LocalIndex` does."""
+        remove(self)
+        monkeypatch.setattr(Database, "_connected", full)
+
+    with LocalIndex(tmp_path / "new", WordEncoder()) as new:
+        new.add(documents("new", 30))
+        monkeypatch.setattr(Searcher, "remove_level", removed)
+        new.publish(live)
+
+    monkeypatch.undo()
+    assert list(LocalIndex(live)) == documents("new", 30)
+
+
+def full(self: Database, target: str) -> sqlite3.Connection:
+    raise IndexStorageError("the disk is full")
 
 
 def test_an_index_cannot_be_published_to_itself(tmp_path: Path):

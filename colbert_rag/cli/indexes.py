@@ -73,14 +73,14 @@ class File:
     name: str
 
     def info(self) -> IndexInfo | None:
-        """Which model made the index; None where there is no file, or an empty one."""
+        """Which model made the index; None where there is no file, or one without an index yet."""
         from colbert_rag.index import LocalIndex
 
-        path = Path(self.name)
-        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+        try:
+            with LocalIndex(self.name, read_only=True) as index:
+                return index.info
+        except FileNotFoundError:
             return None
-        with LocalIndex(path, read_only=True) as index:
-            return index.info
 
     @contextmanager
     def open(

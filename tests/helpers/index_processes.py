@@ -130,6 +130,29 @@ def add_with_a_file_limit(path: Path, limit: int, pipe: Connection) -> None:
         pipe.send((str(error), index.count()))
 
 
+def open_with_a_file_limit(path: Path, limit: int, pipe: Connection) -> None:
+    """As on a disk that is full before the index is opened."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        LocalIndex(path)
+    except IndexStorageError as error:
+        pipe.send(str(error))
+
+
+def convert_with_a_file_limit(path: Path, pipe: Connection) -> None:
+    """As on a disk where the log of a conversion has room, and the index cannot grow."""
+    import resource
+
+    index = LocalIndex(path)
+    size = path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    index.convert("float16")
+    index.verify()
+    pipe.send((index.vectors, path.stat().st_size - size))
+
+
 def use_without_rights(path: Path, pipe: Connection) -> None:
     """Search and then add, as a user who may read the file but change nothing."""
     if os.geteuid() == 0:

@@ -25,7 +25,8 @@ Result = TypeVar("Result")
 # Between two attempts at a lock. Not SQLite's own waiting, which Ctrl-C cannot end.
 _PAUSE = 0.01
 
-# The smallest page of SQLite, and so all that its file of nothing has after a commit.
+# The smallest page of SQLite, and so all that its file of nothing has after a commit: versions
+# before this one made some.
 _EMPTY = 512
 
 # SQLite counts milliseconds in 32 bits; nobody waits for longer than a month.
@@ -71,13 +72,14 @@ class _Held(sqlite3.Connection):
         """`work()` as the last of the block, with the lock let go of behind it.
 
         `__exit__` would do that as well, and does after an interrupt, but a fork does not wait for
-        it: it is not inside `no_fork`.
+        it: it is not inside `no_fork`. And not by a commit, which writes a first page: on a full
+        disk that fails, and would say so in place of what `work` has to say, or after its success.
         """
         try:
             return work()
         finally:
             with no_fork():
-                self.commit()
+                self.rollback()
 
     def leave(self) -> None:
         """Behind the block: from now on whoever holds the claim next may close the connection."""

@@ -181,9 +181,8 @@ class Database:
         with self._translated("written"):
             lay_out(self.connection, self.busy_timeout)
         self.write(self._create_tables, record)
-        with self._translated("written"):
-            # The tag must be in the file before there is a second commit to tell from.
-            self.connection.execute("PRAGMA wal_checkpoint").fetchone()
+        # The tag must be in the file before there is a second commit to tell from.
+        self.outside("PRAGMA wal_checkpoint")
 
     def _create_tables(self, record: Record) -> None:
         if not self._is_new():  # another process was faster
@@ -291,19 +290,10 @@ class Database:
         # Counted in C: a number of ours could miss a commit that is followed by an interrupt.
         return int(row[0]), self.connection.total_changes
 
-    def compact(self) -> None:
-        """Give freed pages back to the file system; needs as much free space as the index."""
-        self.place.check()
+    def outside(self, statement: str) -> None:
+        """A statement that SQLite takes outside of transactions alone."""
         with no_fork(), self._lock, self._translated("written"):
-            self.connection.execute("VACUUM")
-        self.fold()
-
-    def fold(self) -> None:
-        """Empty the log into the file, as far as no reader needs it."""
-        with no_fork(), self._lock, self._translated("written"):
-            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        # An empty log says nothing about its file, see `check_log`.
-        self.write(lambda: None)
+            self.connection.execute(statement).fetchone()
 
     def size(self) -> int | None:
         """Bytes on disk; None in memory."""

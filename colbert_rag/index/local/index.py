@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from colbert_rag.codings import VectorCoding, coding_named
 from colbert_rag.embeddings import TokenEmbeddings
+from colbert_rag.errors import IndexBusyError, IndexStorageError
 from colbert_rag.index.base import Index, Result
 from colbert_rag.index.choice import Choice
 from colbert_rag.index.conditions import Condition
@@ -204,7 +207,7 @@ class LocalIndex(Index):
         self._writing(self._compact)
 
     def _compact(self) -> None:
-        self._database.compact()
+        self._rewriting.compact()
         self._searcher.give_back()
 
     def optimize(self, *, show_progress: bool = False) -> None:
@@ -254,13 +257,17 @@ class LocalIndex(Index):
         place = Place(os.fspath(path))
         if place.path == MEMORY or (place.file and place.file == self._database.place.file):
             raise ValueError(f"path is {place.path!r}, expected the file of another index")
-        # What is there may be by another model; only where nothing is does ours make the file.
-        like = None if place.file and Path(place.path).stat().st_size else self.info
-        with LocalIndex(place.path, like=like, busy_timeout=self._database.busy_timeout) as other:
+        open_it = partial(LocalIndex, place.path, busy_timeout=self._database.busy_timeout)
+        try:
+            target = open_it()
+        except FileNotFoundError:  # or one that could not be made: ours is the first model there
+            target = open_it(like=self.info)
+        with target as other:
             other._database.claimed(lambda: self._rewriting.publish(other._database))
             other._searcher.remove_level()
-        # Its model may be another one than what was open.
-        with LocalIndex(place.path, busy_timeout=self._database.busy_timeout) as published:
+        # Its model may be another one than what was open. And a disk that is full by now is no
+        # failure of what was published: the next write makes the level.
+        with suppress(IndexBusyError, IndexStorageError), open_it() as published:
             published._searcher.optimize(show_progress=False, by_itself=True)
 
     def close(self) -> None:

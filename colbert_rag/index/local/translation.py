@@ -19,15 +19,20 @@ Action: TypeAlias = Literal["opened", "read", "written"]
 _ADVICE = {
     sqlite3.SQLITE_FULL: "free some space",
     sqlite3.SQLITE_READONLY: "make the file and its folder writable",
-    sqlite3.SQLITE_CANTOPEN: "see that its folder exists and is writable",
+    sqlite3.SQLITE_CANTOPEN: "see that its folder exists, is writable and has room for a file",
     sqlite3.SQLITE_PERM: "make the file and its folder writable",
     sqlite3.SQLITE_IOERR: "see that the disk has space and works",
     sqlite3.SQLITE_TOOBIG: "split the document",
-}
+} | dict.fromkeys(
+    # On a full disk an intact file can be read only where somebody has it open already.
+    (sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE),
+    "free some space (even reading takes 32 KiB beside the file)",
+)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 _ADVICE_WITHOUT_A_WRITE = _ADVICE | {
     # Reading asks for a writable folder too, for the log that parts readers from the writer.
-    sqlite3.SQLITE_CANTOPEN: "see that its folder exists and that both may be read and written",
+    sqlite3.SQLITE_CANTOPEN: "see that its folder exists, has room for a file, and that both may "
+    "be read and written",
     sqlite3.SQLITE_IOERR: "see that the disk works, or restore the file from a copy",
 }
 
@@ -54,9 +59,8 @@ def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action)
         )
     if tells_damage(error):
         return corrupt(path, str(error))
-    advice = (_ADVICE if action == "written" else _ADVICE_WITHOUT_A_WRITE).get(
-        kind, "wait a moment"
-    )
+    known = _ADVICE if action == "written" else _ADVICE_WITHOUT_A_WRITE
+    advice = known.get(_code(error)) or known.get(kind, "wait a moment")
     if action != "written":
         return IndexStorageError(f"{path} could not be {action} ({error}): {advice}, and try again")
     return IndexStorageError(
@@ -66,9 +70,12 @@ def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action)
 
 
 def _kind(error: sqlite3.Error) -> int:
-    # Extended codes keep the kind in their lowest byte; the module's own errors have no code.
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    return code & 0xFF
+    return _code(error) & 0xFF  # extended codes keep the kind in their lowest byte
+
+
+def _code(error: sqlite3.Error) -> int:
+    # The module's own errors have none.
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR))
 
 
 def is_busy(error: BaseException) -> bool:
