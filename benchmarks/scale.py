@@ -31,7 +31,7 @@ from colbert_rag import LocalIndex, TokenEmbeddings
 from colbert_rag.codings import coding_named
 from colbert_rag.index import IndexInfo
 from colbert_rag.index.local import searcher
-from colbert_rag.index.local.level.effort import EFFORTS
+from colbert_rag.index.local.level.effort import EFFORTS, usual
 from colbert_rag.maxsim import maxsim_many
 
 Result = TypeVar("Result")
@@ -238,6 +238,7 @@ def search(names: tuple[str, ...], size: int) -> list[dict[str, object]]:
         start = time.perf_counter()
         index.search_embeddings(query, 10, exact=False)
         cold.append(1e3 * (time.perf_counter() - start))
+    usually = usual(index.stats().tokens or 0)
     rows: list[dict[str, object]] = []
     for effort in (*EFFORTS, None):
         how = {"exact": effort is None, "effort": effort}
@@ -250,9 +251,9 @@ def search(names: tuple[str, ...], size: int) -> list[dict[str, object]]:
                 "passages": size,
                 "effort": "exact" if effort is None else str(effort),
                 **measured(found, asked, truth),
-                "cold ms": round(float(np.median(cold))) if effort == 3 else None,
-                "open and first s": round(opened, 2) if effort == 3 else None,
-                "grown MiB": grown >> 20 if effort == 3 else None,
+                "cold ms": round(float(np.median(cold))) if effort == usually else None,
+                "open and first s": round(opened, 2) if effort == usually else None,
+                "grown MiB": grown >> 20 if effort == usually else None,
             }
         )
     index.close()

@@ -26,6 +26,7 @@ from colbert_rag.index.local import claim, searcher
 from colbert_rag.index.local.level import candidates, effort, level, making, postings
 from colbert_rag.index.local.level.choice import read_choice, write_choice
 from colbert_rag.index.local.level.effort import EFFORTS, Effort
+from colbert_rag.index.local.rows import Rows
 from tests.helpers.index_fakes import WordEncoder, naive_maxsim, sentences
 from tests.helpers.index_levels import (
     DIM,
@@ -331,6 +332,24 @@ def test_a_large_index_is_searched_with_more_effort_unless_that_was_measured(
 
     index.recall(queries(), wanted=0.5)
     assert search(index) == search(index, effort=1) != expected
+
+
+def test_documents_of_a_large_index_are_counted_without_reading_them(
+    index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add_encoded(*documents(40, seed=8, prefix="more"))
+    index.delete([f"d{at}" for at in range(7)])
+    with monkeypatch.context() as patched:
+        patched.setattr(Rows, "count", lambda _: pytest.fail("read the table"))
+        assert index.count() == COUNT + 40 - 7
+
+    index._database.write(
+        lambda: index._database.connection.execute(
+            "UPDATE settings SET value = '5' WHERE name = 'documents'"
+        )
+    )
+    with pytest.raises(IndexCorruptError, match="333 documents were found, and 5 were written"):
+        index.count()
 
 
 # --- how it is kept up to date

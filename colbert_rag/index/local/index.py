@@ -170,7 +170,7 @@ class LocalIndex(Index):
 
     def count(self) -> int:
         """How many documents the index holds."""
-        return self._database.read(self._rows.count)
+        return self._database.read(self._searcher.count)
 
     def stats(self) -> IndexStats:
         """How much the index holds, without reading any vector."""
