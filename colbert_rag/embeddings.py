@@ -150,10 +150,19 @@ class TokenEmbeddings:
         return list(self)
 
     def save(self, path: str | Path) -> None:
-        """Write values and offsets to a safetensors file."""
-        save_file(
-            {"values": self.values.contiguous().cpu(), "offsets": self.offsets.contiguous()}, path
-        )
+        """Write values and offsets to a safetensors file.
+
+        Raises:
+            OSError: it cannot be written; what was there is as it was.
+        """
+        tensors = {"values": self.values.contiguous().cpu(), "offsets": self.offsets.contiguous()}
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:
+            raise OSError(
+                f"{path} could not be written ({error}): see that its folder is there, is writable "
+                "and has space, and save again"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> TokenEmbeddings:

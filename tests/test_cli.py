@@ -1,6 +1,7 @@
 """The command line: results, wrong usage, errors in one line, and what it does not import."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -786,6 +787,22 @@ def test_a_full_disk_is_one_line(tiny_checkpoint: Path) -> None:
 
     assert done.returncode == 1
     assert done.stderr == b"error: [Errno 28] No space left on device\n"
+
+
+class Full(io.StringIO):
+    """A log on a full disk."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_that_a_full_disk_refuses_does_not_end_the_work(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+
+    assert main(["inspect", str(tiny_checkpoint)]) == 0
+    assert main(["inspect", str(tiny_checkpoint / "nowhere")]) == 1
 
 
 def test_the_default_model_is_the_librarys() -> None:

@@ -227,6 +227,30 @@ def test_a_measure_that_is_unknown_is_wrong_usage(
     assert "--measures: the measure is 'P@x', expected one such as" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file limits")
+def test_a_page_that_a_full_disk_refuses_takes_no_result_with_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import resource
+
+    page, runs = tmp_path / "page.html", tmp_path / "runs"
+    page.write_text("the page of before", encoding="utf-8")
+    options = ["--html", str(page), "--save-runs", str(runs), "--json"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        status = main(["evaluate", str(folder), "--run", str(folder / "a.trec"), *options])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert err == f"error: {page}: File too large: free some space, and try again\n"
+    assert set(json.loads(out)["systems"][0]["by_query"]["nDCG@10"]) == {"q1", "q2", "q3"}
+    assert read_run(runs / "1.trec") == read_run(folder / "a.trec")
+    assert page.read_text(encoding="utf-8") == "the page of before"
+
+
 @pytest.mark.parametrize("option", ["--run", "--html"])
 def test_a_name_that_is_wrong_shows_before_anything_is_ranked(
     option: str,

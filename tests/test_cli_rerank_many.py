@@ -477,6 +477,34 @@ def test_ctrl_c_says_how_far_it_came(
     assert len(read_trec(folder / "out.trec")) == 3
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file limits")
+def test_a_disk_that_is_full_keeps_what_is_whole_and_the_same_command_goes_on(
+    rerank: Run, folder: Path
+) -> None:
+    import resource
+
+    assert rerank("--run", "bm25.trec", "--to", "whole.trec")[0] == 0
+    whole = (folder / "whole.trec").read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # In the middle of a line of the second query.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole.index(b"q2 Q0 saturn") + 20, before[1]))
+    try:
+        status, _, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    assert (status, err.splitlines()) == (
+        1,
+        [
+            "out.trec has 1 of 3 queries; the same command goes on from there",
+            "error: out.trec: File too large: free some space, and try again",
+        ],
+    )
+    status, _, err = rerank("--run", "bm25.trec", "--to", "out.trec")
+    assert (status, err) == (0, "note: out.trec has 1 of 3 queries\n")
+    assert (folder / "out.trec").read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     "change",
     [

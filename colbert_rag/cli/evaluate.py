@@ -25,6 +25,7 @@ from colbert_rag.cli.output import note, say, say_json, shows_progress, width
 from colbert_rag.cli.web_page import web_page
 from colbert_rag.display import Html
 from colbert_rag.settings import OFFLINE_CHECKPOINT
+from colbert_rag.written import write_whole
 
 if TYPE_CHECKING:
     from colbert_rag.evaluation import Evaluation, JudgedCollection, System
@@ -165,16 +166,10 @@ def run(arguments: argparse.Namespace) -> int:
             if type(error) is ValueError:  # a measure that is unknown
                 raise UsageError(f"--measures: {error}") from error
             raise
-    _write(view, arguments)
-    if arguments.json:
-        say_json(view.to_dict())
-        return 0
-    from colbert_rag.evaluation.text_view import to_text
-
-    for line in to_text(view, width()).splitlines():
-        say(line)
-    if not arguments.checkpoint and not _runs(arguments):
-        note("note: -m CHECKPOINT reranks what was found, and compares")
+    with ExitStack() as each:
+        # What may have taken hours is given in every form that can be, whichever of them fails.
+        for give in (_say, _save_runs, _write_page):
+            each.callback(give, view, arguments)
     return 0
 
 
@@ -263,15 +258,30 @@ def _with(arguments: argparse.Namespace, checkpoint: str) -> argparse.Namespace:
     return argparse.Namespace(**{**vars(arguments), "checkpoint": checkpoint})
 
 
-def _write(view: Evaluation, arguments: argparse.Namespace) -> None:
-    from colbert_rag.evaluation import write_run
-
+def _write_page(view: Evaluation, arguments: argparse.Namespace) -> None:
     if arguments.html:
         page = web_page(view.collection.name, Html(view.to_html()))
         # A folder's name that is not valid Unicode must not make the page impossible.
-        Path(arguments.html).write_text(page, encoding="utf-8", errors="backslashreplace")
+        write_whole(arguments.html, page, errors="backslashreplace")
+
+
+def _save_runs(view: Evaluation, arguments: argparse.Namespace) -> None:
+    from colbert_rag.evaluation import write_run
+
     if arguments.save_runs:
         folder = Path(arguments.save_runs)
         folder.mkdir(parents=True, exist_ok=True)
         for number, result in enumerate(view.results, start=1):
             write_run(folder / f"{number}.trec", result.scores, result.system)
+
+
+def _say(view: Evaluation, arguments: argparse.Namespace) -> None:
+    from colbert_rag.evaluation.text_view import to_text
+
+    if arguments.json:
+        say_json(view.to_dict())
+        return
+    for line in to_text(view, width()).splitlines():
+        say(line)
+    if not arguments.checkpoint and not _runs(arguments):
+        note("note: -m CHECKPOINT reranks what was found, and compares")

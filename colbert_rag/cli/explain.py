@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from colbert_rag.cli.options import (
@@ -23,6 +22,7 @@ from colbert_rag.cli.servers import ModelThere, chosen_model
 from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.cli.web_page import web_page
 from colbert_rag.display import Html, element, one_line
+from colbert_rag.written import write_whole
 
 if TYPE_CHECKING:
     from colbert_rag.explanation import Explanation
@@ -90,11 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
             say(line)
     elif arguments.html:
         # A file name that is not valid Unicode must not make the page impossible.
-        Path(arguments.html).write_text(
-            page(heading, cast("Explanation", explanation)),
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
+        explained = page(heading, cast("Explanation", explanation))
+        write_whole(arguments.html, explained, errors="backslashreplace")
         note(f"{arguments.html} explains {heading}")
     else:
         here = cast("Explanation", explanation)

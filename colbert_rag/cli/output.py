@@ -11,7 +11,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -58,8 +58,12 @@ def say(text: str = "") -> None:
 
 
 def note(text: str) -> None:
-    """Write one line about the work to standard error, which no pipe mistakes for a result."""
-    sys.stderr.write(f"{one_line(text)}\n")
+    """Write one line about the work to standard error, which no pipe mistakes for a result.
+
+    A log that cannot be written, as on a full disk, does not end the work.
+    """
+    with suppress(OSError):
+        sys.stderr.write(f"{one_line(text)}\n")
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
         with counted_truncation(colbert, WHOLE):
             try:
                 _rank(colbert, job, left, top_k=top_k, ready=ready)
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, OSError):
                 note(
                     f"{arguments.to} has {len(finished):,} of {len(job.queries):,} queries; the "
                     "same command goes on from there"

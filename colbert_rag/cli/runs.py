@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 from colbert_rag.cli.output import json_line
 from colbert_rag.errors import ReadingError
+from colbert_rag.written import named
 
 JSON_SUFFIXES = (".jsonl", ".ndjson")
 
@@ -155,7 +156,8 @@ class RunFile:
             ReadingError: the file is something else, or was made by another model, with other
                 options or of other files, or is being written.
         """
-        with Path(self.path).open("ab") as file:
+        # Without a buffer: what a full disk refuses must not be tried again when it is closed.
+        with Path(self.path).open("ab", buffering=0) as file:
             if not _claimed(file):
                 raise ReadingError(
                     f"{self.path} is being written by another process: wait until it ends, or name "
@@ -166,9 +168,12 @@ class RunFile:
             file.truncate(end)
 
             def write(query: str, found: Sequence[Found]) -> None:
-                lines = self.form.written(query, self._queries[query], found, self._tag)
-                file.write(lines.encode())
-                file.flush()
+                lines = self.form.written(query, self._queries[query], found, self._tag).encode()
+                try:
+                    while lines:
+                        lines = lines[file.write(lines) :]
+                except OSError as error:
+                    raise named(error, self.path) from error
 
             yield finished, write
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from colbert_rag.errors import ReadingError
+from colbert_rag.written import write_whole
 
 V = TypeVar("V")
 
@@ -160,14 +161,20 @@ def read_run(path: str | Path) -> Scores:
 
 
 def write_run(path: str | Path, scores: Mapping[str, Mapping[str, float]], name: str) -> None:
-    """Write a run as TREC's six columns, in the order in which trec_eval reads it."""
+    """Write a run as TREC's six columns, in the order in which trec_eval reads it.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
     from colbert_rag.evaluation.measures import in_order
 
     tag = "-".join(name.split()) or "run"
-    with Path(path).open("w", encoding="utf-8") as file:
-        for query, found in scores.items():
-            for rank, document in enumerate(in_order(found), start=1):
-                file.write(f"{query} Q0 {document} {rank} {found[document]!r} {tag}\n")
+    lines = (
+        f"{query} Q0 {document} {rank} {found[document]!r} {tag}\n"
+        for query, found in scores.items()
+        for rank, document in enumerate(in_order(found), start=1)
+    )
+    write_whole(path, "".join(lines))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

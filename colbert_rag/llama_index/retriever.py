@@ -23,6 +23,7 @@ from colbert_rag.index.handle import Handle
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
 from colbert_rag.settings import refuse_unknown
+from colbert_rag.written import write_whole
 
 INDEX_FILE = "colbert.sqlite"
 OPTIONS_FILE = "retriever.json"
@@ -166,7 +167,7 @@ class ColBERTRetriever(BaseRetriever):
             "effort": self._retrieving.effort,
             "metadata_mode": self.metadata_mode.value,
         }
-        (folder / OPTIONS_FILE).write_text(json.dumps(options, indent=2), encoding="utf-8")
+        write_whole(folder / OPTIONS_FILE, json.dumps(options, indent=2))
 
     @classmethod
     def from_persist_dir(cls, persist_dir: str | os.PathLike[str], **options: Any) -> Self:

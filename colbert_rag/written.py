@@ -1,0 +1,61 @@
+"""Files that are written as a whole or not at all; errors say which file, and what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+_WANTS_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_whole(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> None:
+    """Write UTF-8 aside, and put it in place of what is at `path`, which a failure leaves there.
+
+    What is no regular file, such as a pipe, or lies where no file can be made is written to itself.
+
+    Args:
+        path: The file; a link's target is what is written.
+        text: All of it.
+        errors: What becomes of characters that UTF-8 cannot hold, as `str.encode` takes it.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    content = text.encode("utf-8", errors)
+    try:
+        target = Path(os.path.realpath(path))
+        if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
+            target.write_bytes(content)
+        else:
+            _replace(target, content)
+    except OSError as error:
+        raise named(error, path) from error
+
+
+def _replace(target: Path, content: bytes) -> None:
+    aside = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with aside.open("xb") as file:
+            file.write(content)
+            file.flush()
+            # Or a power cut leaves the name without the content.
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, aside)
+        aside.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def named(error: OSError, path: str | os.PathLike[str]) -> OSError:
+    """The same error, with the file that it is of, which those of a write lack, and with advice."""
+    reason = error.strerror or str(error)
+    if error.errno in _WANTS_SPACE:
+        reason += ": free some space, and try again"
+    return OSError(error.errno, reason, os.fspath(path))
