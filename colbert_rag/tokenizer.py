@@ -10,7 +10,7 @@ marker by id at position 1, expand.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -26,6 +26,10 @@ Kind = Literal["query", "document"]
 KINDS: tuple[Kind, ...] = ("query", "document")
 Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
+
+
+# Tokenised at once: of a text that is not cut yet, the library holds up to 500 bytes a character.
+_CHARACTERS = 2**19
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -186,9 +190,11 @@ class TextTokenizer:
 
     def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
         prepared = [self._prepare(text, kind) for text in texts]
+        return self._finish([ids for part in _bounded(prepared) for ids in self._ids(part)], kind)
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
         # The fast variant skips character offsets, which only `spans` needs.
-        encodings = self.tokenizer.encode_batch_fast(prepared)
-        return self._finish([encoding.ids for encoding in encodings], kind)
+        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
 
     def rules(self, kind: Kind) -> TextRules:
         """Marker, prompt and length of one kind of text."""
@@ -276,6 +282,20 @@ class TextTokenizer:
             return [ids[0] for ids in encoded if ids and ids[0] != self.vocabulary.unk]
         numbers = [self.tokenizer.token_to_id(word) for word in self.recipe.skiplist]
         return [number for number in numbers if number is not None]
+
+
+def _bounded(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Texts in order, in parts of so many characters, or of one text that has more."""
+    part: list[str] = []
+    size = 0
+    for text in texts:
+        if part and size + len(text) > _CHARACTERS:
+            yield part
+            part, size = [], 0
+        part.append(text)
+        size += len(text)
+    if part:
+        yield part
 
 
 def _origin(text: str, recipe: Recipe) -> list[int]:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from colbert_rag import ColBERT
+from colbert_rag import ColBERT, tokenizer
 from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.encoder import Encoder
 from colbert_rag.errors import DeviceMemoryError
-from colbert_rag.tokenizer import TokenBatch
+from colbert_rag.tokenizer import TextTokenizer, TokenBatch
 from tests.helpers.encoders import StandIn, around
 from tests.helpers.oracle import stanford_oracle
 from tests.helpers.texts import DOCUMENTS
@@ -51,6 +51,29 @@ def test_a_text_much_longer_than_the_window_is_cut_into_blocks_without_a_seam(
     expected = oracle.document(text)
     assert len(expected.tokens.ids) == 310
     torch.testing.assert_close(found, expected.rows, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("most", [0, 1, 20, 100, 10**6])
+def test_texts_are_tokenised_in_parts_as_they_are_at_once(
+    most: int, tiny_colbert: ColBERT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = ["", *TEXTS, "", "mars " * 30, ""]
+    expected = [tiny_colbert.tokenizer.documents([text]).ids.tolist() for text in texts]
+    at_once: list[list[str]] = []
+    tokenize = TextTokenizer._ids
+
+    def noted(self: TextTokenizer, part: list[str]) -> list[list[int]]:
+        at_once.append(part)
+        return tokenize(self, part)
+
+    monkeypatch.setattr(tokenizer, "_CHARACTERS", most)
+    monkeypatch.setattr(TextTokenizer, "_ids", noted)
+
+    batch = tiny_colbert.tokenizer.documents(texts)
+
+    assert [part.tolist() for part in np.split(batch.ids, batch.offsets[1:-1])] == expected
+    assert all(len(part) == 1 or sum(map(len, part)) <= most for part in at_once)
+    assert len(tiny_colbert.tokenizer.documents([])) == 0
 
 
 class Recorder(StandIn):
