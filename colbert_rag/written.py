@@ -7,6 +7,7 @@ import errno
 import os
 import secrets
 import shutil
+import stat
 from pathlib import Path
 
 _WANTS_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -15,7 +16,8 @@ _WANTS_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def write_whole(path: str | os.PathLike[str], text: str, *, errors: str = "strict") -> None:
     """Write UTF-8 aside, and put it in place of what is at `path`, which a failure leaves there.
 
-    What is no regular file, such as a pipe, or lies where no file can be made is written to itself.
+    What is no regular file, such as a pipe, has other names, or lies where no file can be made or
+    others have files (`/tmp`) is written to itself.
 
     Args:
         path: The file; a link's target is what is written.
@@ -28,29 +30,48 @@ def write_whole(path: str | os.PathLike[str], text: str, *, errors: str = "stric
     content = text.encode("utf-8", errors)
     try:
         target = Path(os.path.realpath(path))
-        if (target.exists() and not target.is_file()) or not os.access(target.parent, os.W_OK):
-            target.write_bytes(content)
-        else:
+        if _replaceable(Path(path), target):
             _replace(target, content)
+        else:
+            Path(path).write_bytes(content)
     except OSError as error:
         raise named(error, path) from error
 
 
+def _replaceable(path: Path, target: Path) -> bool:
+    """Whether another file may take the place of what is there, which then is one of one name."""
+    if path.absolute().parts[1:2] in (("dev",), ("proc",)):  # somebody's open file, or a pipe
+        return False
+    if not os.access(target.parent, os.W_OK) or target.parent.stat().st_mode & stat.S_ISVTX:
+        return False
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(there.st_mode) and there.st_nlink == 1 and os.access(target, os.W_OK)
+
+
 def _replace(target: Path, content: bytes) -> None:
     aside = target.with_name(f".{secrets.token_hex(8)}.part")
+    known = target.exists()
     try:
-        with aside.open("xb") as file:
+        with open(aside, "xb", opener=_private if known else None) as file:
             file.write(content)
             file.flush()
             # Or a power cut leaves the name without the content.
             os.fsync(file.fileno())
-        if target.exists():
+        if known:
             shutil.copymode(target, aside)
         aside.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
         raise
+
+
+def _private(path: str, flags: int) -> int:
+    # What replaces a file must not be open to more people before it has its mode.
+    return os.open(path, flags, 0o600)
 
 
 def named(error: OSError, path: str | os.PathLike[str]) -> OSError:

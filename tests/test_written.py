@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,3 +105,41 @@ def test_an_error_names_the_file_and_asks_for_space_where_that_helps(
 
     assert (error.errno, error.filename) == (number, "run.trec")
     assert error.strerror == os.strerror(number) + ": free some space, and try again" * advised
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a Unix name")
+@pytest.mark.parametrize("to_file", [False, True])
+def test_what_the_shell_has_open_is_written_to_and_not_replaced(
+    tmp_path: Path, to_file: bool
+) -> None:
+    code = "from colbert_rag.written import write_whole; write_whole('/dev/stdout', 'page')"
+    run = f"{sys.executable} -c {shlex.quote(code)}"
+    out = tmp_path / "out"
+    command = f"({run}; echo last) {'>>' if to_file else '| cat >'} {out}"
+
+    subprocess.run(command, shell=True, check=True)
+
+    assert "last" in out.read_text()
+    assert to_file or out.read_text() == "pagelast\n"
+
+
+def test_other_names_of_a_file_keep_what_is_written(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.write_text("old")
+    other.hardlink_to(one)
+
+    write_whole(one, "new")
+
+    assert other.read_text() == "new"
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everything")
+def test_a_file_that_may_not_be_written_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "page"
+    path.write_text("old")
+    path.chmod(0o444)
+
+    with pytest.raises(PermissionError):
+        write_whole(path, "new")
+
+    assert path.read_text() == "old"
