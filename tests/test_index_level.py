@@ -334,11 +334,12 @@ def test_a_large_index_is_searched_with_more_effort_unless_that_was_measured(
     assert search(index) == search(index, effort=1) != expected
 
 
-def test_documents_of_a_large_index_are_counted_without_reading_them(
+def test_behind_a_search_documents_are_counted_without_reading_them(
     index: LocalIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     index.add_encoded(*documents(40, seed=8, prefix="more"))
     index.delete([f"d{at}" for at in range(7)])
+    index.search_embeddings(queries(1), 1, exact=False)
     with monkeypatch.context() as patched:
         patched.setattr(Rows, "count", lambda _: pytest.fail("read the table"))
         assert index.count() == COUNT + 40 - 7

@@ -94,9 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
     passing = _filter(arguments.filter)
     with opening as (start, model, index):
         loaded = time.perf_counter()
-        held = index.count()
         how = {"exact": arguments.exact or None, "effort": arguments.effort}
-        answers = index.search_many(queries, arguments.top_k or held, passing, **how)
+        answers = index.search_many(queries, arguments.top_k or index.count(), passing, **how)
+        held = index.count()  # behind a search, a large index need not count
         searched = time.perf_counter()
     mean = arguments.score == "mean"
     if not arguments.json:

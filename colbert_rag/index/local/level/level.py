@@ -110,6 +110,11 @@ class Level:
         self._version = version
         return self._usable
 
+    def is_fresh(self) -> bool:
+        """Whether it can be used as it is: nothing has changed since `refresh` said so."""
+        seen = (self._file.stamp(), self._database.version())
+        return self._usable and seen == (self._stamp, self._version)
+
     def _catch_up(self) -> bool:
         opened = self._opened
         tokens = [mark.token for mark in self._record.marks()]
