@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -12,12 +13,27 @@ from typing import Any, Protocol
 # A fork never waits for longer: the work that it waits for might wait for the thread that forks.
 _LONGEST = 10.0
 
+# The door is held for so long by a fork alone.
+_SHORT = 0.05
+
 
 class Renewable(Protocol):
     """An object with locks, threads or connections of its own."""
 
     def renew(self) -> None:
         """Make them anew; called in a forked child, before any of its own code runs."""
+        ...
+
+
+class Held(Protocol):
+    """What keeps forks away until it is released."""
+
+    def acquire(self) -> bool:
+        """Take it, once more."""
+        ...
+
+    def release(self) -> None:
+        """Let go of it."""
         ...
 
 
@@ -60,6 +76,23 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
     return inside
 
 
+def hold_fork() -> Held | None:
+    """As `no_fork`, entered, for work that may be left out: None where a fork waits already.
+
+    Whoever calls it may be waited for by the work that the fork waits for. What is given is to be
+    released.
+    """
+    if _torn or not _door.acquire(timeout=_SHORT):
+        return None
+    try:
+        no_fork()
+        held: Held = _own.lock
+        held.acquire()
+        return held
+    finally:
+        _door.release()
+
+
 def _of_others() -> list[Any]:
     """The locks of all other threads."""
     own = getattr(_own, "lock", None)
@@ -72,9 +105,11 @@ def _hold_all() -> None:
     deadline = time.monotonic() + _LONGEST
     _waiting = _door.acquire(timeout=_LONGEST) or _waiting
     # A thread that has ended is in no library, whatever it left held: who keeps its traceback keeps
-    # its lock, which nobody could let go. In the child, no other thread seems alive.
+    # its lock, which nobody could let go. In the child, no other thread seems alive. And one whose
+    # `join` was interrupted does not, though it may run.
+    running = sys._current_frames()
     for lock, thread in list(_locks.items()):
-        if not thread.is_alive():
+        if not thread.is_alive() and thread.ident not in running:
             del _locks[lock]
     for lock in _of_others():
         lock.acquire(timeout=max(0.0, deadline - time.monotonic()))

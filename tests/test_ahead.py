@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
 import sqlite3
 import sys
+import threading
+import time
 import zlib
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from colbert_rag import forks
+from colbert_rag.forks import is_torn
 from colbert_rag.index.local import ahead
 from colbert_rag.index.local.ahead import found_scattered, read_pages, read_vectors, reads
 from colbert_rag.index.local.level.pages import PAGE, DamagedPageError, Pages, page_sums
@@ -205,3 +210,44 @@ def test_pages_of_a_cold_file_are_asked_for_where_they_stand_in_it(
     covered = {part for low, high in asked.ranges for part in range(low // size, high // size)}
     places = begin + begins
     assert covered == {*(places // size).tolist(), *((places + PAGE - 1) // size).tolist()}
+
+
+def test_an_interrupted_reader_leaves_nothing_that_a_fork_does_not_wait_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's locks would be copied as taken, and the child would wait for them for ever."""
+    inside, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr(ahead, "_touch", lambda *_: (inside.set(), go_on.wait(5)))
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        with pytest.raises(KeyboardInterrupt):
+            read_vectors(str(path), [1, 2, 3])
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert inside.is_set()
+
+    threading.Timer(0.5, go_on.set).start()
+    start = time.monotonic()
+    child = os.fork()
+    if not child:
+        os._exit(0 if not is_torn() else 1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert time.monotonic() - start > 0.4
+
+
+def test_nothing_is_read_ahead_where_a_fork_waits(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fork waits for who asked for it, who would wait for this."""
+    monkeypatch.setattr(ahead, "_touch", lambda *_: pytest.fail("read"))
+    with forks._door:
+        read_vectors_in = threading.Thread(target=read_vectors, args=(str(path), [1, 2, 3]))
+        read_vectors_in.start()
+        read_vectors_in.join(5)
+    assert not read_vectors_in.is_alive()

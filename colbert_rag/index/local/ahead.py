@@ -20,6 +20,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_rag.forks import hold_fork
+
 if sys.platform == "linux":
     import resource
 
@@ -86,23 +88,33 @@ def read_vectors(path: str, positions: Sequence[int]) -> None:
     # Without locks and without the log, so that it can neither wait, nor write, nor replay anything
     # where another file was put in this one's place.
     target = f"{Path(path).as_uri()}?mode=ro&immutable=1"
-    threads = [threading.Thread(target=_read, args=(target, part), daemon=True) for part in parts]
+    ended = []
+    with contextlib.suppress(RuntimeError):  # Python is ending, or there are too many threads
+        for part in parts:
+            end = threading.Event()
+            threading.Thread(target=_read, args=(target, part, end), daemon=True).start()
+            ended.append(end)
+    # Not by `join`: an interrupt of it makes a thread that runs on seem ended (Python 3.11).
+    for end in ended:
+        end.wait()
+
+
+def _read(target: str, positions: Sequence[int], end: threading.Event) -> None:
+    # The caller keeps forks away from SQLite as well, but an interrupt ends its wait for this.
+    held = hold_fork()
     try:
-        with contextlib.suppress(RuntimeError):  # Python is ending, or there are too many threads
-            for thread in threads:
-                thread.start()
-    finally:  # after an interrupt as well: the caller keeps forks away from SQLite, and they do not
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        # What somebody writes meanwhile may look damaged.
+        with contextlib.suppress(sqlite3.Error):
+            if held is not None:
+                _touch(target, positions)
+    finally:
+        if held is not None:
+            held.release()
+        end.set()
 
 
-def _read(target: str, positions: Sequence[int]) -> None:
-    # What somebody writes meanwhile may look damaged.
-    with (
-        contextlib.suppress(sqlite3.Error),
-        contextlib.closing(sqlite3.connect(target, uri=True)) as connection,
-    ):
+def _touch(target: str, positions: Sequence[int]) -> None:
+    with contextlib.closing(sqlite3.connect(target, uri=True)) as connection:
         connection.execute(_READ, (json.dumps(positions),)).fetchone()
 
 
@@ -115,5 +127,6 @@ def read_pages(mapped: mmap.mmap, begins: NDArray[np.int64], size: int) -> None:
     new = np.concatenate([[True], first[1:] > last[:-1] + 1])
     starts = first[new]
     ends = last[np.concatenate([np.flatnonzero(new)[1:] - 1, [-1]])] + 1
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        mapped.madvise(mmap.MADV_WILLNEED, start * mmap.PAGESIZE, (end - start) * mmap.PAGESIZE)
+    with contextlib.suppress(OSError):  # a search reads them all the same
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            mapped.madvise(mmap.MADV_WILLNEED, start * mmap.PAGESIZE, (end - start) * mmap.PAGESIZE)
