@@ -9,6 +9,7 @@ import secrets
 import shutil
 import stat
 from pathlib import Path
+from typing import IO
 
 _WANTS_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -55,11 +56,10 @@ def _replace(target: Path, content: bytes) -> None:
     aside = target.with_name(f".{secrets.token_hex(8)}.part")
     known = target.exists()
     try:
-        with open(aside, "xb", opener=_private if known else None) as file:
+        # What replaces a file must not be open to more people before it has its mode.
+        with open(aside, "xb", opener=private if known else None) as file:
             file.write(content)
-            file.flush()
-            # Or a power cut leaves the name without the content.
-            os.fsync(file.fileno())
+            sync(file)
         if known:
             shutil.copymode(target, aside)
         aside.replace(target)
@@ -69,8 +69,14 @@ def _replace(target: Path, content: bytes) -> None:
         raise
 
 
-def _private(path: str, flags: int) -> int:
-    # What replaces a file must not be open to more people before it has its mode.
+def sync(file: IO[bytes]) -> None:
+    """Have on disk what was written, or a power cut leaves the name without the content."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file that nobody else may read while it is written."""
     return os.open(path, flags, 0o600)
 
 

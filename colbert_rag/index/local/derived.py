@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.written import private, sync
 
 logger = logging.getLogger(__name__)
 
@@ -148,17 +149,6 @@ class DerivedFile:
             return
         with contextlib.suppress(OSError):  # Windows keeps what is mapped
             self.path.unlink(missing_ok=True)
-
-
-def sync(file: BufferedRandom) -> None:
-    """Have on disk what was written, or a power cut leaves the name without the content."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def private(path: str, flags: int) -> int:
-    """Open a file that nobody else may read while it is written."""
-    return os.open(path, flags, 0o600)
 
 
 class _Readable:

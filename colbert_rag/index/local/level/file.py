@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from colbert_rag.errors import IndexCorruptError
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.kmeans import Centroids
-from colbert_rag.index.local.derived import DerivedFile, private, readable, sync
+from colbert_rag.index.local.derived import DerivedFile, readable
 from colbert_rag.index.local.level import postings
 from colbert_rag.index.local.level.layout import (
     BLOCK_HEADER,
@@ -32,6 +32,7 @@ from colbert_rag.index.local.level.layout import (
     read_block,
 )
 from colbert_rag.index.local.level.pages import DamagedPageError, Pages, page_sums
+from colbert_rag.written import private, sync
 
 logger = logging.getLogger(__name__)
 
