@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 # A fork never waits for longer: the work that it waits for might wait for the thread that forks.
@@ -22,18 +23,6 @@ class Renewable(Protocol):
 
     def renew(self) -> None:
         """Make them anew; called in a forked child, before any of its own code runs."""
-        ...
-
-
-class Held(Protocol):
-    """What keeps forks away until it is released."""
-
-    def acquire(self) -> bool:
-        """Take it, once more."""
-        ...
-
-    def release(self) -> None:
-        """Let go of it."""
         ...
 
 
@@ -76,21 +65,20 @@ def no_fork() -> contextlib.AbstractContextManager[object]:
     return inside
 
 
-def hold_fork() -> Held | None:
-    """As `no_fork`, entered, for work that may be left out: None where a fork waits already.
+@contextlib.contextmanager
+def no_fork_unless_waiting() -> Iterator[bool]:
+    """As `no_fork`, for work that may be left out: entered with False where a fork waits already.
 
-    Whoever calls it may be waited for by the work that the fork waits for. What is given is to be
-    released.
+    That fork may wait for the work that waits for this. In threads that no interrupt reaches.
     """
-    if _torn or not _door.acquire(timeout=_SHORT):
-        return None
-    try:
-        no_fork()
-        held: Held = _own.lock
-        held.acquire()
-        return held
-    finally:
-        _door.release()
+    with contextlib.ExitStack() as inside:
+        free = not _torn and _door.acquire(timeout=_SHORT)
+        if free:
+            try:
+                inside.enter_context(no_fork())
+            finally:
+                _door.release()
+        yield free
 
 
 def _of_others() -> list[Any]:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from colbert_rag.forks import hold_fork
+from colbert_rag.forks import no_fork_unless_waiting
 
 if sys.platform == "linux":
     import resource
@@ -100,16 +100,13 @@ def read_vectors(path: str, positions: Sequence[int]) -> None:
 
 
 def _read(target: str, positions: Sequence[int], end: threading.Event) -> None:
-    # The caller keeps forks away from SQLite as well, but an interrupt ends its wait for this.
-    held = hold_fork()
     try:
-        # What somebody writes meanwhile may look damaged.
-        with contextlib.suppress(sqlite3.Error):
-            if held is not None:
+        # The caller keeps forks away from SQLite as well, but an interrupt ends its wait for this.
+        # And what somebody writes meanwhile may look damaged.
+        with no_fork_unless_waiting() as free, contextlib.suppress(sqlite3.Error):
+            if free:
                 _touch(target, positions)
     finally:
-        if held is not None:
-            held.release()
         end.set()
 
 
