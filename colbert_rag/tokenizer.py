@@ -178,6 +178,9 @@ class TextTokenizer:
 
     def starts(self, texts: Sequence[str]) -> list[list[int]]:
         """Characters at which the tokens of each text begin; nothing is cut or added."""
+        return [found for part in _bounded(texts) for found in self._starts(part)]
+
+    def _starts(self, texts: list[str]) -> list[list[int]]:
         encodings = self.tokenizer.encode_batch([self._clean(text) for text in texts])
         found = []
         for text, encoding in zip(texts, encodings, strict=True):

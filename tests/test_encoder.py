@@ -59,6 +59,7 @@ def test_texts_are_tokenised_in_parts_as_they_are_at_once(
 ) -> None:
     texts = ["", *TEXTS, "", "mars " * 30, ""]
     expected = [tiny_colbert.tokenizer.documents([text]).ids.tolist() for text in texts]
+    starts = [tiny_colbert.tokenizer.starts([text])[0] for text in texts]
     at_once: list[list[str]] = []
     tokenize = TextTokenizer._ids
 
@@ -74,6 +75,8 @@ def test_texts_are_tokenised_in_parts_as_they_are_at_once(
     assert [part.tolist() for part in np.split(batch.ids, batch.offsets[1:-1])] == expected
     assert all(len(part) == 1 or sum(map(len, part)) <= most for part in at_once)
     assert len(tiny_colbert.tokenizer.documents([])) == 0
+    assert tiny_colbert.tokenizer.starts(texts) == starts
+    assert tiny_colbert.tokenizer.starts([]) == []
 
 
 class Recorder(StandIn):
