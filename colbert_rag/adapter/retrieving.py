@@ -75,7 +75,8 @@ class Retrieving(SharedIndex):
     exact: bool | None = None
     """Whether every document is read; False and None as in `Index.search`."""
     effort: int | None = None
-    """How much a search that is not exact does, 1 to 5; None is what `recall` chose, else 3."""
+    """How much a search that is not exact does, 1 to 5; None is what `recall` chose, else 3,
+    or 4 from 33 million vectors on."""
 
     @model_validator(mode="after")
     def _refuse_ways_that_contradict(self) -> Self:
