@@ -168,7 +168,8 @@ def _cells(ranked: Run, exact: Run, given: Judged, best: float) -> dict[str, obj
         "by": "exact search",
         "R@10": f"{kept(ranked, exact, BEST):.4f}",
         "R@100": f"{kept(ranked, exact, DEPTH):.4f}",
-        "nDCG@10 of exact": f"{judge(ranked, given.judgements).ndcg / best:.4f}",
+        # Few queries may have nothing relevant among the best ten.
+        "nDCG@10 of exact": f"{judge(ranked, given.judgements).ndcg / best:.4f}" if best else "-",
     }
 
 
