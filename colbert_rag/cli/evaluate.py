@@ -11,6 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colbert_rag.cli.destination import (
+    check_destination,
+    is_stdout,
+    report_beside,
+    write_page,
+)
 from colbert_rag.cli.indexes import add_server, known_info, own_settings, where
 from colbert_rag.cli.options import (
     UsageError,
@@ -25,7 +31,6 @@ from colbert_rag.cli.output import note, say, say_json, shows_progress, width
 from colbert_rag.cli.web_page import web_page
 from colbert_rag.display import Html
 from colbert_rag.settings import OFFLINE_CHECKPOINT
-from colbert_rag.written import write_whole
 
 if TYPE_CHECKING:
     from colbert_rag.evaluation import Evaluation, JudgedCollection, System
@@ -142,7 +147,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--seed", type=parse_count, default=0, metavar="N", help="of sample and test (0)"
     )
     results.add_argument("--json", action="store_true", help="one JSON object, query by query")
-    results.add_argument("--html", metavar="FILE", help="write tables and a figure as a page")
+    results.add_argument(
+        "--html", metavar="FILE", help="write a web page, too (- for standard output)"
+    )
     results.add_argument("--save-runs", metavar="FOLDER", help="write what each system found")
 
 
@@ -192,10 +199,25 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in _runs(arguments):
         if not Path(name).is_file():
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
-    if arguments.html and not Path(arguments.html).resolve().parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(Path(arguments.html).parent))
+    _check_outputs(arguments)
     if arguments.demo and arguments.checkpoint is None:
         arguments.checkpoint = [OFFLINE_CHECKPOINT]
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    page, runs = arguments.html, arguments.save_runs
+    if page is not None:
+        check_destination("--html", page)
+        if arguments.json and is_stdout(page):
+            raise UsageError("--json and --html both have standard output: name a file for --html")
+    if runs is None:
+        return
+    if not runs or is_stdout(runs):
+        raise UsageError(
+            f"--save-runs is {runs!r}, expected a folder: each system has a file in it"
+        )
+    if Path(runs).exists() and not Path(runs).is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, expected a folder", runs)
 
 
 def _collection(arguments: argparse.Namespace) -> JudgedCollection:
@@ -259,10 +281,11 @@ def _with(arguments: argparse.Namespace, checkpoint: str) -> argparse.Namespace:
 
 
 def _write_page(view: Evaluation, arguments: argparse.Namespace) -> None:
-    if arguments.html:
-        page = web_page(view.collection.name, Html(view.to_html()))
-        # A folder's name that is not valid Unicode must not make the page impossible.
-        write_whole(arguments.html, page, errors="backslashreplace")
+    if arguments.html is None:
+        return
+    write_page(arguments.html, web_page(view.collection.name, Html(view.to_html())))
+    if not is_stdout(arguments.html):
+        note(f"{arguments.html} has these tables, and a figure")
 
 
 def _save_runs(view: Evaluation, arguments: argparse.Namespace) -> None:
@@ -273,6 +296,7 @@ def _save_runs(view: Evaluation, arguments: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number, result in enumerate(view.results, start=1):
             write_run(folder / f"{number}.trec", result.scores, result.system)
+        note(f"{folder} has what each system found, as 1.trec and so on")
 
 
 def _say(view: Evaluation, arguments: argparse.Namespace) -> None:
@@ -281,7 +305,8 @@ def _say(view: Evaluation, arguments: argparse.Namespace) -> None:
     if arguments.json:
         say_json(view.to_dict())
         return
-    for line in to_text(view, width()).splitlines():
-        say(line)
+    with report_beside(arguments.html):
+        for line in to_text(view, width()).splitlines():
+            say(line)
     if not arguments.checkpoint and not _runs(arguments):
         note("note: -m CHECKPOINT reranks what was found, and compares")
