@@ -786,7 +786,31 @@ def test_a_full_disk_is_one_line(tiny_checkpoint: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
 
     assert done.returncode == 1
-    assert done.stderr == b"error: [Errno 28] No space left on device\n"
+    advice = b"free some space, and try again"
+    assert done.stderr == b"error: standard output: No space left on device: %s\n" % advice
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes it by >&-")
+@pytest.mark.parametrize("words", [["inspect"], ["--version"], ["--help"], []])
+def test_a_closed_output_is_one_line(words: list[str], tiny_checkpoint: Path) -> None:
+    typed = [*words, str(tiny_checkpoint)] if words == ["inspect"] else words
+    command = shlex.join([sys.executable, "-m", "colbert_rag.cli", *typed])
+
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, check=False)
+
+    message = b"error: standard output is closed: send it to a file, or to /dev/null\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes it by 2>&-")
+def test_a_closed_log_does_not_end_the_work(facts: Path, tiny_checkpoint: Path) -> None:
+    words = ["rerank", QUERY, str(facts), "-m", str(tiny_checkpoint), "--device", "cpu", "--json"]
+    command = shlex.join([sys.executable, "-m", "colbert_rag.cli", *words])
+
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(records(done.stdout.decode())) == len(CONTENTS)
 
 
 class Full(io.StringIO):

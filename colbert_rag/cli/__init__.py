@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from colbert_rag import __version__
@@ -29,7 +30,7 @@ from colbert_rag.cli import (
     tune,
 )
 from colbert_rag.cli.options import UsageError
-from colbert_rag.cli.output import note, plain_logs
+from colbert_rag.cli.output import naming_stdout, note, plain_logs
 from colbert_rag.cli.spelling import in_options
 from colbert_rag.display import one_line
 from colbert_rag.errors import ColBERTRagError, ReadingError
@@ -123,16 +124,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with 2 after wrong usage, with 0 after `--help` or `--version`.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stderr is None:  # as after 2>&-; a log that nobody wants does not end the work
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     # A character that the terminal cannot show must not end the program, as on older Windows.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:  # the next file that is opened would have its number
+        note("error: standard output is closed: send it to a file, or to /dev/null")
+        return 1
     try:
         try:
             with plain_logs():
                 return _run(words)
         finally:
-            sys.stdout.flush()
+            with naming_stdout():
+                sys.stdout.flush()
     except KeyboardInterrupt:
         note("interrupted")
         return 130

@@ -11,7 +11,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from colbert_rag.cli.options import UsageError
-from colbert_rag.written import named, write_whole
+from colbert_rag.cli.output import naming_stdout
+from colbert_rag.written import write_whole
 
 STDOUT = "-"
 
@@ -80,12 +81,10 @@ def write_stdout(text: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    try:
+    with naming_stdout():
         sys.stdout.flush()
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace"))
         else:  # whoever calls this from Python may have put anything there
             sys.stdout.write(text)
         sys.stdout.flush()
-    except OSError as error:
-        raise named(error, "standard output") from error

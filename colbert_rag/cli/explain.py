@@ -17,7 +17,7 @@ from colbert_rag.cli.options import (
     checked_query,
     parse_count,
 )
-from colbert_rag.cli.output import note, say, say_json, width
+from colbert_rag.cli.output import note, say, say_json, width, write
 from colbert_rag.cli.rerank import best_documents, read_batches
 from colbert_rag.cli.servers import ModelThere, chosen_model
 from colbert_rag.cli.sources import FORMS, add_reading
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
         here = cast("Explanation", explanation)
         text = here.to_text(width=width(), document=True, styled=_styled())
         # Not `say`, which would show the codes of colours instead of obeying them.
-        sys.stdout.write(f"{heading}\n{text}\n")
+        write(f"{heading}\n{text}\n")
     return 0
 
 
