@@ -197,7 +197,7 @@ def meant(name: str, names: Iterable[str]) -> str:
     """
     by_word = {word.lstrip("-").replace("-", "_"): word for word in names}
     word = name.lstrip("-").replace("-", "_")
-    near = [*OTHER_WORDS.get(word, ()), *get_close_matches(word, by_word, n=1)]
+    near = [word, *OTHER_WORDS.get(word, ()), *get_close_matches(word, by_word, n=1)]
     return next((by_word[word] for word in near if word in by_word), "")
 
 

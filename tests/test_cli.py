@@ -720,6 +720,7 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
         (["rerank", "q", "x.txt", "--jsn"], "--json"),
         (["rerank", "q", "x.txt", "--min_score=0.5"], "--min-score"),
         (["rerank", "q", "x.txt", "--limit", "3"], "--top-k"),
+        (["rerank", "q", "x.txt", "--top_k", "3"], "--top-k"),
         (["index", "x.txt", "--to", "x.sqlite", "--prun"], "--prune"),
     ],
 )
