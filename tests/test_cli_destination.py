@@ -166,6 +166,40 @@ def test_a_page_is_written_where_python_has_put_something_else(written: tuple[st
     assert out.getvalue() == written[0]
 
 
+PIPED = {
+    "qrels": (["--qrels", "-", "--run", "before.trec"], QRELS),
+    "run": (["--qrels", "qrels.txt", "--run", "-"], BEFORE),
+    "run by its Unix name": (["--qrels", "qrels.txt", "--run", "/dev/stdin"], BEFORE),
+}
+
+
+@unix
+@pytest.mark.parametrize("which", PIPED)
+def test_what_is_read_may_be_piped_in_as_well(which: str) -> None:
+    """The first right answer to q1 is in place 2, that to q2 in place 1: MRR 0.75."""
+    words, text = PIPED[which]
+    command = [sys.executable, "-m", "colbert_rag.cli", "evaluate", *words, "--measures", "MRR"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, env=env)
+
+    assert done.returncode == 0, done.stderr
+    assert "0.7500" in done.stdout
+
+
+@unix
+def test_queries_may_be_piped_in(tiny_checkpoint: Path) -> None:
+    words = ["rerank", "--queries", "-", "texts.txt", "--split", "lines", "--to", "-"]
+    command = [sys.executable, "-m", "colbert_rag.cli", *words, *model(tiny_checkpoint)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+    done = subprocess.run(
+        command, input="q7\tred\n", capture_output=True, text=True, check=False, env=env
+    )
+
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["q7", "q7"], done.stderr
+
+
 REFUSED = {
     "both": ([*EVALUATE, "--json", "--html", "-"], "--json and --html both have standard output"),
     "no name": ([*EVALUATE, "--html", ""], "--html is '', expected a file, or - for standard"),

@@ -17,6 +17,7 @@ from colbert_rag.cli.options import (
     counted_truncation,
     open_model,
     parse_count,
+    parse_input,
     settings_of,
 )
 from colbert_rag.cli.output import note
@@ -62,7 +63,10 @@ def add_candidates(parser: argparse.ArgumentParser) -> None:
     """Declare what finds the documents that are ranked."""
     group = parser.add_argument_group("candidates (default: all documents)")
     group.add_argument(
-        "--run", metavar="RUN", help="what another system found, in TREC's six columns"
+        "--run",
+        metavar="RUN",
+        type=parse_input,
+        help="what another system found, in TREC's six columns",
     )
     group.add_argument("--bm25", action="store_true", help="what BM25 finds among the documents")
     group.add_argument(

@@ -25,6 +25,7 @@ from colbert_rag.cli.options import (
     add_recipe,
     open_model,
     parse_count,
+    parse_input,
     settings_of,
 )
 from colbert_rag.cli.output import note, say, say_json, shows_progress, width
@@ -87,9 +88,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_argument_group("collection")
-    parts.add_argument("--corpus", metavar="FILE", help="documents: JSON Lines with _id and text")
-    parts.add_argument("--queries", metavar="FILE", help="JSON Lines, or an id, a tab and a text")
-    parts.add_argument("--qrels", metavar="FILE", help="judgements: query, document, grade")
+    parts.add_argument(
+        "--corpus", metavar="FILE", type=parse_input, help="documents: JSON Lines with _id and text"
+    )
+    parts.add_argument(
+        "--queries", metavar="FILE", type=parse_input, help="JSON Lines, or an id, a tab and a text"
+    )
+    parts.add_argument(
+        "--qrels", metavar="FILE", type=parse_input, help="judgements: query, document, grade"
+    )
     parts.add_argument(
         "--split", default="test", metavar="NAME", help="which file of qrels/ (default: test)"
     )
@@ -110,7 +117,7 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         dest="systems",
-        type=partial(_FirstStage, "run"),
+        type=lambda name: _FirstStage("run", parse_input(name)),
         help="a finished run, of six columns",
     )
     systems.add_argument(
@@ -197,7 +204,7 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.sample == 0:
         raise UsageError("--sample is 0, expected at least 1")
     for name in _runs(arguments):
-        if not Path(name).is_file():
+        if not Path(name).exists() or Path(name).is_dir():  # a pipe is a file, too
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
     _check_outputs(arguments)
     if arguments.demo and arguments.checkpoint is None:

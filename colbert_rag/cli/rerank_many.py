@@ -27,6 +27,7 @@ from colbert_rag.cli.options import (
     counted_truncation,
     open_model,
     parse_count,
+    parse_input,
 )
 from colbert_rag.cli.output import note, say, shows_progress
 from colbert_rag.cli.runs import Found, RunFile
@@ -74,7 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage = "%(prog)s [options] --queries FILE [FILE ...] --to FILE"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("--queries", metavar="FILE", required=True, help="what to look for")
+    parser.add_argument(
+        "--queries", metavar="FILE", required=True, type=parse_input, help="what to look for"
+    )
     parser.add_argument(
         "--to",
         metavar="FILE",
