@@ -14,7 +14,7 @@ from colbert_rag.explanation import Explanation
 from colbert_rag.inputs import TextLike, check_query, read_lists, read_text, read_texts
 from colbert_rag.instance import Instance
 from colbert_rag.many import rank_in_turn
-from colbert_rag.ranking import Ranking
+from colbert_rag.ranking import Ranking, Rankings
 from colbert_rag.registry import Registry
 from colbert_rag.scoring import KnownVectors
 from colbert_rag.settings import ModelOptions, Settings, read_top_k, refuse_unknown
@@ -199,8 +199,9 @@ class ColBERT(Instance):
             unknown: Refused, with the name that was probably meant.
 
         Returns:
-            Rankings in the order of the queries. They hold no vectors, so that explaining a place
-            takes these from the document cache, or encodes the text again.
+            Rankings in the order of the queries, in a list that prints as a short table of each.
+            They hold no vectors, so that explaining a place takes these from the document cache, or
+            encodes the text again.
 
         Raises:
             InvalidQueryError: a query is blank or not a string.
@@ -212,7 +213,7 @@ class ColBERT(Instance):
         refuse_unknown("an argument of rank_many", unknown, known=names)
         read, lists = read_lists(queries, texts)
         top_k = read_top_k(top_k, texts=sum(len(documents) for documents, _ in lists))
-        rankings = [Ranking([], query=query, texts=[], query_rows=0) for query in read]
+        rankings = Rankings(Ranking([], query=query, texts=[], query_rows=0) for query in read)
         told = ready or (lambda *_: None)
         for place, (documents, _) in enumerate(lists):
             if not documents:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from colbert_rag import ColBERT, LocalIndex, TokenEmbeddings, cache, many, scoring
 from colbert_rag.errors import InvalidQueryError, ScoringError
 from colbert_rag.index import Document
-from colbert_rag.ranking import Ranking
+from colbert_rag.ranking import Ranking, Rankings
 from tests.helpers.interrupts import at_every_line, elsewhere
 from tests.helpers.oracle import naive_maxsim
 
@@ -100,6 +100,7 @@ def test_each_ranking_is_what_rank_gives(
         found = short.rank_many(queries, lists, top_k=top_k)
 
     assert len(found) == len(queries)
+    assert isinstance(found, Rankings)  # which prints as tables
     for query, own, ranking in zip(queries, lists, found, strict=True):
         assert_same(ranking, short.rank(query, own, top_k=top_k))
 

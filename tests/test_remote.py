@@ -24,6 +24,7 @@ from colbert_rag import (
 )
 from colbert_rag.errors import IndexMismatchError
 from colbert_rag.model import AsyncRanker, ManyRanker, Model, Ranker
+from colbert_rag.ranking import Rankings
 from colbert_rag.remote import parts, scoring
 from tests.helpers.serving import Running, serving
 
@@ -114,6 +115,7 @@ def test_it_ranks_for_many_queries_as_the_local_model(
     found = remote.rank_many(QUERIES, lists, top_k=4)
     awaited = asyncio.run(remote.arank_many(QUERIES, lists, top_k=4))
 
+    assert {type(many) for many in (found, awaited)} == {Rankings}  # which prints as tables
     for ranking, again, expected in zip(
         found, awaited, tiny_colbert.rank_many(QUERIES, lists, top_k=4), strict=True
     ):

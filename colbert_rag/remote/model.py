@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Never, Self
 
 from colbert_rag.inputs import TextLike, TextList, check_query, read_lists, read_text, read_texts
 from colbert_rag.progress import progress_bar
+from colbert_rag.ranking import Rankings
 from colbert_rag.remote.answers import Scores, count, member
 from colbert_rag.remote.description import describe, read_settings
 from colbert_rag.remote.exchange import RETRIES, TIMEOUT, Plan, Server
@@ -199,10 +200,10 @@ class RemoteColBERT:
             rankings = self._server.run(self._rank_many(queries, texts, top_k, show_progress))
         else:
             read, lists = read_lists(queries, texts)
-            rankings = [
+            rankings = Rankings(
                 self.rank(query, items, top_k=top_k, known=known)  # type: ignore[arg-type]  # read
                 for query, (_, items) in zip(read, lists, strict=True)
-            ]
+            )
         for place, ranking in enumerate(rankings):
             if ready is not None:
                 ready(place, ranking)
@@ -242,10 +243,10 @@ class RemoteColBERT:
                     bar=bar,
                 )
             scores |= zip(asked, found, strict=True)
-        return [
+        return Rankings(
             self._ranking(scores[place], query, lists[place], top_k)
             for place, query in enumerate(read)
-        ]
+        )
 
     def _ranking(
         self, scores: Scores, query: str, texts: TextList, top_k: int | None
