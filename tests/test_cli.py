@@ -415,6 +415,26 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(run, tmp_path: Path)
     assert f"note: left out, {tmp_path / 'c.txt'} is a PDF file" in err
 
 
+def test_a_file_that_may_not_be_read_is_left_out_by_name(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("Mars is red.\n")
+    opened = Path.open
+
+    def refuse(path: Path, *rest: Any, **more: Any) -> Any:
+        if path.name == "b.txt":  # whose mode would not stop root
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+    status, out, err = run("mars", tmp_path, "--json")
+
+    assert (status, len(records(out))) == (0, 1)
+    assert f"note: left out, {tmp_path / 'b.txt'}: Permission denied\n" in err
+
+
 def test_a_file_that_is_named_is_not_left_out(run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Mars is red.\n")
     (tmp_path / "b.jsonl").write_text('{"text": \n')
