@@ -249,6 +249,25 @@ def test_a_file_where_a_folder_belongs_is_said_before_the_work(
     assert capsys.readouterr() == ("", "error: q.tsv: is a file, expected a folder\n")
 
 
+@pytest.mark.parametrize("option", ["--html", "--save-runs"])
+@pytest.mark.parametrize("name", ["new", "q.tsv/new"])
+def test_what_may_not_be_written_to_is_said_before_the_work(
+    option: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # which root is never told
+
+    assert main([*EVALUATE, option, name]) == 1
+
+    out, err = capsys.readouterr()
+    expected = {
+        ("new", "--html"): "new: may not be written to",
+        ("new", "--save-runs"): ".: may not be written to",
+        ("q.tsv/new", "--html"): "q.tsv: no such folder",
+        ("q.tsv/new", "--save-runs"): "q.tsv: is a file, expected a folder",
+    }
+    assert (out, err) == ("", f"error: {expected[name, option]}\n")
+
+
 @unix
 def test_an_index_is_not_written_over_by_what_is_said_of_it(tiny_checkpoint: Path) -> None:
     words = ["index", "texts.txt", "--to", "out", *model(tiny_checkpoint)]

@@ -41,7 +41,7 @@ def check_destination(option: str, path: str) -> None:
 
     Raises:
         UsageError: the name is empty.
-        OSError: it is a folder, or lies in none.
+        OSError: it is a folder, lies in none, or may not be written to.
     """
     if not path:
         raise UsageError(f"{option} is '', expected a file, or {STDOUT} for standard output")
@@ -49,8 +49,31 @@ def check_destination(option: str, path: str) -> None:
         return
     if Path(path).is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file", path)
-    if not Path(os.path.realpath(path)).parent.is_dir():
+    folder = Path(os.path.realpath(path)).parent
+    if not folder.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(Path(path).parent))
+    if not os.access(path if Path(path).exists() else folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "may not be written to", path)
+
+
+def check_folder(option: str, path: str) -> None:
+    """Refuse what cannot become a folder of files, before the work that is to be written.
+
+    Raises:
+        UsageError: it is standard output, or the name is empty.
+        OSError: it is a file, or files may not be made there.
+    """
+    if not path or is_stdout(path):
+        raise UsageError(
+            f"{option} is {path!r}, expected a folder, since several files are written"
+        )
+    there = Path(path)
+    while not there.exists():
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, expected a folder", str(there))
+    if not os.access(there, os.W_OK):
+        raise PermissionError(errno.EACCES, "may not be written to", str(there))
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from colbert_rag.cli.destination import (
     check_destination,
+    check_folder,
     is_stdout,
     report_beside,
     write_page,
@@ -217,14 +218,8 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         check_destination("--html", page)
         if arguments.json and is_stdout(page):
             raise UsageError("--json and --html both have standard output: name a file for --html")
-    if runs is None:
-        return
-    if not runs or is_stdout(runs):
-        raise UsageError(
-            f"--save-runs is {runs!r}, expected a folder: each system has a file in it"
-        )
-    if Path(runs).exists() and not Path(runs).is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "is a file, expected a folder", runs)
+    if runs is not None:
+        check_folder("--save-runs", runs)
 
 
 def _collection(arguments: argparse.Namespace) -> JudgedCollection:
