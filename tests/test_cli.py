@@ -737,6 +737,10 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     ("typed", "meant"),
     [
         (["rernk"], "rerank"),
+        (["help"], "--help"),
+        (["help", "rerank"], "--help"),
+        (["-V"], "--version"),
+        (["--hlp"], "--help"),
         (["rerank", "q", "x.txt", "--jsn"], "--json"),
         (["rerank", "q", "x.txt", "--min_score=0.5"], "--min-score"),
         (["rerank", "q", "x.txt", "--limit", "3"], "--top-k"),
@@ -751,6 +755,20 @@ def test_what_was_probably_meant_is_named(
 
     assert status == 2
     assert err.endswith(f"; did you mean {meant}?\n")
+
+
+@pytest.mark.parametrize("words", [["--json", "rerank", "q"], ["-m", "x", "rerank", "q"]])
+def test_an_option_before_the_command_is_told_its_place(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = refused(words, capsys)
+
+    option = words[0]
+    assert status == 2
+    assert err.endswith(
+        f"{option} stands before the command: options come behind it, as in colbert-rag rerank "
+        f"... {option}\n"
+    )
 
 
 @pytest.mark.parametrize("word", ["json", ""])

@@ -40,6 +40,12 @@ __all__ = ["main"]
 
 PROGRAM = "colbert-rag"
 
+OVERVIEW = ("-h", "--help", "--version")
+"""What may stand in place of a command."""
+
+ELSEWHERE = {"help": "--help", "version": "--version", "-v": "--version", "-V": "--version"}
+"""What other programs call it."""
+
 
 class Module(Protocol):
     """What the module of a command holds."""
@@ -159,19 +165,29 @@ def _run(words: Sequence[str]) -> int:
         return 2
     if any("\0" in word for word in words):  # which no shell gives, and no file name holds
         overview.error("an argument holds a zero byte")
-    name = overview.parse_args(words[:1]).command
-    command = next((command for command in COMMANDS if command.name == name), None)
+    commands = {command.name: command for command in COMMANDS}
+    if words[0] in OVERVIEW:
+        overview.parse_args(words[:1])  # which ends the program
+    command = commands.get(words[0])
     if command is None:
-        names = [command.name for command in COMMANDS]
-        near = meant(name, names)
-        hint = f"; did you mean {near}?" if near else f", expected one of {', '.join(names)}"
-        overview.error(f"{name!r} is no command{hint}")
+        overview.error(_no_command(words, list(commands)))
     module = command.chosen(words[1:])
     parser = _parser(command, module)
     try:
         return module.run(_parsed(parser, words[1:]))
     except UsageError as error:
         parser.error(str(error))
+
+
+def _no_command(words: Sequence[str], names: Sequence[str]) -> str:
+    """What is wrong with the word where a command belongs."""
+    command = next((word for word in words if word in names), None)
+    if command and words[0].startswith("-"):
+        example = f"{PROGRAM} {command} ... {words[0]}"
+        return f"{words[0]} stands before the command: options come behind it, as in {example}"
+    near = ELSEWHERE.get(words[0]) or meant(words[0], [*names, *OVERVIEW])
+    hint = f"; did you mean {near}?" if near else f", expected one of {', '.join(names)}"
+    return f"{words[0]!r} is no command{hint}"
 
 
 def _drop_output() -> None:
@@ -196,11 +212,6 @@ def _overview() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    parser.add_argument(
-        "command",
-        metavar="COMMAND",
-        help=argparse.SUPPRESS,
-    )
     return parser
 
 
