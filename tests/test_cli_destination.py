@@ -88,6 +88,19 @@ def test_a_page_goes_through_a_pipe_alone(name: str, written: tuple[str, str]) -
 
 
 @unix
+def test_a_report_that_a_full_disk_refuses_takes_no_page_with_it(written: tuple[str, str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("only Linux has a full disk to test on")
+    command = [sys.executable, "-m", "colbert_rag.cli", *EVALUATE, "--html", "-"]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, env=env, check=False)
+
+    assert (done.returncode, done.stdout.decode()) == (0, written[0])
+
+
+@unix
 def test_another_file_leaves_the_report_where_it_is(written: tuple[str, str]) -> None:
     page, report = written
 

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 
 from colbert_rag.cli.options import UsageError
@@ -78,11 +78,14 @@ def check_folder(option: str, path: str) -> None:
 
 @contextmanager
 def report_beside(path: str | None) -> Iterator[None]:
-    """What is said about a result goes to standard error where the result has standard output."""
+    """What is said about a result goes to standard error where the result has standard output.
+
+    As with every log there, one that cannot be written does not end the work.
+    """
     if path is None or not is_stdout(path):
         yield
         return
-    with redirect_stdout(sys.stderr):
+    with suppress(OSError), redirect_stdout(sys.stderr):
         yield
 
 
