@@ -14,10 +14,10 @@ from colbert_rag.explanation import Explanation
 from colbert_rag.inputs import TextLike, check_query, read_lists, read_text, read_texts
 from colbert_rag.instance import Instance
 from colbert_rag.many import rank_in_turn
-from colbert_rag.ranking import Ranking
+from colbert_rag.ranking import Ranking, Rankings
 from colbert_rag.registry import Registry
 from colbert_rag.scoring import KnownVectors
-from colbert_rag.settings import ModelOptions, Settings, refuse_unknown, whole_number
+from colbert_rag.settings import ModelOptions, Settings, read_top_k, refuse_unknown
 
 
 class ColBERT(Instance):
@@ -156,13 +156,12 @@ class ColBERT(Instance):
             InvalidQueryError: the query is blank or not a string.
             ScoringError: not one text received a score that is a number.
             TypeError: not a list of texts.
-            ValueError: `top_k` is negative.
+            ValueError: `top_k` is below 1, and there are texts.
         """
         refuse_unknown("an argument of rank", unknown, known=("top_k", "known", "show_progress"))
         check_query(query, texts)
-        if top_k is not None:
-            top_k = whole_number("top_k", top_k, least=0)
         documents, items = read_texts(texts), tuple(texts)
+        top_k = read_top_k(top_k, texts=len(documents))
         if not documents:
             return Ranking([], query=query, texts=documents, query_rows=0)
         scorer = self._loaded()
@@ -200,21 +199,21 @@ class ColBERT(Instance):
             unknown: Refused, with the name that was probably meant.
 
         Returns:
-            Rankings in the order of the queries. They hold no vectors, so that explaining a place
-            takes these from the document cache, or encodes the text again.
+            Rankings in the order of the queries, in a list that prints as a short table of each.
+            They hold no vectors, so that explaining a place takes these from the document cache, or
+            encodes the text again.
 
         Raises:
             InvalidQueryError: a query is blank or not a string.
             ScoringError: not one text of a query received a score that is a number.
             TypeError: neither a list of texts nor a list of lists, or a mixture of both.
-            ValueError: there are more or fewer lists than queries, or `top_k` is negative.
+            ValueError: there are more or fewer lists than queries, or `top_k` is below 1.
         """
         names = ("top_k", "known", "ready", "show_progress")
         refuse_unknown("an argument of rank_many", unknown, known=names)
         read, lists = read_lists(queries, texts)
-        if top_k is not None:
-            top_k = whole_number("top_k", top_k, least=0)
-        rankings = [Ranking([], query=query, texts=[], query_rows=0) for query in read]
+        top_k = read_top_k(top_k, texts=sum(len(documents) for documents, _ in lists))
+        rankings = Rankings(Ranking([], query=query, texts=[], query_rows=0) for query in read)
         told = ready or (lambda *_: None)
         for place, (documents, _) in enumerate(lists):
             if not documents:

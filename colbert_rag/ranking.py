@@ -6,7 +6,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, overload
+from itertools import islice
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
 
 from colbert_rag.display import Html, bar, decimal, element, fitted, one_line, panel
 from colbert_rag.errors import MissingExtraError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # who ranks by a server needs no torch
     from colbert_rag.explanation import Explanation
 
 _SHOWN = 50  # places that the views list
+_QUERIES, _EACH = 20, 3  # rankings that the views of many list, and places of each
 _SNIPPET = 300  # characters of a text in a notebook
 _WIDTH = 100  # columns of a terminal
 _BAR = 8
@@ -222,20 +224,26 @@ class Ranking(Sequence[Ranked]):
 
     def __repr__(self) -> str:
         """A table for the terminal."""
+        return self._table(_SHOWN)
+
+    def _table(self, most: int) -> str:
         lines = [f"{self._summary()} for {one_line(self.query)!r}"]
         if self:
             lines.append(f"{'rank':>4}  {'score':>8} {'':{_BAR}} {'input':>6} {'moved':>6}  text")
-        for place in self[:_SHOWN]:
+        for place in self[:most]:
             row = (
                 f"{place.rank:>4}  {decimal(place.score, 4):>8} {bar(self._part(place), _BAR)} "
                 f"{place.index + 1:>6} {_moved(place):>6}  "
             )
             text = one_line(_beginning(place, _WIDTH))
             lines.append((row + fitted(text, _WIDTH - len(row))).rstrip())
-        return "\n".join([*lines, *self._left_out()])
+        return "\n".join([*lines, *_left_out(len(self) - most, "place")])
 
     def _repr_html_(self) -> str:
         """A table for a notebook; every text is escaped."""
+        return self._panel(_SHOWN)
+
+    def _panel(self, most: int) -> Html:
         caption = element(
             "caption",
             element("bdi", one_line(self.query)[:_SNIPPET], class_="query"),
@@ -244,8 +252,8 @@ class Ranking(Sequence[Ranked]):
         heads = dict.fromkeys(["rank", "score", "input", "moved", "text"], "number")
         heads |= {"score": "score", "text": ""}
         titles = element("tr", *(element("th", text, class_=heads[text]) for text in heads))
-        rows = [self._row(place) for place in self[:_SHOWN]]
-        foot = [*self._left_out()]
+        rows = [self._row(place) for place in self[:most]]
+        foot = _left_out(len(self) - most, "place")
         if rows and self._explain is not None:
             foot.append("Its method explain(0) shows which words made the first score.")
         return panel(
@@ -277,16 +285,38 @@ class Ranking(Sequence[Ranked]):
         shown = f"{len(self)} of {len(self.texts)}" if len(self) < len(self.texts) else len(self)
         return f"Ranking of {shown} texts"
 
-    def _left_out(self) -> list[str]:
-        more = len(self) - _SHOWN
-        return [f"and {more} more places"] if more > 0 else []
-
     def _part(self, place: Ranked) -> float:
         """A score as a part of the best: bars begin at zero, so that their lengths compare."""
         best = next((other.score for other in self if math.isfinite(other.score)), 0.0)
         if best <= 0 or not math.isfinite(place.score):
             return 0.0
         return max(place.score / best, 0.0)
+
+
+R = TypeVar("R", bound=Ranking)
+
+
+class Rankings(list[R]):
+    """Rankings for many queries: a list like any other, that shows the best of each."""
+
+    def __repr__(self) -> str:
+        """A short table for each query."""
+        if not self:
+            return super().__repr__()
+        # Whoever has a list may put other things in it.
+        shown = (each._table(_EACH) if isinstance(each, Ranking) else repr(each) for each in self)
+        left_out = _left_out(len(self) - _QUERIES, "ranking")
+        return "\n\n".join([*islice(shown, _QUERIES), *left_out])
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        shown = (each._panel(_EACH) if isinstance(each, Ranking) else repr(each) for each in self)
+        left_out = _left_out(len(self) - _QUERIES, "ranking")
+        return element("div", *islice(shown, _QUERIES), *(element("p", line) for line in left_out))
+
+
+def _left_out(more: int, what: str) -> list[str]:
+    return [f"and {more} more {what}{'s' * (more > 1)}"] if more > 0 else []
 
 
 def _moved(place: Ranked) -> str:

@@ -197,12 +197,33 @@ def meant(name: str, names: Iterable[str]) -> str:
     """
     by_word = {word.lstrip("-").replace("-", "_"): word for word in names}
     word = name.lstrip("-").replace("-", "_")
-    near = [*OTHER_WORDS.get(word, ()), *get_close_matches(word, by_word, n=1)]
+    near = [word, *OTHER_WORDS.get(word, ()), *get_close_matches(word, by_word, n=1)]
     return next((by_word[word] for word in near if word in by_word), "")
 
 
-def whole_number(name: str, value: object, *, least: int) -> int:
+def read_top_k(top_k: object, *, texts: int) -> int | None:
+    """How many places of a ranking of so many texts are asked for; None for all.
+
+    Zero is none of them to a slice, and all of them to a shell and to clients over HTTP, so it is
+    refused; but of no texts both are the same, as where `min(5, len(texts))` is asked for.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is too small; says how to get all.
+    """
+    if top_k is None:
+        return None
+    return whole_number("top_k", top_k, least=min(texts, 1), advice="; leave it out to get all")
+
+
+def whole_number(name: str, value: object, *, least: int, advice: str = "") -> int:
     """An argument as Python's own whole number.
+
+    Args:
+        name: What it is called.
+        value: What was given.
+        least: The smallest that is taken.
+        advice: What to say to whoever gives less.
 
     Raises:
         TypeError: it is none; numpy's are, and True is one only to Python.
@@ -212,5 +233,5 @@ def whole_number(name: str, value: object, *, least: int) -> int:
         raise TypeError(f"{name} is {value!r}, expected a whole number")
     number = operator.index(value)
     if number < least:
-        raise ValueError(f"{name} is {number}, expected at least {least}")
+        raise ValueError(f"{name} is {number}, expected at least {least}{advice}")
     return number

@@ -134,6 +134,22 @@ def test_what_cannot_be_read_is_passed_over(tmp_path: Path, content: object) -> 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(
+    ("left", "threads"), [(None, 16), (1_000, 16), (48, 16), (37, 5), (33, 1), (32, 0), (0, 0)]
+)
+def test_it_leaves_files_to_be_opened_by_others(
+    path: Path, monkeypatch: pytest.MonkeyPatch, left: int | None, threads: int
+) -> None:
+    parts: list[list[int]] = []
+    monkeypatch.setattr(ahead, "spare", lambda: left)
+    monkeypatch.setattr(ahead, "_touch", lambda _, part: parts.append(list(part)))
+
+    read_vectors(str(path), range(320))
+
+    assert len(parts) == threads
+    assert sorted(position for part in parts for position in part) == [*range(320 * bool(threads))]
+
+
 def test_it_waits_for_nobody_and_leaves_nothing(path: Path) -> None:
     writer = sqlite3.connect(path, isolation_level=None)
     writer.execute("BEGIN EXCLUSIVE")

@@ -415,6 +415,26 @@ def test_a_file_of_a_folder_that_cannot_be_read_is_left_out(run, tmp_path: Path)
     assert f"note: left out, {tmp_path / 'c.txt'} is a PDF file" in err
 
 
+def test_a_file_that_may_not_be_read_is_left_out_by_name(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("Mars is red.\n")
+    opened = Path.open
+
+    def refuse(path: Path, *rest: Any, **more: Any) -> Any:
+        if path.name == "b.txt":  # whose mode would not stop root
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+    status, out, err = run("mars", tmp_path, "--json")
+
+    assert (status, len(records(out))) == (0, 1)
+    assert f"note: left out, {tmp_path / 'b.txt'}: Permission denied\n" in err
+
+
 def test_a_file_that_is_named_is_not_left_out(run, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Mars is red.\n")
     (tmp_path / "b.jsonl").write_text('{"text": \n')
@@ -717,9 +737,14 @@ def test_an_unknown_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -
     ("typed", "meant"),
     [
         (["rernk"], "rerank"),
+        (["help"], "--help"),
+        (["help", "rerank"], "--help"),
+        (["-V"], "--version"),
+        (["--hlp"], "--help"),
         (["rerank", "q", "x.txt", "--jsn"], "--json"),
         (["rerank", "q", "x.txt", "--min_score=0.5"], "--min-score"),
         (["rerank", "q", "x.txt", "--limit", "3"], "--top-k"),
+        (["rerank", "q", "x.txt", "--top_k", "3"], "--top-k"),
         (["index", "x.txt", "--to", "x.sqlite", "--prun"], "--prune"),
     ],
 )
@@ -730,6 +755,20 @@ def test_what_was_probably_meant_is_named(
 
     assert status == 2
     assert err.endswith(f"; did you mean {meant}?\n")
+
+
+@pytest.mark.parametrize("words", [["--json", "rerank", "q"], ["-m", "x", "rerank", "q"]])
+def test_an_option_before_the_command_is_told_its_place(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = refused(words, capsys)
+
+    option = words[0]
+    assert status == 2
+    assert err.endswith(
+        f"{option} stands before the command: options come behind it, as in colbert-rag rerank "
+        f"... {option}\n"
+    )
 
 
 @pytest.mark.parametrize("word", ["json", ""])
@@ -786,7 +825,31 @@ def test_a_full_disk_is_one_line(tiny_checkpoint: Path) -> None:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
 
     assert done.returncode == 1
-    assert done.stderr == b"error: [Errno 28] No space left on device\n"
+    advice = b"free some space, and try again"
+    assert done.stderr == b"error: standard output: No space left on device: %s\n" % advice
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes it by >&-")
+@pytest.mark.parametrize("words", [["inspect"], ["--version"], ["--help"], []])
+def test_a_closed_output_is_one_line(words: list[str], tiny_checkpoint: Path) -> None:
+    typed = [*words, str(tiny_checkpoint)] if words == ["inspect"] else words
+    command = shlex.join([sys.executable, "-m", "colbert_rag.cli", *typed])
+
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, check=False)
+
+    message = b"error: standard output is closed: send it to a file, or to /dev/null\n"
+    assert (done.returncode, done.stderr) == (1, message)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes it by 2>&-")
+def test_a_closed_log_does_not_end_the_work(facts: Path, tiny_checkpoint: Path) -> None:
+    words = ["rerank", QUERY, str(facts), "-m", str(tiny_checkpoint), "--device", "cpu", "--json"]
+    command = shlex.join([sys.executable, "-m", "colbert_rag.cli", *words])
+
+    done = subprocess.run(["sh", "-c", f"{command} 2>&-"], capture_output=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert len(records(done.stdout.decode())) == len(CONTENTS)
 
 
 class Full(io.StringIO):

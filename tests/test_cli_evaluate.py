@@ -245,7 +245,10 @@ def test_a_page_that_a_full_disk_refuses_takes_no_result_with_it(
 
     out, err = capsys.readouterr()
     assert status == 1
-    assert err == f"error: {page}: File too large: free some space, and try again\n"
+    assert err.splitlines() == [
+        f"{runs} has what each system found, as 1.trec and so on",
+        f"error: {page}: File too large: free some space, and try again",
+    ]
     assert set(json.loads(out)["systems"][0]["by_query"]["nDCG@10"]) == {"q1", "q2", "q3"}
     assert read_run(runs / "1.trec") == read_run(folder / "a.trec")
     assert page.read_text(encoding="utf-8") == "the page of before"

@@ -238,10 +238,7 @@ def test_a_page_that_cannot_be_written_is_one_line(run: Run, facts: Path) -> Non
     status, _, err = run(QUERY, facts, "--html", "no/such/folder.html")
 
     assert status == 1
-    assert (
-        err.removeprefix(f"{CUT}{WHOLE}")
-        == "error: no/such/folder.html: No such file or directory\n"
-    )
+    assert err == "error: no/such: no such folder\n"
 
 
 def test_no_documents_are_an_error(run: Run) -> None:

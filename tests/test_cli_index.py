@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from qdrant_client import QdrantClient
 
-from colbert_rag import shared_colbert
+from colbert_rag import ColBERT, shared_colbert
 from colbert_rag.cli import index as index_command
 from colbert_rag.cli import indexes, main, search
 from colbert_rag.index import LocalIndex, QdrantIndex
@@ -424,6 +424,16 @@ def test_a_filter_that_cannot_be_read_is_wrong_usage(
     assert status == 2
     assert message in err
     assert len(err.splitlines()) == 2
+
+
+def test_all_of_an_empty_index_is_nothing(run: Run, tiny_colbert: ColBERT, tmp_path: Path) -> None:
+    with LocalIndex(tmp_path / "empty.sqlite", tiny_colbert):
+        pass
+
+    status, out, _ = run("search", QUERY, str(tmp_path / "empty.sqlite"), "-k", "0")
+
+    assert status == 0
+    assert out.startswith("0 of 0 documents by ")
 
 
 def test_the_table_names_file_line_id_and_title(made: str, run: Run) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from colbert_rag import ColBERT, LocalIndex
@@ -39,6 +40,26 @@ def bare(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """A model without an index or a key."""
     with serving(tmp_path_factory.mktemp("bare"), "-m", tiny_checkpoint) as running:
         yield running
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a full disk to test on")
+def test_a_server_serves_where_nobody_can_be_told_so(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "colbert_rag.cli", "serve", "--port", "0"]
+    command += ["-m", str(tiny_checkpoint), "--device", "cpu"]
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+    assert process.stderr is not None
+    try:
+        said = process.stderr.readline()
+        assert said.startswith("Serving at http://127.0.0.1:")
+        assert httpx.get(f"{said.split()[2]}/health", trust_env=False).status_code == 200
+    finally:
+        process.terminate()
+        rest = process.communicate(timeout=60)[1]
+    assert "Traceback" not in rest
+    assert "stopped\n" in rest
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_ranking_orders_scores_and_ties_keep_the_input_order(model: ColBERT) -> 
 
 
 @pytest.mark.parametrize(
-    ("top_k", "places"), [(None, 5), (0, 0), (2, 2), (np.int64(2), 2), (5, 5), (99, 5)]
+    ("top_k", "places"), [(None, 5), (1, 1), (2, 2), (np.int64(2), 2), (5, 5), (99, 5)]
 )
 def test_top_k_limits_the_places(model: ColBERT, top_k: int | None, places: int) -> None:
     assert len(model.rank(QUERY, TEXTS, top_k=top_k)) == places
@@ -101,13 +101,26 @@ def test_any_sequence_of_texts_is_encoded(model: ColBERT, encode: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_k", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)]
+    ("top_k", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), (True, TypeError)]
 )
 def test_an_impossible_top_k_is_refused(
     model: ColBERT, top_k: object, error: type[Exception]
 ) -> None:
     with pytest.raises(error, match=f"top_k is {top_k}"):
         model.rank(QUERY, TEXTS, top_k=top_k)  # type: ignore[arg-type]
+
+
+def test_whoever_asks_for_no_places_is_told_how_to_get_all(model: ColBERT) -> None:
+    with pytest.raises(
+        ValueError, match="top_k is 0, expected at least 1; leave it out to get all"
+    ):
+        model.rank(QUERY, TEXTS, top_k=0)
+
+
+def test_of_no_texts_none_is_all(model: ColBERT) -> None:
+    """So that `top_k=min(5, len(texts))` needs no exception."""
+    assert len(model.rank(QUERY, [], top_k=0)) == 0
+    assert [len(each) for each in model.rank_many([QUERY, QUERY], [[], []], top_k=0)] == [0, 0]
 
 
 def test_ranking_nothing_loads_nothing(model: ColBERT) -> None:

@@ -177,7 +177,7 @@ def test_ties_keep_the_order_of_insertion_also_at_the_last_place(index: Index):
     assert "".join(hit.id for hit in index.search("same", top_k=20)) == "qwertyuiopasdfgh"
 
 
-@pytest.mark.parametrize(("k", "found"), [(0, 0), (1, 1), (60, 60), (1000, 60)])
+@pytest.mark.parametrize(("k", "found"), [(1, 1), (60, 60), (1000, 60)])
 def test_search_returns_at_most_k(library: Index, k: int, found: int):
     assert len(library.search("mars", top_k=k)) == found
 
@@ -229,13 +229,15 @@ def test_a_query_without_text_is_refused(library: Index, query: object):
 
 
 def test_wrong_arguments_of_a_search_are_refused(library: Index):
-    with pytest.raises(ValueError, match="k is -1"):
-        library.search("mars", top_k=-1)
+    for k in (0, -1):
+        with pytest.raises(ValueError, match=f"top_k is {k}, expected at least 1"):
+            library.search("mars", top_k=k)
+        with pytest.raises(ValueError, match=f"top_k is {k}, expected at least 1"):
+            library.search_embeddings(WordEncoder().encode_queries(["mars", "x"]), k)
     with pytest.raises(InvalidFilterError, match=r"\$gte"):
         library.search("mars", filter={"n": {"$over": 1}})
     with pytest.raises(TypeError, match=r"expected several: \['mars'\]"):
         library.search_many("mars")
-    assert library.search_embeddings(WordEncoder().encode_queries(["mars", "x"]), 0) == [[], []]
     with pytest.raises(ValueError, match="7 wide, expected 16"):
         library.search_embeddings(TokenEmbeddings.from_list([torch.ones(2, 7)]))
     with pytest.raises(ScoringError, match="NaN"):

@@ -216,6 +216,7 @@ def test_without_the_right_to_write_an_index_is_searched_and_refuses_changes(
 
     assert hits == 20
     assert "writable" in message
+    assert "read_only" not in message  # nobody asked for it
     assert path.read_bytes() == before
     assert stat.S_IMODE(path.stat().st_mode) == file_mode
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.pages import read_blocks, run_page
+from tests.helpers.pages import COMMENT, read_blocks, run_page
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -21,6 +22,17 @@ def test_the_code_of_the_readme_runs_and_prints_what_it_shows(
 
 def test_every_python_block_of_the_readme_is_run() -> None:
     assert not any(block.skipped for block in read_blocks(README))
+
+
+def test_every_python_block_of_the_readme_shows_what_it_prints() -> None:
+    blocks = read_blocks(README)
+
+    shown = [
+        bool(COMMENT.search(block.code)) or (after.language == "text" and after.follows)
+        for block, after in pairwise([*blocks, blocks[-1]])
+        if block.language == "python"
+    ]
+    assert shown == [True, True, True]
 
 
 def test_every_link_into_the_repository_leads_somewhere() -> None:

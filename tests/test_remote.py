@@ -24,6 +24,7 @@ from colbert_rag import (
 )
 from colbert_rag.errors import IndexMismatchError
 from colbert_rag.model import AsyncRanker, ManyRanker, Model, Ranker
+from colbert_rag.ranking import Rankings
 from colbert_rag.remote import parts, scoring
 from tests.helpers.serving import Running, serving
 
@@ -69,7 +70,21 @@ def check_same(found: object, expected: object) -> None:
     )
 
 
-@pytest.mark.parametrize("top_k", [None, 0, 1, 3, 99])
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_it_refuses_the_top_k_that_the_local_model_refuses(
+    remote: RemoteColBERT, top_k: int
+) -> None:
+    message = f"top_k is {top_k}, expected at least 1; leave it out to get all"
+    with pytest.raises(ValueError, match=message):
+        remote.rank(QUERY, TEXTS, top_k=top_k)
+    with pytest.raises(ValueError, match=message):
+        remote.rank_many([QUERY], TEXTS, top_k=top_k)
+    with pytest.raises(ValueError, match=message):
+        remote.rank(QUERY, TEXTS, top_k=top_k, known=lambda texts: {})
+    assert len(remote.rank(QUERY, [], top_k=0)) == 0
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 3, 99])
 def test_it_ranks_as_the_local_model(
     remote: RemoteColBERT, tiny_colbert: ColBERT, top_k: int | None
 ) -> None:
@@ -100,6 +115,7 @@ def test_it_ranks_for_many_queries_as_the_local_model(
     found = remote.rank_many(QUERIES, lists, top_k=4)
     awaited = asyncio.run(remote.arank_many(QUERIES, lists, top_k=4))
 
+    assert {type(many) for many in (found, awaited)} == {Rankings}  # which prints as tables
     for ranking, again, expected in zip(
         found, awaited, tiny_colbert.rank_many(QUERIES, lists, top_k=4), strict=True
     ):

@@ -67,7 +67,13 @@ def same(found: list, expected: list) -> bool:
     ] and [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=EXACT)
 
 
-@pytest.mark.parametrize("top_k", [0, 1, 10])
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_it_refuses_the_top_k_that_the_local_one_refuses(remote: RemoteIndex, top_k: int) -> None:
+    with pytest.raises(ValueError, match=f"top_k is {top_k}, expected at least 1"):
+        remote.search(QUERY, top_k)
+
+
+@pytest.mark.parametrize("top_k", [1, 10])
 @pytest.mark.parametrize(
     "filter",
     [

@@ -143,6 +143,7 @@ def test_the_index_describes_itself(client: httpx.Client, tiny_colbert: ColBERT)
 BAD = {
     "filter": ("POST", "/v1/search", {"query": "q", "filter": {"$x": 1}}, "$x", 400),
     "no filter": ("POST", "/v1/search", {"query": "q", "filter": 3}, "filter is 3", 400),
+    "no results": ("POST", "/v1/search", {"query": "q", "k": 0}, "k is 0", 400),
     "much": ("POST", "/v1/search", {"query": "q", "k": 2000}, "k asks for 2,000 results", 413),
     "explained": ("POST", "/v1/search", {"query": "q", "k": 200, "explain": True}, "200", 400),
     "blank": ("POST", "/v1/search", {"query": ""}, "empty or blank", 400),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from colbert_rag import ColBERT, Ranking
 from colbert_rag.display import bar, columns, element, fitted, one_line, visible
+from colbert_rag.ranking import Rankings
 
 HOSTILE = {
     "script": "red <script>alert('planet')</script> planet",
@@ -303,6 +305,60 @@ def test_a_window_is_shown_from_where_it_begins() -> None:
 
     assert str(shown).endswith("…mars")
     assert Page(shown._repr_html_()).texts["text"].endswith("…mars")
+
+
+MANY = [
+    ranking([1.0, 3.0, 2.0, 0.5], ["mars", "the red planet", "venus", "<b>moon</b>"]),
+    ranking([1.0], ["sun"]),
+]
+
+
+def test_rankings_of_many_queries_in_a_terminal_are_short_tables() -> None:
+    assert str(Rankings(MANY)).split("\n") == [
+        "Ranking of 4 texts for 'red planet'",
+        "rank     score           input  moved  text",
+        "   1    3.0000 ████████      2    ▲ 1  the red planet",
+        "   2    2.0000 █████▍        3    ▲ 1  venus",
+        "   3    1.0000 ██▋           1    ▼ 2  mars",
+        "and 1 more place",
+        "",
+        "Ranking of 1 texts for 'red planet'",
+        "rank     score           input  moved  text",
+        "   1    1.0000 ████████      1      =  sun",
+    ]
+
+
+def test_rankings_of_many_queries_in_a_notebook_are_short_tables() -> None:
+    page = Page(Rankings(MANY)._repr_html_())
+
+    assert page.texts["caption"] == "red planetRanking of 4 textsred planetRanking of 1 texts"
+    assert page.texts["foot"] == "and 1 more place"
+    assert "moon" not in page.texts["text"]
+
+
+def test_only_the_first_twenty_rankings_are_listed() -> None:
+    shown = Rankings(MANY[1:] * 27)
+
+    assert (str(shown).count("Ranking of"), str(shown).split("\n\n")[-1]) == (
+        20,
+        "and 7 more rankings",
+    )
+    assert Page(shown._repr_html_()).texts["p"] == "and 7 more rankings"
+
+
+def test_rankings_are_a_list_like_any_other() -> None:
+    given = Rankings(MANY)
+
+    assert given == MANY
+    assert isinstance(given, list)
+    assert [*reversed(given)] == [MANY[1], MANY[0]]
+    assert (str(Rankings()), repr(Rankings())) == ("[]", "[]")
+    given.append("<mine>")  # type: ignore[arg-type]
+    assert str(given).endswith("\n\n'<mine>'")
+    assert Page(given._repr_html_()).texts["div"].endswith("'<mine>'")
+    assert [each.texts for each in pickle.loads(pickle.dumps(Rankings(MANY)))] == [
+        each.texts for each in MANY
+    ]
 
 
 # Parts

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 from colbert_rag import __version__
@@ -29,7 +30,7 @@ from colbert_rag.cli import (
     tune,
 )
 from colbert_rag.cli.options import UsageError
-from colbert_rag.cli.output import note, plain_logs
+from colbert_rag.cli.output import naming_stdout, note, plain_logs
 from colbert_rag.cli.spelling import in_options
 from colbert_rag.display import one_line
 from colbert_rag.errors import ColBERTRagError, ReadingError
@@ -38,6 +39,12 @@ from colbert_rag.settings import meant
 __all__ = ["main"]
 
 PROGRAM = "colbert-rag"
+
+OVERVIEW = ("-h", "--help", "--version")
+"""What may stand in place of a command."""
+
+ELSEWHERE = {"help": "--help", "version": "--version", "-v": "--version", "-V": "--version"}
+"""What other programs call it."""
 
 
 class Module(Protocol):
@@ -123,16 +130,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: with 2 after wrong usage, with 0 after `--help` or `--version`.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if sys.stderr is None:  # as after 2>&-; a log that nobody wants does not end the work
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
     # A character that the terminal cannot show must not end the program, as on older Windows.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:  # the next file that is opened would have its number
+        note("error: standard output is closed: send it to a file, or to /dev/null")
+        return 1
     try:
         try:
             with plain_logs():
                 return _run(words)
         finally:
-            sys.stdout.flush()
+            with naming_stdout():
+                sys.stdout.flush()
     except KeyboardInterrupt:
         note("interrupted")
         return 130
@@ -152,19 +165,29 @@ def _run(words: Sequence[str]) -> int:
         return 2
     if any("\0" in word for word in words):  # which no shell gives, and no file name holds
         overview.error("an argument holds a zero byte")
-    name = overview.parse_args(words[:1]).command
-    command = next((command for command in COMMANDS if command.name == name), None)
+    commands = {command.name: command for command in COMMANDS}
+    if words[0] in OVERVIEW:
+        overview.parse_args(words[:1])  # which ends the program
+    command = commands.get(words[0])
     if command is None:
-        names = [command.name for command in COMMANDS]
-        near = meant(name, names)
-        hint = f"; did you mean {near}?" if near else f", expected one of {', '.join(names)}"
-        overview.error(f"{name!r} is no command{hint}")
+        overview.error(_no_command(words, list(commands)))
     module = command.chosen(words[1:])
     parser = _parser(command, module)
     try:
         return module.run(_parsed(parser, words[1:]))
     except UsageError as error:
         parser.error(str(error))
+
+
+def _no_command(words: Sequence[str], names: Sequence[str]) -> str:
+    """What is wrong with the word where a command belongs."""
+    command = next((word for word in words if word in names), None)
+    if command and words[0].startswith("-"):
+        example = f"{PROGRAM} {command} ... {words[0]}"
+        return f"{words[0]} stands before the command: options come behind it, as in {example}"
+    near = ELSEWHERE.get(words[0]) or meant(words[0], [*names, *OVERVIEW])
+    hint = f"; did you mean {near}?" if near else f", expected one of {', '.join(names)}"
+    return f"{words[0]!r} is no command{hint}"
 
 
 def _drop_output() -> None:
@@ -189,11 +212,6 @@ def _overview() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    parser.add_argument(
-        "command",
-        metavar="COMMAND",
-        help=argparse.SUPPRESS,
-    )
     return parser
 
 

@@ -17,6 +17,7 @@ from colbert_rag.cli.options import (
     counted_truncation,
     open_model,
     parse_count,
+    parse_input,
     settings_of,
 )
 from colbert_rag.cli.output import note
@@ -62,7 +63,10 @@ def add_candidates(parser: argparse.ArgumentParser) -> None:
     """Declare what finds the documents that are ranked."""
     group = parser.add_argument_group("candidates (default: all documents)")
     group.add_argument(
-        "--run", metavar="RUN", help="what another system found, in TREC's six columns"
+        "--run",
+        metavar="RUN",
+        type=parse_input,
+        help="what another system found, in TREC's six columns",
     )
     group.add_argument("--bm25", action="store_true", help="what BM25 finds among the documents")
     group.add_argument(
@@ -163,7 +167,7 @@ def _from_index(
     # As the model that ranks is opened, which is this very one unless another is named.
     model = open_model(replace(own_settings(arguments, known_info(place)), document_cache=None))
     with place.open(model, read_only=True) as index, counted_truncation(model):
-        found = index.search_many(list(queries.values()), depth or index.count())
+        found = index.search_many(list(queries.values()), depth or max(index.count(), 1))
     hits = dict(zip(queries, found, strict=True))
     documents = {hit.id: hit.text for best in found for hit in best}
     return _job(

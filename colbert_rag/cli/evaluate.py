@@ -11,6 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colbert_rag.cli.destination import (
+    check_destination,
+    check_folder,
+    is_stdout,
+    report_beside,
+    write_page,
+)
 from colbert_rag.cli.indexes import add_server, known_info, own_settings, where
 from colbert_rag.cli.options import (
     UsageError,
@@ -19,13 +26,13 @@ from colbert_rag.cli.options import (
     add_recipe,
     open_model,
     parse_count,
+    parse_input,
     settings_of,
 )
 from colbert_rag.cli.output import note, say, say_json, shows_progress, width
 from colbert_rag.cli.web_page import web_page
 from colbert_rag.display import Html
 from colbert_rag.settings import OFFLINE_CHECKPOINT
-from colbert_rag.written import write_whole
 
 if TYPE_CHECKING:
     from colbert_rag.evaluation import Evaluation, JudgedCollection, System
@@ -82,9 +89,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_parts(parser: argparse.ArgumentParser) -> None:
     parts = parser.add_argument_group("collection")
-    parts.add_argument("--corpus", metavar="FILE", help="documents: JSON Lines with _id and text")
-    parts.add_argument("--queries", metavar="FILE", help="JSON Lines, or an id, a tab and a text")
-    parts.add_argument("--qrels", metavar="FILE", help="judgements: query, document, grade")
+    parts.add_argument(
+        "--corpus", metavar="FILE", type=parse_input, help="documents: JSON Lines with _id and text"
+    )
+    parts.add_argument(
+        "--queries", metavar="FILE", type=parse_input, help="JSON Lines, or an id, a tab and a text"
+    )
+    parts.add_argument(
+        "--qrels", metavar="FILE", type=parse_input, help="judgements: query, document, grade"
+    )
     parts.add_argument(
         "--split", default="test", metavar="NAME", help="which file of qrels/ (default: test)"
     )
@@ -105,7 +118,7 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         action="append",
         dest="systems",
-        type=partial(_FirstStage, "run"),
+        type=lambda name: _FirstStage("run", parse_input(name)),
         help="a finished run, of six columns",
     )
     systems.add_argument(
@@ -142,7 +155,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--seed", type=parse_count, default=0, metavar="N", help="of sample and test (0)"
     )
     results.add_argument("--json", action="store_true", help="one JSON object, query by query")
-    results.add_argument("--html", metavar="FILE", help="write tables and a figure as a page")
+    results.add_argument(
+        "--html", metavar="FILE", help="write a web page, too (- for standard output)"
+    )
     results.add_argument("--save-runs", metavar="FOLDER", help="write what each system found")
 
 
@@ -190,12 +205,21 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.sample == 0:
         raise UsageError("--sample is 0, expected at least 1")
     for name in _runs(arguments):
-        if not Path(name).is_file():
+        if not Path(name).exists() or Path(name).is_dir():  # a pipe is a file, too
             raise FileNotFoundError(errno.ENOENT, "no such file", name)
-    if arguments.html and not Path(arguments.html).resolve().parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(Path(arguments.html).parent))
+    _check_outputs(arguments)
     if arguments.demo and arguments.checkpoint is None:
         arguments.checkpoint = [OFFLINE_CHECKPOINT]
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    page, runs = arguments.html, arguments.save_runs
+    if page is not None:
+        check_destination("--html", page)
+        if arguments.json and is_stdout(page):
+            raise UsageError("--json and --html both have standard output: name a file for --html")
+    if runs is not None:
+        check_folder("--save-runs", runs)
 
 
 def _collection(arguments: argparse.Namespace) -> JudgedCollection:
@@ -259,10 +283,11 @@ def _with(arguments: argparse.Namespace, checkpoint: str) -> argparse.Namespace:
 
 
 def _write_page(view: Evaluation, arguments: argparse.Namespace) -> None:
-    if arguments.html:
-        page = web_page(view.collection.name, Html(view.to_html()))
-        # A folder's name that is not valid Unicode must not make the page impossible.
-        write_whole(arguments.html, page, errors="backslashreplace")
+    if arguments.html is None:
+        return
+    write_page(arguments.html, web_page(view.collection.name, Html(view.to_html())))
+    if not is_stdout(arguments.html):
+        note(f"{arguments.html} has these tables, and a figure")
 
 
 def _save_runs(view: Evaluation, arguments: argparse.Namespace) -> None:
@@ -273,6 +298,7 @@ def _save_runs(view: Evaluation, arguments: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for number, result in enumerate(view.results, start=1):
             write_run(folder / f"{number}.trec", result.scores, result.system)
+        note(f"{folder} has what each system found, as 1.trec and so on")
 
 
 def _say(view: Evaluation, arguments: argparse.Namespace) -> None:
@@ -281,7 +307,8 @@ def _say(view: Evaluation, arguments: argparse.Namespace) -> None:
     if arguments.json:
         say_json(view.to_dict())
         return
-    for line in to_text(view, width()).splitlines():
-        say(line)
+    with report_beside(arguments.html):
+        for line in to_text(view, width()).splitlines():
+            say(line)
     if not arguments.checkpoint and not _runs(arguments):
         note("note: -m CHECKPOINT reranks what was found, and compares")

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, cast
 
+from colbert_rag.cli.destination import check_destination, spoken, write_page
 from colbert_rag.cli.options import (
     WHOLE,
     UsageError,
@@ -16,13 +17,12 @@ from colbert_rag.cli.options import (
     checked_query,
     parse_count,
 )
-from colbert_rag.cli.output import note, say, say_json, width
+from colbert_rag.cli.output import note, say, say_json, width, write
 from colbert_rag.cli.rerank import best_documents, read_batches
 from colbert_rag.cli.servers import ModelThere, chosen_model
 from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.cli.web_page import web_page
 from colbert_rag.display import Html, element, one_line
-from colbert_rag.written import write_whole
 
 if TYPE_CHECKING:
     from colbert_rag.explanation import Explanation
@@ -57,7 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_long_documents(results)
     form = results.add_mutually_exclusive_group()
-    form.add_argument("--html", metavar="FILE", help="write a web page instead")
+    form.add_argument(
+        "--html", metavar="FILE", help="write a web page instead (- for standard output)"
+    )
     form.add_argument("--json", action="store_true", help="write one JSON object instead")
     add_reading(parser)
     add_model(parser)
@@ -70,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     rank = arguments.rank
     if rank < 1:
         raise UsageError(f"--rank is {rank}, expected 1 for the best, or more")
+    if arguments.html is not None:
+        check_destination("--html", arguments.html)
     model = chosen_model(arguments)
     if arguments.html and isinstance(model, ModelThere):
         raise UsageError(
@@ -89,15 +93,13 @@ def run(arguments: argparse.Namespace) -> int:
         for line in (heading, *repr(explanation).splitlines()):
             say(line)
     elif arguments.html:
-        # A file name that is not valid Unicode must not make the page impossible.
-        explained = page(heading, cast("Explanation", explanation))
-        write_whole(arguments.html, explained, errors="backslashreplace")
-        note(f"{arguments.html} explains {heading}")
+        write_page(arguments.html, page(heading, cast("Explanation", explanation)))
+        note(f"{spoken(arguments.html)} explains {heading}")
     else:
         here = cast("Explanation", explanation)
         text = here.to_text(width=width(), document=True, styled=_styled())
         # Not `say`, which would show the codes of colours instead of obeying them.
-        sys.stdout.write(f"{heading}\n{text}\n")
+        write(f"{heading}\n{text}\n")
     return 0
 
 

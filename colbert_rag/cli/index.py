@@ -113,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.convert is not None:
         _convert(arguments, target)
         return 0
-    stored = [path for path in arguments.files if is_index(path)]
+    stored = [path for path in arguments.files if path != STDIN and is_index(path)]
     if stored:
         _copy(arguments, stored, target)
         return 0

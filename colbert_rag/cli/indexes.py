@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
+from colbert_rag.cli.destination import STDOUT, is_stdout
 from colbert_rag.cli.options import UsageError, settings_of
 from colbert_rag.cli.servers import KEYS, key_in, note_unencrypted
 
@@ -203,8 +204,10 @@ def where(arguments: argparse.Namespace, named: str) -> Where:
             f"--collection and --api-key-env are for a Qdrant server, and {named!r} is a file: "
             "a server is named by its URL, such as http://localhost:6333"
         )
-    if not named or named == MEMORY:
+    if named in ("", MEMORY, STDOUT):
         raise UsageError(f"the index is {named!r}, expected a file or the URL of a server")
+    if is_stdout(named):  # what is said would be written over the index
+        raise UsageError(f"{named} is standard output, expected the file of an index")
     if Path(named).exists() and not Path(named).is_file():  # a pipe would be waited for
         kind = "a folder" if Path(named).is_dir() else "no regular file"
         raise UsageError(f"{named} is {kind}, expected the file of an index")

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.output import note, shows_progress
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 WHOLE = "; --long-documents windows scores them whole"
 """Advice about documents that were cut, where they need not be."""
+
+STDIN_FILE = "/dev/stdin"
+"""What Unix calls standard input."""
 
 
 class UsageError(Exception):
@@ -165,6 +169,11 @@ def parse_count(text: str) -> int:
     if not text.isdecimal() or len(text) > 18:  # a machine word, as sizes are
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number, 0 or more")
     return int(text)
+
+
+def parse_input(name: str) -> str:
+    """The name of a file that is read, for argparse: `-` is standard input, where it has a name."""
+    return STDIN_FILE if name == "-" and Path(STDIN_FILE).exists() else name
 
 
 def parse_number(text: str) -> float:

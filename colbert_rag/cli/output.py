@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from colbert_rag.display import columns, one_line, plain
+from colbert_rag.written import named
 
 NARROWEST, WIDEST = 60, 100
 
@@ -54,7 +55,26 @@ def width() -> int:
 
 def say(text: str = "") -> None:
     """Write a line of the result; what it quotes must not colour or move a terminal."""
-    sys.stdout.write(f"{plain(text)}\n")
+    write(f"{plain(text)}\n")
+
+
+def write(text: str) -> None:
+    """Write a part of the result as it is.
+
+    Raises:
+        OSError: it cannot be written; says that it is of standard output.
+    """
+    with naming_stdout():
+        sys.stdout.write(text)
+
+
+@contextmanager
+def naming_stdout() -> Iterator[None]:
+    """Say of errors of standard output that they are, since theirs name no file."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error, "standard output") from error
 
 
 def note(text: str) -> None:
@@ -87,7 +107,7 @@ class _Notes(logging.Handler):
 def say_json(value: Mapping[str, object]) -> None:
     """Write a result as one line of JSON."""
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
-    sys.stdout.write(f"{json_line(value, ascii_only=encoding != 'utf8')}\n")
+    write(f"{json_line(value, ascii_only=encoding != 'utf8')}\n")
 
 
 def json_line(value: Mapping[str, object], *, ascii_only: bool = False) -> str:

@@ -17,6 +17,7 @@ from colbert_rag.cli.candidates import (
     ranking_settings,
     read_job,
 )
+from colbert_rag.cli.destination import check_destination, report_beside, spoken
 from colbert_rag.cli.indexes import add_server
 from colbert_rag.cli.options import (
     WHOLE,
@@ -26,6 +27,7 @@ from colbert_rag.cli.options import (
     counted_truncation,
     open_model,
     parse_count,
+    parse_input,
 )
 from colbert_rag.cli.output import note, say, shows_progress
 from colbert_rag.cli.runs import Found, RunFile
@@ -73,12 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage = "%(prog)s [options] --queries FILE [FILE ...] --to FILE"
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument("--queries", metavar="FILE", required=True, help="what to look for")
+    parser.add_argument(
+        "--queries", metavar="FILE", required=True, type=parse_input, help="what to look for"
+    )
     parser.add_argument(
         "--to",
         metavar="FILE",
         required=True,
-        help="where rankings go: JSON Lines if it ends in .jsonl, else a TREC run",
+        help="where rankings go: JSON Lines if it ends in .jsonl, else a TREC run (- for standard "
+        "output)",
     )
     add_candidates(parser)
     results = parser.add_argument_group("results")
@@ -105,10 +110,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Rank for all queries, and write each ranking as soon as it is there."""
+    check_destination("--to", arguments.to)
     depth = checked_depth(arguments)
     settings = ranking_settings(arguments)
     job = read_job(arguments, depth)
-    top_k = arguments.top_k or None
+    top_k, to = arguments.top_k or None, spoken(arguments.to)
     # Each document is encoded once in a run, so there is nothing to remember.
     start = time.perf_counter()
     colbert = open_model(replace(settings, document_cache=None))
@@ -137,16 +143,18 @@ def run(arguments: argparse.Namespace) -> int:
             try:
                 _rank(colbert, job, left, top_k=top_k, ready=ready)
             except (KeyboardInterrupt, OSError):
-                note(
-                    f"{arguments.to} has {len(finished):,} of {len(job.queries):,} queries; the "
-                    "same command goes on from there"
-                )
+                if file.resumable:
+                    note(
+                        f"{arguments.to} has {len(finished):,} of {len(job.queries):,} queries; "
+                        "the same command goes on from there"
+                    )
                 raise
-    say(
-        f"{len(left):,} queries and {len(job.documents):,} documents by {settings.checkpoint}: "
-        f"loaded in {loaded - start:.1f} s, ranked in {time.perf_counter() - loaded:.1f} s"
-    )
-    say(f"{arguments.to} holds {len(finished):,} queries, as {tag}")
+    with report_beside(arguments.to):
+        say(
+            f"{len(left):,} queries and {len(job.documents):,} documents by {settings.checkpoint}: "
+            f"loaded in {loaded - start:.1f} s, ranked in {time.perf_counter() - loaded:.1f} s"
+        )
+        say(f"{to} holds {len(finished):,} queries, as {tag}")
     return 0
 
 

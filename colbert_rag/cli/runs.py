@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
+from colbert_rag.cli.destination import is_stdout, write_stdout
 from colbert_rag.cli.output import json_line
 from colbert_rag.errors import ReadingError
 from colbert_rag.written import named
@@ -114,14 +117,15 @@ class RunFile:
     """Rankings in a file, each written as a whole when it is there.
 
     A process may be killed while it writes. What was cut off is removed when the file is opened
-    again: the lines of one query count only together.
+    again: the lines of one query count only together. Where there is no file, but standard output,
+    a pipe or a device, nothing is read, and nothing can be gone on with.
     """
 
     def __init__(self, path: str, tag: str, queries: Mapping[str, str]) -> None:
         """Name the file; nothing is read or written yet.
 
         Args:
-            path: JSON Lines if it ends in .jsonl, else a TREC run.
+            path: JSON Lines if it ends in .jsonl, else a TREC run; `-` is standard output.
             tag: Stands in every line, and says what made it.
             queries: Text by id.
         """
@@ -129,6 +133,12 @@ class RunFile:
         self.form: Form = JsonLines() if path.lower().endswith(JSON_SUFFIXES) else Trec()
         self._tag = tag
         self._queries = queries
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what is written can be read again."""
+        there = Path(self.path)
+        return not is_stdout(self.path) and (there.is_file() or not there.exists())
 
     def check_ids(self, ids: Mapping[str, object]) -> None:
         """Refuse ids that the file cannot hold.
@@ -156,19 +166,26 @@ class RunFile:
             ReadingError: the file is something else, or was made by another model, with other
                 options or of other files, or is being written.
         """
+        if is_stdout(self.path):
+            yield set(), lambda query, found: write_stdout(self._lines(query, found))
+            return
         # Without a buffer: what a full disk refuses must not be tried again when it is closed.
         with Path(self.path).open("ab", buffering=0) as file:
-            if not _claimed(file):
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            if regular and not _claimed(file):
                 raise ReadingError(
                     f"{self.path} is being written by another process: wait until it ends, or name "
                     "another file with --to"
                 )
-            # Read only now: until it was claimed, somebody else could have added to it.
-            finished, end = self._finished(expected)
-            file.truncate(end)
+            # Read only now: until it was claimed, somebody else could have added to it. And a pipe
+            # would be waited for, which ends when we do.
+            finished: set[str] = set()
+            if regular:
+                finished, end = self._finished(expected)
+                file.truncate(end)
 
             def write(query: str, found: Sequence[Found]) -> None:
-                lines = self.form.written(query, self._queries[query], found, self._tag).encode()
+                lines = self._lines(query, found).encode()
                 try:
                     while lines:
                         lines = lines[file.write(lines) :]
@@ -176,6 +193,9 @@ class RunFile:
                     raise named(error, self.path) from error
 
             yield finished, write
+
+    def _lines(self, query: str, found: Sequence[Found]) -> str:
+        return self.form.written(query, self._queries[query], found, self._tag)
 
     def _finished(self, expected: Mapping[str, int]) -> tuple[set[str], int]:
         """The queries that are there as a whole, and the byte where the last of them ends."""

@@ -187,9 +187,16 @@ def _say_where(url: str, keys: tuple[str, ...]) -> None:
     # Where the variable does not begin with a key, the user has to say it.
     shown = "KEY" if not first.strip() else f"${{{KEYS}%%,*}}" if comma else f"${KEYS}"
     key = f' -H "Authorization: Bearer {shown}"' if keys else ""
-    say(f"Serving at {url}")
-    say(f"Try: curl {url}/rerank{key} -H 'Content-Type: application/json' -d '{json.dumps(body)}'")
-    sys.stdout.flush()
+    serving = f"Serving at {url}"
+    try:
+        say(serving)
+        say(
+            f"Try: curl {url}/rerank{key} -H 'Content-Type: application/json' "
+            f"-d '{json.dumps(body)}'"
+        )
+        sys.stdout.flush()
+    except OSError:  # nobody reads it any more, or the disk is full: it serves all the same
+        note(serving)
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:

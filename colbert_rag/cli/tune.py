@@ -14,6 +14,7 @@ from colbert_rag.cli.options import (
     add_model,
     open_model,
     parse_count,
+    parse_input,
     parse_number,
     settings_of,
 )
@@ -58,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="part of the exact best that is to be found, 0 to 1 (0.99)",
     )
     measuring.add_argument(
-        "--queries", metavar="FILE", help="JSON Lines, or lines of an id, a tab and a text"
+        "--queries",
+        metavar="FILE",
+        type=parse_input,
+        help="JSON Lines, or lines of an id, a tab and a text",
     )
     measuring.add_argument(
         "--sample", type=parse_count, default=100, metavar="N", help="how many to ask (100)"

@@ -58,7 +58,7 @@ class Searchable(Handle):
             InvalidFilterError: the filter is not in the language.
             InvalidQueryError: the query is blank or no string.
             TypeError: `exact` or `effort` is of another type.
-            ValueError: `top_k` is negative, `effort` no number from 1 to 5, or the index has no
+            ValueError: `top_k` is below 1, `effort` no number from 1 to 5, or the index has no
                 model.
         """
         return self.search_many([query], top_k, filter, exact=exact, effort=effort)[0]
@@ -78,10 +78,10 @@ class Searchable(Handle):
         for query in queries:
             check_query(query)
         condition = parse_filter(filter)  # before the model is loaded for nothing
-        top_k = whole_number("top_k", top_k, least=0)
+        top_k = whole_number("top_k", top_k, least=1)
         how = How.checked(exact, effort)
         colbert = self._model()
-        if not queries or top_k == 0 or self._is_empty():
+        if not queries or self._is_empty():
             return [[] for _ in queries]
         vectors = ingest.encode_queries(queries, colbert, self.info)
         return self._search_vectors(vectors, top_k, condition, how)
@@ -100,18 +100,16 @@ class Searchable(Handle):
         Raises:
             InvalidFilterError: the filter is not in the language.
             ScoringError: the vectors of a query are not finite.
-            ValueError: `top_k` is negative, or the vectors have the wrong width.
+            ValueError: `top_k` is below 1, or the vectors have the wrong width.
         """
         condition, how = parse_filter(filter), How.checked(exact, effort)
-        top_k = whole_number("top_k", top_k, least=0)
+        top_k = whole_number("top_k", top_k, least=1)
         return self._search_vectors(queries, top_k, condition, how)
 
     def _search_vectors(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
     ) -> list[list[Hit]]:
         ingest.check_queries(queries, self.info.dim)
-        if top_k == 0:
-            return [[] for _ in range(len(queries))]
         return self._search(queries, top_k, condition, how)
 
     @abstractmethod

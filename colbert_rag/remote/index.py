@@ -84,7 +84,7 @@ class RemoteIndex(Handle):
             InvalidFilterError: the filter is not in the language.
             InvalidQueryError: the query is blank or no string.
             ServerError: the server did not answer as it should; its subclass says why.
-            ValueError: `top_k` is negative.
+            ValueError: `top_k` is below 1.
         """
         return self.search_many([query], top_k, filter, exact=exact, effort=effort)[0]
 
@@ -136,9 +136,9 @@ class RemoteIndex(Handle):
         for query in asked:
             check_query(query)
         condition = plain_filter(filter)
-        k = whole_number("top_k", top_k, least=0)
-        if not asked or k == 0:
-            return [[] for _ in asked]
+        k = whole_number("top_k", top_k, least=1)
+        if not asked:
+            return []
         # The server divides the sum for the mean, as `Hit.mean` does.
         wanted: dict[str, Any] = {"k": k, "score": "sum"}
         if condition is not None:

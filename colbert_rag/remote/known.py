@@ -12,6 +12,7 @@ from colbert_rag.maxsim import maxsim
 from colbert_rag.remote.answers import Found, Scores
 from colbert_rag.remote.ranking import RemoteRanking
 from colbert_rag.scoring import KnownVectors
+from colbert_rag.settings import read_top_k
 
 if TYPE_CHECKING:
     from colbert_rag.remote.model import RemoteColBERT
@@ -32,6 +33,7 @@ def rank_known(
     """
     check_query(query)
     documents = read_texts(texts)
+    top_k = read_top_k(top_k, texts=len(documents))
     _check_maker(known, model)
     if model.settings.long_documents == "windows":  # vectors of a text are not those of its windows
         return model.rank(query, texts, top_k=top_k)

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Never, Self
 
 from colbert_rag.inputs import TextLike, TextList, check_query, read_lists, read_text, read_texts
 from colbert_rag.progress import progress_bar
+from colbert_rag.ranking import Rankings
 from colbert_rag.remote.answers import Scores, count, member
 from colbert_rag.remote.description import describe, read_settings
 from colbert_rag.remote.exchange import RETRIES, TIMEOUT, Plan, Server
 from colbert_rag.remote.ranking import RemoteExplanation, RemoteRanking
 from colbert_rag.remote.scoring import score_one, score_several
 from colbert_rag.remote.vectors import encode
-from colbert_rag.settings import Settings, refuse_unknown, whole_number
+from colbert_rag.settings import Settings, read_top_k, refuse_unknown
 
 if TYPE_CHECKING:
     from colbert_rag.embeddings import TokenEmbeddings
@@ -124,7 +125,7 @@ class RemoteColBERT:
             InvalidQueryError: the query is blank or not a string.
             ServerError: the server did not answer as it should; its subclass says why.
             TypeError: not a list of texts.
-            ValueError: `top_k` is negative.
+            ValueError: `top_k` is below 1, and there are texts.
         """
         names = ("top_k", "known", "explain", "show_progress")
         refuse_unknown("an argument of rank", unknown, known=names)
@@ -132,7 +133,7 @@ class RemoteColBERT:
             return self._server.run(self._rank(query, texts, top_k, explain, show_progress))
         from colbert_rag.remote.known import rank_known
 
-        return rank_known(self, query, texts, known=known, top_k=_places(top_k))
+        return rank_known(self, query, texts, known=known, top_k=top_k)
 
     async def arank(
         self,
@@ -155,8 +156,8 @@ class RemoteColBERT:
         show_progress: bool,
     ) -> Plan[RemoteRanking]:
         check_query(query)
-        top_k = _places(top_k)
         documents, items = read_texts(texts), tuple(texts)
+        top_k = read_top_k(top_k, texts=len(documents))
         if not documents:
             return self._ranking(Scores(0, []), query, (documents, items), top_k)
         with progress_bar("Ranking documents", total=len(documents), show=show_progress) as bar:
@@ -191,7 +192,7 @@ class RemoteColBERT:
             InvalidQueryError: a query is blank or not a string.
             ServerError: the server did not answer as it should; its subclass says why.
             TypeError: neither a list of texts nor a list of lists, or a mixture of both.
-            ValueError: there are more or fewer lists than queries, or `top_k` is negative.
+            ValueError: there are more or fewer lists than queries, or `top_k` is below 1.
         """
         names = ("top_k", "known", "ready", "show_progress")
         refuse_unknown("an argument of rank_many", unknown, known=names)
@@ -199,10 +200,10 @@ class RemoteColBERT:
             rankings = self._server.run(self._rank_many(queries, texts, top_k, show_progress))
         else:
             read, lists = read_lists(queries, texts)
-            rankings = [
+            rankings = Rankings(
                 self.rank(query, items, top_k=top_k, known=known)  # type: ignore[arg-type]  # read
                 for query, (_, items) in zip(read, lists, strict=True)
-            ]
+            )
         for place, ranking in enumerate(rankings):
             if ready is not None:
                 ready(place, ranking)
@@ -227,7 +228,7 @@ class RemoteColBERT:
         show_progress: bool,
     ) -> Plan[list[RemoteRanking]]:
         read, lists = read_lists(queries, texts)
-        top_k = _places(top_k)
+        top_k = read_top_k(top_k, texts=sum(len(documents) for documents, _ in lists))
         asked = [place for place, (documents, _) in enumerate(lists) if documents]
         scores = dict.fromkeys(range(len(read)), Scores(0, []))
         if asked:
@@ -242,10 +243,10 @@ class RemoteColBERT:
                     bar=bar,
                 )
             scores |= zip(asked, found, strict=True)
-        return [
+        return Rankings(
             self._ranking(scores[place], query, lists[place], top_k)
             for place, query in enumerate(read)
-        ]
+        )
 
     def _ranking(
         self, scores: Scores, query: str, texts: TextList, top_k: int | None
@@ -324,10 +325,6 @@ class RemoteColBERT:
 
 def _restored(address: str, timeout: float, retries: int) -> RemoteColBERT:
     return RemoteColBERT(address, timeout=timeout, retries=retries)
-
-
-def _places(top_k: int | None) -> int | None:
-    return None if top_k is None else whole_number("top_k", top_k, least=0)
 
 
 def _in_order(ranking: RemoteRanking) -> list[float]:

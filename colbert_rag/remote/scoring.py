@@ -38,7 +38,7 @@ def score_one(
     Raises:
         ServerAnswerError: the server gave something else than scores.
     """
-    wanted = {} if top_k is None else {"top_n": max(top_k, 1)}
+    wanted = {} if top_k is None else {"top_n": top_k}
 
     def request(first: int, last: int) -> Request:
         return _request({"query": query, "documents": texts[first:last], **wanted}, explain)
@@ -75,7 +75,7 @@ def score_several(
     Raises:
         ServerAnswerError: the server gave something else than scores.
     """
-    wanted = {} if top_k is None else {"top_n": max(top_k, 1)}
+    wanted = {} if top_k is None else {"top_n": top_k}
     found: list[Scores] = []
     waiting = _groups(lists)[::-1]
     while waiting:

@@ -163,7 +163,7 @@ class Search(Asking):
         effort: How far to look otherwise.
     """
 
-    k: int = Field(default=10, ge=0)
+    k: int = Field(default=10, ge=1)
     filter: dict[str, Any] | None = None
     exact: bool | None = Field(default=None, strict=True)
     effort: int | None = Field(default=None, strict=True)

@@ -1,7 +1,7 @@
 """Runs the code blocks of a Markdown page and compares what they print with what the page shows.
 
 * `python` blocks run in order, in one namespace for each page. A `text` block right after one of
-  them is what that one prints.
+  them is what that one prints, and so are comments behind its calls of `print`.
 * In `console` blocks, `$ cat FILE` shows a file, which is written; `$ colbert-rag ...` is a call,
   and what follows it is its output.
 * `<!-- not run: REASON -->` right above a block leaves it out.
@@ -28,6 +28,7 @@ FENCE = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 NUMBER = re.compile(r"(-?\d+\.\d+)")
+COMMENT = re.compile(r"^print\(.*\)  # (.+)$", re.MULTILINE)
 BAR = re.compile(r"[▏▎▍▌▋▊▉█]+")
 
 
@@ -78,6 +79,8 @@ def run_page(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         printed = None
         if block.language == "python" and not block.skipped:
             printed = _run_python(block, page, namespace)
+            if comments := COMMENT.findall(block.code):
+                assert_alike(printed, "\n".join(comments))
         if block.language == "console" and not block.skipped:
             _run_console(block)
 

@@ -139,8 +139,11 @@ def _is_flawed(file: Path, options: ReadingOptions) -> bool:
     try:
         for _ in _read_file(file, options):
             pass
-    except (ReadingError, OSError) as error:
+    except ReadingError as error:
         options.skipped(f"left out, {error}")
+        return True
+    except OSError as error:
+        options.skipped(f"left out, {file}: {error.strerror or error}")
         return True
     return False
 

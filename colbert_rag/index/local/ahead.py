@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from colbert_rag.forks import no_fork_unless_waiting
+from colbert_rag.index.local.descriptors import spare
 
 if sys.platform == "linux":
     import resource
@@ -32,6 +33,10 @@ _FIRST = 64
 
 # A thread waits for one place at a time, so they are many more than processors.
 _THREADS = 16
+
+# Each thread opens the file, and SQLite keeps it open as long as the index is. So many are left for
+# everybody else: what is read ahead must not be why something fails.
+_KEPT = 32
 
 # The comparison makes SQLite read all of a row; a row for each document would need Python's lock.
 _READ = (
@@ -83,7 +88,10 @@ def found_scattered(
 
 def read_vectors(path: str, positions: Sequence[int]) -> None:
     """Have the vectors of some documents in the system's memory, from the index at `path`."""
-    share = -(-len(positions) // _THREADS)
+    threads = min(_THREADS, _THREADS if (left := spare()) is None else left - _KEPT)
+    if threads < 1:
+        return
+    share = -(-len(positions) // threads)
     parts = [positions[first : first + share] for first in range(0, len(positions), share)]
     # Without locks and without the log, so that it can neither wait, nor write, nor replay anything
     # where another file was put in this one's place.

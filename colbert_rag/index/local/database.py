@@ -56,7 +56,7 @@ class Database:
         self._open: sqlite3.Connection | None = None
         self.place = Place(path)
         self.path = path
-        self.read_only = read_only
+        self.read_only, self._is_asked_to = read_only, read_only
         self.busy_timeout = seconds(busy_timeout)
         self._claim = Claim(self.place, timeout=self.busy_timeout)
         # What `begin` read, and the commit that was seen last.
@@ -278,10 +278,14 @@ class Database:
         Raises:
             IndexStorageError: the index is open for reading only, or its folder is read-only.
         """
+        if self._is_asked_to:
+            raise IndexStorageError(
+                f"{self.path} is open for reading only; open it without read_only"
+            )
         if self.read_only:
             raise IndexStorageError(
-                f"{self.path} is open for reading only; open it without read_only, from a folder "
-                "and file that are writable"
+                f"{self.path} is open for reading only, since its folder may not be written to; "
+                "make folder and file writable, and open it again"
             )
 
     def version(self) -> tuple[int, int]:

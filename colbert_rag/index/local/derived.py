@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from colbert_rag.index.info import IndexInfo
+from colbert_rag.index.local.descriptors import tells_none_left
 from colbert_rag.written import private, sync
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,8 @@ class DerivedFile:
         try:
             with self.path.open("rb") as file:
                 return file.read(len(self._magic)) not in (self._magic, b"")
-        except OSError:  # not ours to read, or just removed
-            return self.path.exists()
+        except OSError as error:  # not ours to read, just removed, or too many files are open
+            return self.path.exists() and not tells_none_left(error)
 
     def leaves_alone(self) -> bool:
         """Say what is in the way, and that it was left."""
@@ -94,14 +95,22 @@ class DerivedFile:
         return True
 
     def _mapped(self) -> mmap.mmap | None:
-        """The whole file; None if there is none that could be read."""
+        """The whole file; None if there is none that could be read.
+
+        Raises:
+            OSError: too many files are open. What is there would be passed over until it changes.
+        """
         if self.stamp() is None:
             return None
         try:
             with self.path.open("rb") as file:
                 return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError):  # not ours to read, just removed, or empty
-            return None
+        except OSError as error:  # not ours to read, or just removed
+            if tells_none_left(error):
+                raise
+        except ValueError:  # it is empty
+            pass
+        return None
 
     def aside(self, name: str | None = None) -> Path:
         """Where the file is written, under 16 hexadecimal digits of its own or those given.

@@ -13,6 +13,7 @@ from colbert_rag.errors import (
     IndexCorruptError,
     IndexStorageError,
 )
+from colbert_rag.index.local import descriptors
 
 Action: TypeAlias = Literal["opened", "read", "written"]
 
@@ -28,6 +29,7 @@ _ADVICE = {
     (sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_IOERR_SHMSIZE),
     "free some space (even reading takes 32 KiB beside the file)",
 )
+_TOO_MANY = "too many open files"
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT)
 _ADVICE_WITHOUT_A_WRITE = _ADVICE | {
     # Reading asks for a writable folder too, for the log that parts readers from the writer.
@@ -44,6 +46,11 @@ def translated(path: str, timeout: float, action: Action) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translated(error, path, timeout, action) from error
+    except OSError as error:
+        if not descriptors.tells_none_left(error):
+            raise
+        advice = descriptors.advice()
+        raise _unable(path, action, _TOO_MANY, advice) from error
     except UnicodeDecodeError as error:  # SQLite's message quotes the damaged schema
         raise corrupt(path, str(error)) from error
 
@@ -59,12 +66,20 @@ def _translated(error: sqlite3.Error, path: str, timeout: float, action: Action)
         )
     if tells_damage(error):
         return corrupt(path, str(error))
+    if kind in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR) and descriptors.are_used_up():
+        return _unable(path, action, _TOO_MANY, descriptors.advice())
     known = _ADVICE if action == "written" else _ADVICE_WITHOUT_A_WRITE
     advice = known.get(_code(error)) or known.get(kind, "wait a moment")
+    return _unable(path, action, str(error), advice)
+
+
+def _unable(path: str, action: Action, reason: str, advice: str) -> IndexStorageError:
     if action != "written":
-        return IndexStorageError(f"{path} could not be {action} ({error}): {advice}, and try again")
+        return IndexStorageError(
+            f"{path} could not be {action} ({reason}): {advice}, and try again"
+        )
     return IndexStorageError(
-        f"{path} could not be written ({error}). What was committed before is intact; {advice}, "
+        f"{path} could not be written ({reason}). What was committed before is intact; {advice}, "
         "and run the same call again: it continues where it stopped"
     )
 
