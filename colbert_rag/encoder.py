@@ -32,10 +32,11 @@ UNEVEN = 1.3
 """How much longer than the mean the largest part of a batch may be, for cores to compute one part
 each and not all of them every operation together."""
 
-TRIM_EVERY = 8
+TRIM_EVERY = 32
 """Batches on a CPU after which freed memory goes back to the system. Its C library would keep it in
-pieces that the next batch, of another shape, does not fit. Every fourth would cost a small model
-2 % of its time, every eighth nothing that can be measured (benchmarks/NOTES.md)."""
+pieces that the next batch, of another shape, does not fit. Memory given back has to be cleared by
+the system when it is needed again: every eighth batch would cost a small model 5 % of its time, and
+save 15 MiB (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
