@@ -31,8 +31,9 @@ def cores() -> Iterator[int]:
 class Watched(StandIn):
     """Keeps, of every forward pass, its tokens, its thread, and the threads torch had there."""
 
-    def __init__(self, model: object, fails: int = -1) -> None:
+    def __init__(self, model: object, fails: int = -1, together: int = 1) -> None:
         super().__init__(model)  # type: ignore[arg-type]
+        self.barrier = threading.Barrier(together)
         self.sizes: list[int] = []
         self.threads: list[str] = []
         self.intra: list[int] = []
@@ -42,21 +43,22 @@ class Watched(StandIn):
         self.sizes.append(len(ids))
         self.threads.append(threading.current_thread().name)
         self.intra.append(torch.get_num_threads())
+        self.barrier.wait(60)
         if len(self.sizes) - 1 == self.fails:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
         out: torch.Tensor = self.model(ids, *rest)  # type: ignore[arg-type]
         return out
 
 
-def watched(model: ColBERT, fails: int = -1) -> tuple[Watched, object]:
+def watched(model: ColBERT, fails: int = -1, together: int = 1) -> tuple[Watched, object]:
     encoder = model._loaded().text_encoder.encoder
-    watch = Watched(encoder._model, fails)
+    watch = Watched(encoder._model, fails, together)
     return watch, around(watch, encoder, batch_tokens=100_000)
 
 
 def test_each_core_computes_a_part_alone(tiny_colbert: ColBERT, cores: int) -> None:
     batch = tiny_colbert.tokenizer.documents(EVEN)
-    watch, encoder = watched(tiny_colbert)
+    watch, encoder = watched(tiny_colbert, together=cores)
 
     found = encoder.encode(batch)  # type: ignore[attr-defined]
 
