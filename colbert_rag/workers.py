@@ -11,6 +11,8 @@ import torch
 
 from colbert_rag.forks import renewed_after_fork
 
+_SECONDS = 10
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -52,7 +54,8 @@ def _started(count: int) -> ThreadPoolExecutor:
     """So many threads, in which an operation of torch uses one core."""
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, thread_name_prefix="encode", initializer=_use_one_core)
-    together = threading.Barrier(count)
+    # With a limit: were Python ending, only some of them might be begun, and it waits for all.
+    together = threading.Barrier(count, timeout=_SECONDS)
     wait([pool.submit(together.wait) for _ in range(count)])
     # torch keeps the number for each thread, but begins with the last that any of them has set.
     torch.set_num_threads(threads)

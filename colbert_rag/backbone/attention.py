@@ -78,7 +78,8 @@ def attend(
         and (kernel := _kernel()) is not None
     ):
         return _by_kernel(kernel, query, key, value, how, packing)
-    out = query.new_zeros(query.shape)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    out[packing.tokens :] = 0  # what is there could be NaN
     # Whether keys may go on into the next text, which is masked: see KEY_STEP.
     goes_on = query.device.type == "cpu" and packing.seen is None and not overflows
     quick = is_faster(query, key)
