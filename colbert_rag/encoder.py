@@ -19,15 +19,24 @@ from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
+from colbert_rag.workers import Workers
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}
-"""Tokens per forward pass. On a CPU, time per token is flat from 512 to 16,384 tokens and memory
-is not; a GPU needs enough rows to fill its matrix units."""
+"""Tokens per batch. On a CPU, time per token is flat from 512 to 4,096 tokens for each core, and
+memory is not; a GPU needs enough rows to fill its matrix units."""
 
-TRIM_EVERY = 8
+CORE_TOKENS = 512
+"""Tokens of a batch for each core of a CPU that has many."""
+
+UNEVEN = 1.3
+"""How much longer than the mean the largest part of a batch may be, for cores to compute one part
+each and not all of them every operation together."""
+
+TRIM_EVERY = 32
 """Batches on a CPU after which freed memory goes back to the system. Its C library would keep it in
-pieces that the next batch, of another shape, does not fit. Every fourth would cost a small model
-2 % of its time, every eighth nothing that can be measured (benchmarks/NOTES.md)."""
+pieces that the next batch, of another shape, does not fit. Memory given back has to be cleared by
+the system when it is needed again: every eighth batch would cost a small model 5 % of its time, and
+save 15 MiB (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -85,6 +94,28 @@ class Tokens:
     scoring: NDArray[np.bool_]
     lengths: NDArray[np.int64]
 
+    def split(self, cores: int) -> list[Tokens]:
+        """A part for each core, of about as many tokens; or all, where texts do not come out so."""
+        parts = min(cores, len(self.lengths))
+        ends = np.cumsum(self.lengths)
+        fair = np.arange(1, parts) * (len(self.ids) / max(parts, 1))
+        texts = np.searchsorted(ends - self.lengths / 2, fair)
+        borders = np.concatenate([[0], ends])[texts]
+        sizes = np.diff(borders, prepend=0, append=len(self.ids))
+        few = parts < 2 or 2 * parts < cores
+        if few or sizes.min() == 0 or sizes.max() * parts > UNEVEN * len(self.ids):
+            return [self]
+        columns = {
+            field.name: np.split(
+                getattr(self, field.name), texts if field.name == "lengths" else borders
+            )
+            for field in fields(self)
+        }
+        return [
+            Tokens(**{name: column[part] for name, column in columns.items()})
+            for part in range(parts)
+        ]
+
     @classmethod
     def cat(cls, parts: Sequence[Tokens]) -> Tokens:
         """Append the texts of all parts, in order."""
@@ -121,12 +152,13 @@ class Encoder:
         """
         self.device, self.dtype = model.device, model.dtype
         self.dim = dim
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, 2048)
+        self.batch_tokens = batch_tokens or default_batch_tokens(self.device.type)
         self._model = model
         self._projection = projection
         self._padding = model.shape.padding
         self._batches = 0
         self._batcher = Batcher(self.batch_tokens)
+        self._workers = Workers()
         weakref.finalize(self, self._batcher.close)
 
     def encode(self, batch: TokenBatch, *, progress: Progress | None = None) -> TokenEmbeddings:
@@ -234,17 +266,27 @@ class Encoder:
     def _fill(self, parts: Sequence[Part[Work]]) -> None:
         """Encode one batch, and put its rows where they belong."""
         tokens = Tokens.cat([work.pick(texts) for work, texts in parts])
-        hidden = self._model(
-            self._send(tokens.ids),
-            self._send(tokens.places),
-            Packing.of(tokens.lengths, self.device, tokens.attention),
-        )
-        rows = self._project(hidden, tokens.scoring)
+        cores = torch.get_num_threads() if self.device.type == "cpu" else 1
+        shares = tokens.split(cores)
+        if len(shares) == 1:
+            rows = self._rows(tokens)
+        else:
+            rows = torch.cat(self._workers.map(self._rows, shares))
         start = 0
         for work, texts in parts:
             places = work.rows(texts)
             work.values[self._send(places)] = rows[start : start + len(places)]
             start += len(places)
+
+    @torch.inference_mode()
+    def _rows(self, tokens: Tokens) -> Tensor:
+        """The vectors of all tokens that count, `(rows, dim)`."""
+        hidden = self._model(
+            self._send(tokens.ids),
+            self._send(tokens.places),
+            Packing.of(tokens.lengths, self.device, tokens.attention),
+        )
+        return self._project(hidden, tokens.scoring)
 
     def _project(self, hidden: Tensor, counts: NDArray[np.bool_]) -> Tensor:
         # Skipped rows leave before the projection, which then has less to do.
@@ -259,6 +301,12 @@ class Encoder:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def default_batch_tokens(device: str) -> int:
+    """Tokens per batch on a kind of device, where the caller does not say."""
+    tokens = BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+    return max(tokens, CORE_TOKENS * torch.get_num_threads()) if device == "cpu" else tokens
 
 
 def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:

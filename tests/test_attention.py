@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from colbert_rag.backbone import attention
+from colbert_rag.backbone import attention, direct
 from colbert_rag.backbone.attention import QUERY_BLOCK, alibi_slopes, attend
+from colbert_rag.backbone.direct import SHORTEST, attend_directly, is_faster
 from colbert_rag.backbone.packing import Packing
 from colbert_rag.backbone.shape import Attention
 
@@ -118,6 +121,70 @@ def test_a_token_that_sees_nothing_gets_nothing() -> None:
 
     assert found[:4].any(dim=(1, 2)).all()
     assert not found[4:].any()
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("together", [1, 9000, 2**18], ids="heads one by one,two,all".split(","))
+def test_powers_without_a_largest_similarity_are_the_softmax(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = (SHORTEST, 60, 60, 71)
+    query, key, value = states(FULL, sum(lengths))
+    out = torch.full_like(query, math.nan)
+    monkeypatch.setattr(direct, "TOGETHER", together)
+
+    done, start = [], 0
+    for length, count in ((SHORTEST, 1), (60, 2), (71, 1)):
+        rows = slice(start, start + length * count)
+        done.append(attend_directly(out[rows], query[rows], key[rows], value[rows], length))
+        start = rows.stop
+
+    seen = torch.ones(sum(lengths), dtype=torch.bool)
+    rows = expected(query, key, value, FULL, lengths, seen)
+    assert all(done)
+    torch.testing.assert_close(out.double(), rows, rtol=0, atol=2e-6)
+
+
+@pytest.mark.usefixtures("one_core")
+@pytest.mark.parametrize("times", [1.0, 6.0, 60.0, 1000.0])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_similarities_of_any_size_give_the_softmax(times: float, sign: float) -> None:
+    """Beyond about 50 powers overflow, or all become 0: the usual way is taken then."""
+    query, key, value = states(FULL, 60)
+    query, key = query.abs() * times, key.abs() * sign
+    assert is_faster(query, key) == torch.backends.mkl.is_available()
+
+    found = attend(query, key, value, FULL, Packing.of(np.array([60]), CPU))
+
+    rows = expected(query, key, value, FULL, (60,), torch.ones(60, dtype=torch.bool))
+    torch.testing.assert_close(found.double(), rows, rtol=1e-5, atol=1e-5 * max(times, 1))
+    largest = float((query.transpose(0, 1) @ key.permute(1, 2, 0)).abs().max() / math.sqrt(8))
+    direct_ = attend_directly(torch.empty_like(query), query, key, value, 60)
+    assert direct_ == (largest < 50)
+
+
+@pytest.mark.usefixtures("one_core")
+def test_states_that_are_no_numbers_are_not_hidden() -> None:
+    query, key, value = states(FULL, 120)
+    query[3], key[70] = math.nan, math.inf
+
+    found = attend(query, key, value, FULL, Packing.of(np.array([60, 60]), CPU))
+
+    usual = scaled_dot_product_attention(
+        *(part.unflatten(0, (2, 60)).transpose(1, 2) for part in (query, key, value))
+    )
+    torch.testing.assert_close(
+        found, usual.transpose(1, 2).flatten(0, 1), rtol=0, atol=2e-6, equal_nan=True
+    )
+    assert not attend_directly(torch.empty_like(query), query, key, value, 60)
 
 
 @pytest.mark.parametrize("hidden", [False, True])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from colbert_rag.backbone.direct import LONGEST, SHORTEST, attend_directly, is_faster
 from colbert_rag.backbone.packing import Packing
 from colbert_rag.backbone.shape import Attention
 
@@ -77,10 +78,16 @@ def attend(
         and (kernel := _kernel()) is not None
     ):
         return _by_kernel(kernel, query, key, value, how, packing)
-    out = query.new_zeros(query.shape)
+    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    out[packing.tokens :] = 0  # what is there could be NaN
     # Whether keys may go on into the next text, which is masked: see KEY_STEP.
     goes_on = query.device.type == "cpu" and packing.seen is None and not overflows
+    quick = is_faster(query, key)
     for first, count, length in packing.groups:
+        if quick and SHORTEST <= length <= LONGEST and _sees_all(how, length, packing):
+            rows = slice(first, first + count * length)
+            if attend_directly(out[rows], query[rows], key[rows], value[rows], length):
+                continue
         group = out[first : first + count * length].unflatten(0, (count, length))
         room = len(query) - first - (count - 1) * length if goes_on else 0
         for block in _blocks(how, length, packing, room):
@@ -114,14 +121,19 @@ class _Block:
 def _blocks(how: Attention, length: int, packing: Packing, room: int) -> Iterator[_Block]:
     """Cut a text of some length into blocks, with `room` rows from its beginning."""
     reach = length if how.window is None else how.window
-    whole = reach >= length and not (how.causal or how.alibi) and packing.seen is None
-    step = length if whole else QUERY_BLOCK
+    step = length if _sees_all(how, length, packing) else QUERY_BLOCK
     for start in range(0, length, step):
         stop = min(start + step, length)
         low = max(start - reach + 1, 0)
         high = stop if how.causal else min(stop + reach - 1, length)
         more = -(high - low) % KEY_STEP
         yield _Block(start, stop, low, high + more if high + more <= room else high, length)
+
+
+def _sees_all(how: Attention, length: int, packing: Packing) -> bool:
+    """Whether every token of a text of some length sees all the others alike."""
+    within = how.window is None or how.window >= length
+    return within and not (how.causal or how.alibi) and packing.seen is None
 
 
 def _texts(states: Tensor, *, first: int, count: int, length: int, rows: slice) -> Tensor:

@@ -29,6 +29,11 @@ class Packing:
     seen: Seen | None = None
     masks: dict[object, Tensor | None] = field(default_factory=dict)
 
+    @property
+    def tokens(self) -> int:
+        """Rows that belong to texts; more may follow."""
+        return sum(count * length for _, count, length in self.groups)
+
     @classmethod
     def of(
         cls,

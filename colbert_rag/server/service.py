@@ -10,7 +10,7 @@ from heapq import nlargest
 from typing import Any
 
 from colbert_rag.colbert import ColBERT
-from colbert_rag.encoder import BATCH_TOKENS
+from colbert_rag.encoder import default_batch_tokens
 from colbert_rag.errors import ScoringError
 from colbert_rag.explanation import Explanation
 from colbert_rag.index import Hit
@@ -52,7 +52,7 @@ class Service:
     def batch_tokens(self) -> int:
         """Tokens of one of the encoder's batches."""
         device = self.colbert.device.partition(":")[0]
-        return self.colbert.settings.batch_tokens or BATCH_TOKENS.get(device, BATCH_TOKENS["cpu"])
+        return self.colbert.settings.batch_tokens or default_batch_tokens(device)
 
     def check_model(self, body: Body) -> None:
         """Refuse the name of another model, whose scores would be expected.

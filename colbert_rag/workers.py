@@ -1,0 +1,68 @@
+"""Threads that compute side by side, each on one core."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+from colbert_rag.forks import renewed_after_fork
+
+_SECONDS = 10
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Workers:
+    """Computes parts of one job at the same time; for one caller at a time.
+
+    torch would rather share out the loops of every single operation. Then all cores wait for the
+    slowest of them some hundred times in a forward pass, which costs a tenth of the time of two
+    idle cores and a third where one of them has other work (benchmarks/NOTES.md); and whatever is
+    no loop leaves all but one of them idle.
+    """
+
+    def __init__(self) -> None:
+        """Start nothing yet."""
+        self._pool: ThreadPoolExecutor | None = None
+        self._count = 0
+        renewed_after_fork(self)
+
+    def renew(self) -> None:
+        """Forget threads that a fork did not copy."""
+        self._pool, self._count = None, 0
+
+    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """`function` of every item, each in a thread of its own.
+
+        Raises:
+            Exception: the first of those that `function` raised, after all have ended: what they
+                hold is free then, so that the caller can try again with less.
+        """
+        if self._pool is None or self._count < len(items):
+            self._pool, self._count = _started(len(items)), len(items)
+        futures = [self._pool.submit(function, item) for item in items]
+        wait(futures)
+        return [future.result() for future in futures]
+
+
+def _started(count: int) -> ThreadPoolExecutor:
+    """So many threads, in which an operation of torch uses one core."""
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="encode", initializer=_use_one_core)
+    # With a limit: were Python ending, only some of them might be begun, and it waits for all.
+    together = threading.Barrier(count, timeout=_SECONDS)
+    wait([pool.submit(together.wait) for _ in range(count)])
+    # torch keeps the number for each thread, but begins with the last that any of them has set.
+    torch.set_num_threads(threads)
+    return pool
+
+
+def _use_one_core() -> None:
+    # Asked first, because a thread that has not computed yet would forget what is set.
+    torch.get_num_threads()
+    torch.set_num_threads(1)
