@@ -199,7 +199,17 @@ def test_prose_is_cut_near_where_it_may_be_for_every_tokenizer_that_is_known(nam
 
 
 @pytest.mark.parametrize(
-    "text", ["x" * 999, "東京は" * 333, "a\n" * 500, "a  b" * 250, "👨‍" * 500, "é " * 500]
+    "text",
+    [
+        "x" * 999,
+        "東京は" * 333,
+        "a\n" * 500,
+        "a  b" * 250,
+        "👨‍" * 500,
+        "é " * 500,
+        "a e\u0301" * 250,
+        ">=\u0338" * 500,
+    ],
 )
 @pytest.mark.parametrize("name", KNOWN)
 def test_what_has_no_seam_is_read_whole(name: str, text: str) -> None:
@@ -245,6 +255,20 @@ def test_a_tokenizer_with_a_step_that_is_not_known_reads_all_texts_whole(
     change(made)
     text = "a b " * 500
 
+    assert Seams.of(made).beginning(text, 1) == text
+
+
+def test_a_normaliser_with_a_table_of_its_own_for_letters_reads_all_texts_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Stands for `Precompiled`, whose table is the checkpoint's, and no library here writes one.
+    monkeypatch.setattr(beginnings, "_LOCAL", {"Replace"})
+    made = TOKENIZERS["modernbert"]().rules
+    text = "a b " * 500
+
+    made.normalizer = normalizers.Replace("é", "e")
+    assert Seams.of(made).beginning(text, 1) == "a b"
+    made.normalizer = normalizers.Replace("b", "")
     assert Seams.of(made).beginning(text, 1) == text
 
 
