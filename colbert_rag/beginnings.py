@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -41,6 +41,9 @@ _CHARACTERS = 2**19
 
 _EACH = 8
 """Characters for each token that is needed: English has 4 to 5."""
+
+_PART = 2**14
+"""Characters of each part of a text that is read in parts: enough to be as fast as longer ones."""
 
 _LONGER = 4
 """What is read again is so many times as long, so that all tries cost a third of the last."""
@@ -78,6 +81,10 @@ _AROUND = {"BertProcessing", "ByteLevel", "RobertaProcessing"}
 """Post-processors that put tokens around those of a text, or none."""
 
 
+_TRIMS = {"ByteLevel", "RobertaProcessing"}
+"""Post-processors that count a space to the first token of a text, and to no other."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seams:
     """Where texts may be cut before one tokenizer reads them.
@@ -85,40 +92,67 @@ class Seams:
     Attributes:
         places: Matches the character before a seam; None where no place is known to be one.
         joined: Pairs of characters that an added token holds, in lower case: none is a seam.
+        parts: Whether what is behind a seam, read alone, has the tokens of the whole text as well.
     """
 
     places: re.Pattern[str] | None
-    joined: frozenset[str]
+    joined: frozenset[str] = frozenset()
+    parts: bool = False
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Seams:
         """Those of a tokenizer that nothing changes any more: none, if a step of it is unknown."""
         normalizer = tokenizer.normalizer
-        places = _split(_state(tokenizer.pre_tokenizer))
+        normalizers, words, around = map(
+            _steps, (normalizer, tokenizer.pre_tokenizer, tokenizer.post_processor)
+        )
+        # Of several, the others get the pieces of the first one by one.
+        places = _split(words[0]) if words else None
         if (
-            not _is_local(_state(normalizer))
-            or not _is_around(_state(tokenizer.post_processor))
+            places is None
+            or not all(map(_is_local, normalizers))
+            or not all(map(_is_around, around))
             # A table of its own could make of a letter whatever it likes.
             or (normalizer and normalizer.normalize_str(_PROBE).lower() != _PROBE.lower())
         ):
-            places = None
-        contents = []
-        for token in tokenizer.get_added_tokens_decoder().values():
-            contents.append(token.content)
-            if normalizer and token.normalized:
-                contents.append(normalizer.normalize_str(token.content))
-        joined = {a + b for content in contents for a, b in pairwise(content.lower())}
-        return cls(None if places is None else re.compile(places), frozenset(joined))
+            return cls(None)
+        added = list(tokenizer.get_added_tokens_decoder().values())
+        contents = [token.content for token in added]
+        if normalizer:
+            contents += [normalizer.normalize_str(one.content) for one in added if one.normalized]
+        return cls(
+            re.compile(places),
+            frozenset(a + b for content in contents for a, b in pairwise(content.lower())),
+            # These look at what is before a seam, or at the beginning of what they are given.
+            parts=not (
+                any(token.rstrip or token.single_word for token in added)
+                or any(step["type"] == "Strip" for step in normalizers)
+                or any(step.get("prepend_scheme") == "first" for step in words)
+                or any(step["type"] in _TRIMS for step in around)
+            ),
+        )
 
     def beginning(self, text: str, characters: int) -> str:
         """The text up to its first seam behind so many characters; all of one not much longer."""
-        if len(text) <= 2 * characters or self.places is None:
-            return text
-        for found in self.places.finditer(text, characters):
-            place = found.end()
-            if text[place - 1 : place + 1].lower() not in self.joined:
-                return text[:place]
-        return text
+        return text if len(text) <= 2 * characters else text[: self._behind(text, characters)]
+
+    def divided(self, text: str) -> Iterator[tuple[int, str]]:
+        """Parts of a text with the tokens of the whole one, and where each begins; or all of it."""
+        start = 0
+        while self.parts and len(text) - start > 2 * _PART:
+            stop = self._behind(text, start + _PART)
+            yield start, text[start:stop]
+            start = stop
+        if start < len(text) or not start:
+            yield start, text[start:]
+
+    def _behind(self, text: str, place: int) -> int:
+        """The first seam that has so many characters before it, or the end."""
+        for found in self.places.finditer(text, place) if self.places else ():
+            seam = found.end()
+            if text[seam - 1 : seam + 1].lower() not in self.joined:
+                return seam
+        return len(text)
 
 
 def read(
@@ -137,7 +171,7 @@ def read(
     characters = _EACH * most
     while waiting:
         parts = [seams.beginning(texts[number], characters) for number in waiting]
-        tokens = (tokens for some in bounded(parts) for tokens in encode(some))
+        tokens = (tokens for some in bounded(parts, _CHARACTERS) for tokens in encode(some))
         found.update(zip(waiting, tokens, strict=True))
         waiting = [
             number
@@ -148,12 +182,12 @@ def read(
     return [found[number] for number in range(len(texts))]
 
 
-def bounded(texts: Sequence[str]) -> Iterator[list[str]]:
+def bounded(texts: Sequence[str], characters: int) -> Iterator[list[str]]:
     """Texts in order, in parts of so many characters, or of one text that has more."""
     part: list[str] = []
     size = 0
     for text in texts:
-        if part and size + len(text) > _CHARACTERS:
+        if part and size + len(text) > characters:
             yield part
             part, size = [], 0
         part.append(text)
@@ -162,37 +196,37 @@ def bounded(texts: Sequence[str]) -> Iterator[list[str]]:
         yield part
 
 
-def _state(step: Normalizer | PreTokenizer | PostProcessor | None) -> Mapping[str, Any]:
-    """A step of a tokenizer as it stands in `tokenizer.json`, which as a whole takes seconds."""
-    return {} if step is None else json.loads(step.__getstate__())
+def _steps(step: Normalizer | PreTokenizer | PostProcessor | None) -> list[dict[str, Any]]:
+    """A step of a tokenizer, or those it is a sequence of, as they stand in `tokenizer.json`."""
+    # Not `Tokenizer.to_str`, which writes the vocabulary, too, and takes seconds.
+    return [] if step is None else _flat(json.loads(step.__getstate__()))
 
 
-def _is_local(normalizer: Mapping[str, Any]) -> bool:
-    match normalizer:
-        case {"type": "Sequence", "normalizers": steps}:
-            return all(map(_is_local, steps))
-        case {"type": "Replace", "pattern": {"Regex": " {2,}"}}:
-            return True
-    return not normalizer or normalizer["type"] in _LOCAL
+def _flat(step: dict[str, Any]) -> list[dict[str, Any]]:
+    if step["type"] != "Sequence":
+        return [step]
+    (steps,) = (value for value in step.values() if isinstance(value, list))
+    return [inner for one in steps for inner in _flat(one)]
 
 
-def _split(pre_tokenizer: Mapping[str, Any]) -> str | None:
+def _is_local(normalizer: dict[str, Any]) -> bool:
+    if normalizer["type"] == "Replace":
+        return bool(normalizer["pattern"] == {"Regex": " {2,}"})
+    return normalizer["type"] in _LOCAL
+
+
+def _split(pre_tokenizer: dict[str, Any]) -> str | None:
     match pre_tokenizer:
-        case {"type": "Sequence", "pretokenizers": [first, *_]}:
-            return _split(first)  # the others get its pieces one by one
         case {"type": "ByteLevel", "use_regex": False} | {"type": "Metaspace", "split": False}:
             return None
         case {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}:
             pieces = (behavior, invert) in {("Isolated", False), ("Removed", True)}
             if not pieces or pattern.get("Regex") not in _EXPRESSIONS:
                 return None
-    return _SPLITS.get(pre_tokenizer.get("type", ""))
+    return _SPLITS.get(pre_tokenizer["type"])
 
 
-def _is_around(post_processor: Mapping[str, Any]) -> bool:
-    match post_processor:
-        case {"type": "Sequence", "processors": steps}:
-            return all(map(_is_around, steps))
-        case {"type": "TemplateProcessing", "single": parts}:
-            return sum("Sequence" in part for part in parts) == 1
-    return not post_processor or post_processor["type"] in _AROUND
+def _is_around(post_processor: dict[str, Any]) -> bool:
+    if post_processor["type"] == "TemplateProcessing":
+        return sum("Sequence" in part for part in post_processor["single"]) == 1
+    return post_processor["type"] in _AROUND

@@ -28,6 +28,9 @@ KINDS: tuple[Kind, ...] = ("query", "document")
 Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
 
+_WITH_PLACES = 2**16
+"""Characters whose tokens are read together with their places, which are objects of Python."""
+
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class TokenBatch:
@@ -178,18 +181,23 @@ class TextTokenizer:
 
     def starts(self, texts: Sequence[str]) -> list[list[int]]:
         """Characters at which the tokens of each text begin; nothing is cut or added."""
-        return [found for part in bounded(texts) for found in self._starts(part)]
-
-    def _starts(self, texts: list[str]) -> list[list[int]]:
-        encodings = self.tokenizer.encode_batch([self._clean(text) for text in texts])
-        found = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            origin = _origin(text, self.recipe, len(text))
+        parts = [
+            (number, start, part)
+            for number, text in enumerate(texts)
+            for start, part in self._seams.divided(self._clean(text))
+        ]
+        some = bounded([part for *_, part in parts], _WITH_PLACES)
+        encodings = (one for part in some for one in self.tokenizer.encode_batch(part))
+        found: list[list[int]] = [[] for _ in texts]
+        for (number, start, _), encoding in zip(parts, encodings, strict=True):
             tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-            found.append(
-                [origin[at] for (at, stop), special in tokens if at < stop and not special]
-            )
-        return found
+            found[number] += [
+                start + at for (at, stop), special in tokens if at < stop and not special
+            ]
+        origins = (_origin(text, self.recipe, len(text)) for text in texts)
+        return [
+            [origin[at] for at in places] for origin, places in zip(origins, found, strict=True)
+        ]
 
     def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
         prepared = [self._prepare(text, kind) for text in texts]

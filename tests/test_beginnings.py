@@ -103,15 +103,20 @@ STEPS: dict[str, tuple[str, object, object]] = {
 """A vocabulary with other steps before it, as published tokenizers have them."""
 
 
+def unchanged(name: str) -> Tokenizer:
+    """One of every kind."""
+    if name in TOKENIZERS:
+        return TOKENIZERS[name]().rules
+    model, *steps = STEPS[name]
+    made = TOKENIZERS[model]().rules
+    made.normalizer, made.pre_tokenizer = steps
+    return made
+
+
 @functools.cache
 def tokenizer(name: str, *, added: bool) -> Tokenizer:
-    """One of every kind, with added tokens that set traps or without."""
-    if name in TOKENIZERS:
-        made = TOKENIZERS[name]().rules
-    else:
-        model, *steps = STEPS[name]
-        made = TOKENIZERS[model]().rules
-        made.normalizer, made.pre_tokenizer = steps
+    """The same, with added tokens that set traps or without."""
+    made = unchanged(name)
     if added:
         # tokenizers panics where nothing is left of one, as `Strip` leaves nothing of spaces.
         tokens = [token for token in ADDED if name != "first word" or token.content.strip()]
@@ -120,6 +125,7 @@ def tokenizer(name: str, *, added: bool) -> Tokenizer:
 
 
 KNOWN = [*TOKENIZERS, *STEPS]
+DIVIDED = [name for name in KNOWN if name != "first word"]
 
 parts = st.sampled_from(
     [
@@ -262,13 +268,11 @@ def test_a_normaliser_with_a_table_of_its_own_for_letters_reads_all_texts_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Stands for `Precompiled`, whose table is the checkpoint's, and no library here writes one.
-    monkeypatch.setattr(beginnings, "_LOCAL", {"Replace"})
+    monkeypatch.setattr(beginnings, "_LOCAL", {"ByteLevel"})
     made = TOKENIZERS["modernbert"]().rules
+    made.normalizer = normalizers.ByteLevel()
     text = "a b " * 500
 
-    made.normalizer = normalizers.Replace("é", "e")
-    assert Seams.of(made).beginning(text, 1) == "a b"
-    made.normalizer = normalizers.Replace("b", "")
     assert Seams.of(made).beginning(text, 1) == text
 
 
@@ -308,6 +312,79 @@ def test_what_follows_an_added_mark_decides_whether_it_is_a_word(name: str) -> N
     for place in found:
         before = plain(made, text[:place])
         assert before == whole[: len(before)]
+
+
+# Parts of whole texts
+
+BACK = ("<right>", "w", "~")
+"""Added tokens that look at what is before a part."""
+
+
+@functools.cache
+def without_a_look_back(name: str) -> Tokenizer:
+    made = unchanged(name)
+    made.add_tokens([token for token in ADDED if token.content not in BACK])
+    return made
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+@settings(max_examples=200, deadline=None)
+@given(text=texts, size=st.integers(1, 30))
+def test_parts_have_the_tokens_of_the_whole_text_where_it_has_them(
+    name: str, text: str, size: int
+) -> None:
+    made = without_a_look_back(name)
+    text = well_formed(text)
+    whole = made.encode(text, add_special_tokens=False)
+
+    with mock.patch.object(beginnings, "_PART", size):
+        parts = list(Seams.of(made).divided(text))
+
+    ids: list[int] = []
+    places: list[tuple[int, int]] = []
+    for start, part in parts:
+        encoding = made.encode(part, add_special_tokens=False)
+        ids += encoding.ids
+        places += [(start + at, start + stop) for at, stop in encoding.offsets]
+    assert "".join(part for _, part in parts) == text
+    assert ids == whole.ids
+    assert places == whole.offsets
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_a_long_text_is_read_in_short_parts(name: str) -> None:
+    text = "mars is red " * 20_000
+
+    lengths = [len(part) for _, part in Seams.of(without_a_look_back(name)).divided(text)]
+
+    assert sum(lengths) == len(text)
+    assert max(lengths) < 2**15 + 32
+
+
+LOOKING_BACK: dict[str, Callable[[Tokenizer], object]] = {
+    **{
+        token.content: lambda made, token=token: made.add_tokens([token])
+        for token in ADDED
+        if token.content in BACK
+    },
+    "a space that is stripped": lambda made: setattr(made, "normalizer", normalizers.Strip()),
+    "the first word": lambda made: setattr(
+        made, "pre_tokenizer", METASPACE(prepend_scheme="first")
+    ),
+    "the first place": lambda made: setattr(made, "post_processor", processors.ByteLevel()),
+}
+
+
+@pytest.mark.parametrize("change", LOOKING_BACK.values(), ids=LOOKING_BACK)
+def test_a_tokenizer_that_looks_back_reads_all_of_a_text_at_once(
+    change: Callable[[Tokenizer], object],
+) -> None:
+    made = TOKENIZERS["modernbert"]().rules
+    change(made)
+    text = "a b " * 20_000
+
+    assert list(Seams.of(made).divided(text)) == [(0, text)]
+    assert Seams.of(made).beginning(text, 1) == "a b"
 
 
 # What is read of texts
@@ -374,7 +451,7 @@ def test_a_text_with_few_tokens_is_read_again_until_there_are_enough() -> None:
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @settings(max_examples=60, deadline=None)
 @given(given=st.lists(texts | st.sampled_from(TRAPS), max_size=4), each=st.sampled_from([1, 2]))
-def test_batches_and_spans_are_those_of_the_whole_texts(
+def test_batches_spans_and_starts_are_those_of_the_whole_texts(
     name: str,
     given: list[str],
     each: int,
@@ -382,9 +459,10 @@ def test_batches_and_spans_are_those_of_the_whole_texts(
 ) -> None:
     tokenizer = colbert(name, query_length=8, document_length=11).tokenizer
     whole = copy(tokenizer)
-    whole._seams = Seams(None, frozenset())
+    whole._seams = Seams(None)
 
-    with mock.patch.object(beginnings, "_EACH", each):
+    with mock.patch.multiple(beginnings, _EACH=each, _PART=8 * each):
+        assert tokenizer.starts(given) == whole.starts(given)
         for kind in KINDS:
             found, expected = tokenizer._batch(given, kind), whole._batch(given, kind)
             for field in ("ids", "offsets", "attention", "scoring"):
