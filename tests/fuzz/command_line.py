@@ -598,4 +598,5 @@ CORPUS = (
         ("explain", "mars", "a.txt", *FOUND[3:]),
         (("a.txt", "repeated", ('{"a":', 300_000)),),
     ),
+    Case(("inspect", "nowhere", "--cache-folder", "\ud800")),
 )
