@@ -7,14 +7,17 @@ are in the whole text. A beginning that gives too few tokens is read again, and 
 
 What makes a seam, with the two characters around it and one more all in ASCII:
 
-* No step of Unicode reaches across: ASCII begins no combining sequence and, but for a line feed,
-  continues no grapheme, which is as far as `Precompiled` looks. One space is no run of spaces.
+* No step of Unicode reaches across: no ASCII character combines with what is before it, and none
+  but a line feed continues a grapheme, which is as far as `Precompiled` looks. One space is no run.
 * A space between letters or digits begins a new word for each of `_SPLITS`. The regular
   expressions have no branch that goes on from a letter or a digit to a space, and look ahead only
   from white space.
 * Of two punctuation marks BERT makes a token each. Not `_`, which is a letter for added tokens
   that match whole words only.
 * An added token lies across a seam only if it holds the very pair of characters around it.
+
+What is behind a seam, read alone, has the tokens of the whole text too, unless a step looks back:
+`Seams.parts`. Then a text of which all tokens are needed is read in short parts.
 
 Tempting, and wrong: any white space (a line feed is joined to the mark before it, and a run of
 spaces is split before its last), and tokenizers without a pre-tokeniser, whose words have spaces.
@@ -46,7 +49,7 @@ _PART = 2**14
 """Characters of each part of a text that is read in parts: enough to be as fast as longer ones."""
 
 _LONGER = 4
-"""What is read again is so many times as long, so that all tries cost a third of the last."""
+"""What is read again is so many times as long: all tries before the last cost a third of it."""
 
 _WORD = "[0-9A-Za-z]"
 _MARK = r"[!-/:-@\[-^`{-~]"
