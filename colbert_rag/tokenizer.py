@@ -10,7 +10,7 @@ marker by id at position 1, expand.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from colbert_rag.beginnings import Seams, bounded, read
 from colbert_rag.checkpoint import Expansion, Recipe, TextRules, Vocabulary
 from colbert_rag.checkpoint.markers import find_marker
 from colbert_rag.errors import MetadataError, TokenizerError
@@ -27,9 +28,8 @@ KINDS: tuple[Kind, ...] = ("query", "document")
 Role = Literal["text", "prompt", "marker", "special", "expansion"]
 Span = tuple[int, int]
 
-
-# Tokenised at once: of a text that is not cut yet, the library holds up to 500 bytes a character.
-_CHARACTERS = 2**19
+_WITH_PLACES = 2**16
+"""Characters whose tokens are read together with their places, which are objects of Python."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -106,6 +106,7 @@ class TextTokenizer:
             )
         self._trailing = int(tokenizer.encode("a").special_tokens_mask[-1])
         self._specials = len(tokenizer.encode("").ids)
+        self._seams = Seams.of(tokenizer)
         if recipe.skips_first and self._specials < 2:
             raise TokenizerError(
                 "the first token of a text does not count for this checkpoint, and its tokenizer "
@@ -142,12 +143,14 @@ class TextTokenizer:
 
     def spans(self, text: str, kind: Kind) -> TokenSpans:
         """One text's tokens, with the characters of the text that each stands for."""
-        encoding = self.tokenizer.encode(self._prepare(text, kind))
+        prepared = [self._prepare(text, kind)]
+        (encoding,) = read(prepared, self.tokenizer.encode_batch, self._seams, self._most(kind))
         # Read once: each of these attributes builds a new list of the whole text on every access.
         offsets, special = encoding.offsets, encoding.special_tokens_mask
         batch = self._finish([encoding.ids], kind)
         prompt = self.rules(kind).prompt
-        origin = _origin(prompt + text, self.recipe)
+        read_until = max((stop for _, stop in offsets), default=0)
+        origin = _origin(prompt + text, self.recipe, read_until)
         places: list[Span | None] = []
         roles: list[Role] = []
         # Arranges positions instead of ids, so that each token leads back to the text.
@@ -178,26 +181,35 @@ class TextTokenizer:
 
     def starts(self, texts: Sequence[str]) -> list[list[int]]:
         """Characters at which the tokens of each text begin; nothing is cut or added."""
-        return [found for part in _bounded(texts) for found in self._starts(part)]
-
-    def _starts(self, texts: list[str]) -> list[list[int]]:
-        encodings = self.tokenizer.encode_batch([self._clean(text) for text in texts])
-        found = []
-        for text, encoding in zip(texts, encodings, strict=True):
-            origin = _origin(text, self.recipe)
+        parts = [
+            (number, start, part)
+            for number, text in enumerate(texts)
+            for start, part in self._seams.divided(self._clean(text))
+        ]
+        some = bounded([part for *_, part in parts], _WITH_PLACES)
+        encodings = (one for part in some for one in self.tokenizer.encode_batch(part))
+        found: list[list[int]] = [[] for _ in texts]
+        for (number, start, _), encoding in zip(parts, encodings, strict=True):
             tokens = zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
-            found.append(
-                [origin[at] for (at, stop), special in tokens if at < stop and not special]
-            )
-        return found
+            found[number] += [
+                start + at for (at, stop), special in tokens if at < stop and not special
+            ]
+        origins = (_origin(text, self.recipe, len(text)) for text in texts)
+        return [
+            [origin[at] for at in places] for origin, places in zip(origins, found, strict=True)
+        ]
 
     def _batch(self, texts: Sequence[str], kind: Kind) -> TokenBatch:
         prepared = [self._prepare(text, kind) for text in texts]
-        return self._finish([ids for part in _bounded(prepared) for ids in self._ids(part)], kind)
+        return self._finish(read(prepared, self._ids, self._seams, self._most(kind)), kind)
 
     def _ids(self, texts: list[str]) -> list[list[int]]:
         # The fast variant skips character offsets, which only `spans` needs.
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(texts)]
+
+    def _most(self, kind: Kind) -> int:
+        """Tokens beyond which a text is cut, however many of them are put around it."""
+        return self.rules(kind).length + self._specials
 
     def rules(self, kind: Kind) -> TextRules:
         """Marker, prompt and length of one kind of text."""
@@ -287,31 +299,18 @@ class TextTokenizer:
         return [number for number in numbers if number is not None]
 
 
-def _bounded(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Texts in order, in parts of so many characters, or of one text that has more."""
-    part: list[str] = []
-    size = 0
-    for text in texts:
-        if part and size + len(text) > _CHARACTERS:
-            yield part
-            part, size = [], 0
-        part.append(text)
-        size += len(text)
-    if part:
-        yield part
-
-
-def _origin(text: str, recipe: Recipe) -> list[int]:
-    """For each character the tokenizer sees, its position in the text before preparation."""
+def _origin(text: str, recipe: Recipe, characters: int) -> Sequence[int]:
+    """For each of the first characters the tokenizer sees, its position before preparation."""
     start = len(text) - len(text.lstrip()) if recipe.strips else 0
-    stop = len(text.rstrip()) if recipe.strips else len(text)
+    # Preparation makes no text shorter but at its ends.
+    stop = min(len(text.rstrip()) if recipe.strips else len(text), start + characters)
     if not recipe.lowercases:
-        return list(range(start, stop))
+        return range(start, stop)
     # One capital may become two characters, such as the dotted capital I.
     return [place for place in range(start, stop) for _ in text[place].lower()]
 
 
-def _place(origin: list[int], text: str, shift: int) -> Span | None:
+def _place(origin: Sequence[int], text: str, shift: int) -> Span | None:
     """Where characters of prompt and text lie in the text, or None if in the prompt alone."""
     if not origin or origin[-1] < shift:
         return None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from colbert_rag import ColBERT, tokenizer
+from colbert_rag import ColBERT, beginnings, tokenizer
 from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.encoder import Encoder
 from colbert_rag.errors import DeviceMemoryError
@@ -67,7 +67,8 @@ def test_texts_are_tokenised_in_parts_as_they_are_at_once(
         at_once.append(part)
         return tokenize(self, part)
 
-    monkeypatch.setattr(tokenizer, "_CHARACTERS", most)
+    monkeypatch.setattr(beginnings, "_CHARACTERS", most)
+    monkeypatch.setattr(tokenizer, "_WITH_PLACES", most)
     monkeypatch.setattr(TextTokenizer, "_ids", noted)
 
     batch = tiny_colbert.tokenizer.documents(texts)

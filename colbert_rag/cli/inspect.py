@@ -92,7 +92,8 @@ def _look(settings: Settings) -> _Findings:
     try:
         description = describe(settings)
     except CheckpointError as error:
-        return _Findings(locate(settings), (error,))
+        with border(settings.checkpoint):  # what kept it from being described is met again
+            return _Findings(locate(settings), (error,))
     refused: list[CheckpointError] = []
     row = description.backbone
     if row.refused:

@@ -474,6 +474,7 @@ def _index(path: Path, flips: tuple[tuple[float, int], ...]) -> None:
 
 KINDS: dict[str, Callable[[Path, object], object]] = {
     "text": lambda path, text: path.write_bytes(str(text).encode("utf-8", "surrogatepass")),
+    "repeated": lambda path, what: path.write_text(what[0] * what[1]),  # type: ignore[index]
     "bytes": lambda path, content: path.write_bytes(content),  # type: ignore[arg-type]
     "link": lambda path, to: path.symlink_to(str(to)),
     "pipe": lambda path, _: os.mkfifo(path),
@@ -593,4 +594,9 @@ CORPUS = (
     Case(
         (*FOUND, "--json"), (("a.jsonl", "text", '{"text": "mars", "n": 1e400, "s": "\\ud800"}'),)
     ),
+    Case(
+        ("explain", "mars", "a.txt", *FOUND[3:]),
+        (("a.txt", "repeated", ('{"a":', 300_000)),),
+    ),
+    Case(("inspect", "nowhere", "--cache-folder", "\ud800")),
 )
