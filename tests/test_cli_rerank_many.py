@@ -590,6 +590,11 @@ def test_a_line_of_something_else_is_not_taken_for_one_that_was_cut_off(
             ["--queries", "q.tsv", "corpus.jsonl"],
             "the id 'a b' holds a space or nothing",
         ),
+        (
+            {"q.tsv": "1\tred planet\n", "mars\udcff.txt": "mars is red"},  # not named in UTF-8
+            ["--queries", "q.tsv", "mars\udcff.txt"],
+            "is no Unicode text, and a TREC run is. Write JSON Lines instead",
+        ),
     ],
 )
 def test_wrong_files_get_clear_words(

@@ -119,6 +119,37 @@ def test_a_flipped_bit_anywhere_gives_the_right_answer_or_is_named(
     assert told >= 3
 
 
+WRITE_VERSION = 18
+"""Byte of the header of SQLite's files: above 2, nobody may write (sqlite.org/fileformat2)."""
+
+
+def test_a_header_that_forbids_to_write_is_damage(intact: Path, tmp_path: Path) -> None:
+    content = bytearray(intact.read_bytes())
+    assert content[WRITE_VERSION] == 2
+    content[WRITE_VERSION] ^= 4
+    path = tmp_path / "damaged.sqlite"
+    path.write_bytes(content)
+
+    with LocalIndex(path, WordEncoder()) as index:
+        assert index.count() == len(DOCUMENTS)
+        with pytest.raises(IndexCorruptError, match="its header forbids to write it"):
+            index.verify()
+
+
+def test_an_index_is_verified_while_somebody_writes(intact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    shutil.copy(intact, path)
+    with LocalIndex(path, WordEncoder(), busy_timeout=0.1) as index:
+        writer = sqlite3.connect(path, isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+
+        index.verify()
+
+        writer.execute("ROLLBACK")
+        writer.close()
+        index.add([Document("new", "a new text")])
+
+
 ALTERATIONS = [
     *(
         f"UPDATE documents SET {column} = {value} WHERE position = 3"

@@ -144,16 +144,21 @@ class RunFile:
         """Refuse ids that the file cannot hold.
 
         Raises:
-            ReadingError: one has a space, and this is a TREC run.
+            ReadingError: one has a space, or is no Unicode text, and this is a TREC run.
         """
         if isinstance(self.form, JsonLines):
             return
         for name in ids:
             if not name or any(mark in name for mark in RESERVED):
-                raise ReadingError(
-                    f"the id {name!r} holds a space or nothing, and a TREC run has spaces between "
-                    f"its columns. Write JSON Lines instead, as with --to {self.path}.jsonl"
-                )
+                reason = "holds a space or nothing, and a TREC run has spaces between its columns"
+            elif name.encode("utf-8", "replace").decode() != name:  # such as a file's name
+                reason = "is no Unicode text, and a TREC run is"
+            else:
+                continue
+            raise ReadingError(
+                f"the id {name!r} {reason}. Write JSON Lines instead, as with --to "
+                f"{self.path}.jsonl"
+            )
 
     @contextmanager
     def resumed(self, expected: Mapping[str, int]) -> Iterator[tuple[set[str], Write]]:

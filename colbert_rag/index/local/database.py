@@ -34,7 +34,7 @@ from colbert_rag.index.local.schema import (
     lay_out,
     read_mark,
 )
-from colbert_rag.index.local.translation import Action, busy, corrupt, translated
+from colbert_rag.index.local.translation import Action, busy, check_header, corrupt, translated
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -316,6 +316,9 @@ class Database:
         found = self.read(lambda: [row[0] for row in self.connection.execute(query)])
         if found != ["ok"]:
             raise corrupt(self.path, "; ".join(map(str, found)))
+        with no_fork(), self._lock:
+            if not (self.read_only or self.connection.in_transaction):
+                check_header(self.connection, self.path)
 
     def close(self) -> None:
         """Close the connection; the last one out folds the log into the file."""

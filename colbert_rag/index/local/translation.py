@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
@@ -107,6 +108,23 @@ def tells_damage(error: sqlite3.Error) -> bool:
     missing = str(error).startswith(("no such table", "no such column", "no such index"))
     undecodable = str(error).startswith("Could not decode to UTF-8")
     return missing or undecodable or _kind(error) in _DAMAGE
+
+
+def check_header(connection: sqlite3.Connection, path: str) -> None:
+    """Refuse a file whose header says that nobody may write it, as a flipped bit does.
+
+    Asked by a write that changes nothing, since such a file lets one begin a transaction. Its
+    header is not to be read: closing a file lets go of all locks of this process on it.
+
+    Raises:
+        IndexCorruptError: it says so.
+    """
+    try:
+        connection.execute("UPDATE settings SET value = value WHERE 0")
+    except sqlite3.OperationalError as error:  # such as that somebody is writing
+        # Not its kind: a file that was moved has a code of that kind, too.
+        if _code(error) == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK):
+            raise corrupt(path, "its header forbids to write it") from error
 
 
 def busy(path: str, timeout: float) -> IndexBusyError:
