@@ -104,7 +104,7 @@ class Batcher:
 
     def renew(self) -> None:
         """Forget the thread and its calls: neither is there after a fork."""
-        self._forked = self._thread is not None
+        self._forked = True
         self._start()
 
     def _start(self) -> None:
@@ -134,11 +134,12 @@ class Batcher:
         if not remaining:
             return
         if self._forked:
-            # OpenMP keeps its threads in a pool, which a fork copies without the threads.
+            # OpenMP keeps its threads in a pool, which a fork copies without the threads. Whoever
+            # loaded the weights may have one, also where nothing was encoded.
             torch.set_num_threads(1)
             self._forked = False
             logger.warning(
-                "this process was forked after its parent had used the model, so it computes on "
+                "this process was forked after its parent had loaded the model, so it computes on "
                 "one thread: more would wait for ever. Load the model after the fork to use all"
             )
         call.threads = torch.get_num_threads()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
 from colbert_rag.forks import renewed_after_fork
-
-_SECONDS = 10
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,32 +35,56 @@ class Workers:
         self._pool, self._count = None, 0
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of every item, each in a thread of its own.
+        """`function` of every item, each in a thread of its own; or here, where none can be had.
 
         Raises:
             Exception: the first of those that `function` raised, after all have ended: what they
                 hold is free then, so that the caller can try again with less.
         """
-        if self._pool is None or self._count < len(items):
-            self._pool, self._count = _started(len(items)), len(items)
-        futures = [self._pool.submit(function, item) for item in items]
+        futures = self._begun(function, items)
+        if futures is None:
+            return [function(item) for item in items]
         wait(futures)
         return [future.result() for future in futures]
 
+    def _begun(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> list[Future[Result]] | None:
+        """The work of every item, begun; None where the system or Python has no threads for it.
+
+        Python closes pools when its main thread ends, and then waits for the threads of its user:
+        those may have a corpus to encode still.
+        """
+        try:
+            if self._pool is None or self._count < len(items):
+                self._pool, self._count = _started(len(items)), len(items)
+            return [self._pool.submit(function, item) for item in items]
+        except RuntimeError:
+            return None
+
 
 def _started(count: int) -> ThreadPoolExecutor:
-    """So many threads, in which an operation of torch uses one core."""
+    """So many threads, in which an operation of torch uses one core.
+
+    Raises:
+        RuntimeError: not all of them can be started; none is left then.
+    """
     threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(count, thread_name_prefix="encode", initializer=_use_one_core)
-    # With a limit: were Python ending, only some of them might be begun, and it waits for all.
-    together = threading.Barrier(count, timeout=_SECONDS)
-    wait([pool.submit(together.wait) for _ in range(count)])
+    pool = ThreadPoolExecutor(count, thread_name_prefix="encode")
+    together = threading.Barrier(count)
+    try:
+        wait([pool.submit(_use_one_core, together) for _ in range(count)])
+    except RuntimeError:
+        together.abort()
+        raise
     # torch keeps the number for each thread, but begins with the last that any of them has set.
     torch.set_num_threads(threads)
     return pool
 
 
-def _use_one_core() -> None:
+def _use_one_core(together: threading.Barrier) -> None:
     # Asked first, because a thread that has not computed yet would forget what is set.
     torch.get_num_threads()
+    # All at once, since a thread of the user that begins to compute meanwhile would have one core.
+    together.wait()
     torch.set_num_threads(1)

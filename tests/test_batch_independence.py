@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -118,20 +117,28 @@ def test_a_score_does_not_depend_on_the_other_documents_or_the_cache(
     assert again == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("side", ["query", "document"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_number_of_threads_changes_nothing(
-    threads: int, checkpoint: Callable[[str], Path], colbert: Callable[..., ColBERT]
+    name: str, side: str, colbert: Callable[..., ColBERT]
 ) -> None:
-    expected = alone(colbert("pylate-modernbert"), "document")
+    model = colbert(name, batch_tokens=10**6)
+    expected = alone(model, side)
+    names = [*expected] * 9
+    encode = model.encode_queries if side == "query" else model.encode_documents
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(3)
 
     try:
-        found = together(colbert("pylate-modernbert"), "document", list(TEXTS))
+        uneven = together(model, side, ["another planet", "long"])  # each operation on all cores
+        parts = list(encode([TEXTS[name] for name in names]))  # each core its own texts
     finally:
         torch.set_num_threads(before)
 
-    assert unlike(found, expected) == {}
+    assert model._loaded().text_encoder.encoder._workers._count == 3
+    assert unlike(uneven, expected) == {}
+    for start in range(0, len(names), len(expected)):
+        assert unlike(dict(zip(expected, parts[start:], strict=False)), expected) == {}
 
 
 @pytest.mark.parametrize("name", NAMES)

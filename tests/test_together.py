@@ -429,6 +429,23 @@ def test_a_forked_child_computes_on_one_thread_and_does_not_hang(minilm: ColBERT
 
 @needs_fork
 @beside_threads
+def test_a_child_of_a_parent_that_only_loaded_does_not_hang(minilm: ColBERT) -> None:
+    texts = [f"{'saturn has rings of ice ' * 30}{number}" for number in range(20)]
+    expected = minilm.score("rings", texts)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        loaded = ColBERT.from_pretrained("offline-minilm", device="cpu", dtype="float32")
+        again = pytest.approx(expected, abs=1e-4)
+        code = in_child(lambda: loaded.score("rings", texts) == again, limit=20)
+    finally:
+        torch.set_num_threads(before)
+
+    assert code == 0
+
+
+@needs_fork
+@beside_threads
 def test_a_forked_child_waits_for_no_bar_that_nobody_sees(tiny_colbert: ColBERT) -> None:
     expected = tiny_colbert.score("rings", TEXTS)
     held, over = threading.Event(), threading.Event()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +108,65 @@ def test_other_threads_keep_their_number_of_cores(tiny_colbert: ColBERT, cores: 
     thread.join()
 
     assert seen == [cores] == [torch.get_num_threads()]
+
+
+@pytest.mark.parametrize("startable", [0, 2])
+def test_parts_are_computed_in_turn_where_threads_cannot_be_started(
+    startable: int, tiny_colbert: ColBERT, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = tiny_colbert.tokenizer.documents(EVEN)
+    watch, encoder = watched(tiny_colbert)
+    encoder.encode(tiny_colbert.tokenizer.documents(["ice"]))  # type: ignore[attr-defined]
+    start, before, begun = threading.Thread.start, threading.active_count(), []
+
+    def limited(thread: threading.Thread) -> None:
+        if len(begun) == startable:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    found = encoder.encode(batch)  # type: ignore[attr-defined]
+    monkeypatch.undo()
+
+    assert watch.intra == [cores] * (1 + cores)
+    for thread in begun:
+        thread.join(5)
+    assert len(begun) == startable
+    assert threading.active_count() == before
+    expected = encoder.encode(batch)  # type: ignore[attr-defined]
+    assert watch.intra[1 + cores :] == [1] * cores  # tried again
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
+
+
+def test_a_thread_of_the_user_encodes_on_when_the_main_thread_has_ended(
+    tiny_checkpoint: Path,
+) -> None:
+    code = f"""
+import threading, torch
+from colbert_rag import ColBERT
+
+torch.set_num_threads(2)
+model = ColBERT.from_pretrained({str(tiny_checkpoint)!r}, device="cpu", dtype="float32")
+texts = [f"{{'saturn has rings ' * 4}}{{number}}" for number in range(20)]
+model.encode_documents(texts)
+workers = [thread for thread in threading.enumerate() if thread.name.startswith("encode_")]
+assert len(workers) == 2
+
+def work():
+    for worker in workers:
+        worker.join()  # Python has closed their pool
+    print(len(model.encode_documents(texts)))
+
+threading.Thread(target=work).start()
+"""
+    root = Path(__file__).parents[1]
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=60
+    )
+
+    assert (done.stdout, done.stderr, done.returncode) == ("20\n", "", 0)
 
 
 def test_workers_end_with_their_encoder(tiny_colbert: ColBERT, cores: int) -> None:

@@ -15,7 +15,8 @@ TOGETHER = 2**18
 """Similarities at a time, all of several heads: 1 MiB, which the second-level cache holds."""
 
 LEAST, MOST = 1e-25, 1e25
-"""Sums of powers between which nothing overflowed, and what became 0 would not show in a result."""
+"""Sums of powers between which nothing overflowed, with values below 1e13, and what became 0 would
+not show in a result."""
 
 
 def is_faster(query: Tensor, key: Tensor) -> bool:
