@@ -666,6 +666,17 @@ def test_a_description_of_another_kind_is_refused(members: dict, ask: str) -> No
         getattr(model, ask)
 
 
+def test_a_description_is_not_quoted_without_end() -> None:
+    said = {"checkpoint": "c", "query_length": [0] * 5_000}
+    with (
+        serving(described(settings=said)) as (model, _),
+        pytest.raises(ServerAnswerError, match="query_length is") as refusal,
+    ):
+        _ = model.settings
+
+    assert len(str(refusal.value)) < 1_000
+
+
 def test_a_fingerprint_is_asked_for_each_time() -> None:
     with serving(in_turn(described(), described(fingerprint="g"))) as (model, server):
         assert (model.fingerprint, model.dim) == ("f", 2)

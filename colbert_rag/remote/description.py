@@ -13,6 +13,8 @@ from colbert_rag.remote.replies import Request
 from colbert_rag.remote.wire import MODELS
 from colbert_rag.settings import Settings
 
+_LONGEST_REASON = 300
+
 
 def describe(where: str) -> Plan[Mapping[str, Any]]:
     """The description of the model at `where`.
@@ -41,6 +43,7 @@ def read_settings(description: Mapping[str, Any], where: str) -> Settings:
     try:
         return Settings(**chosen)
     except (TypeError, ValueError) as error:
+        reason = str(error)[:_LONGEST_REASON]  # it quotes what was sent
         raise ServerAnswerError(
-            f"{where} says how it opened its model, but {error}. {VERSIONS}"
+            f"{where} says how it opened its model, but {reason}. {VERSIONS}"
         ) from error

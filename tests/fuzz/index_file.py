@@ -251,7 +251,10 @@ def _alter(path: Path, table: str, column: str, value: object, row: int) -> None
 def _rewrite_record(path: Path, key: str, value: object) -> None:
     with _sql(path) as connection:
         query = "SELECT value FROM settings WHERE name = 'model'"
-        record = json.loads(connection.execute(query).fetchone()[0])
+        try:
+            record = json.loads(connection.execute(query).fetchone()[0])
+        except RecursionError:  # an earlier step has altered it
+            return
         connection.execute(
             "UPDATE settings SET value = ? WHERE name = 'model'",
             (json.dumps({**record, key: value}),),
