@@ -446,6 +446,16 @@ def test_the_table_names_file_line_id_and_title(made: str, run: Run) -> None:
     assert max(map(len, out.splitlines()[1:])) <= 80
 
 
+def test_of_several_queries_each_has_so_many_documents(
+    made: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"red planet\nrings\nice\n")))
+
+    _, out, _ = run("search", "-", made, "-k", "2")
+
+    assert out.startswith("2 of 5 documents for each of 3 queries by ")  # not 6 of 5
+
+
 def test_a_document_without_an_id_is_named_by_its_place_alone(make: Run, run: Run) -> None:
     Path("x.txt").write_text("Mars is red.", encoding="utf-8")
     make("x.txt", "--to", "x.sqlite")

@@ -103,8 +103,8 @@ def run(arguments: argparse.Namespace) -> int:
         searched = time.perf_counter()
     mean = arguments.score == "mean"
     if not arguments.json:
-        found = len(answers[0]) if len(answers) == 1 else sum(map(len, answers))
-        asked = "" if len(queries) == 1 else f" for {len(queries):,} queries"
+        found = max(map(len, answers))
+        asked = "" if len(queries) == 1 else f" for each of {len(queries):,} queries"
         say(
             f"{found:,} of {held:,} documents{asked} by {model}: "
             f"loaded in {loaded - start:.1f} s, searched in {searched - loaded:.1f} s"
