@@ -83,7 +83,6 @@ _EXPRESSIONS = {
 _AROUND = {"BertProcessing", "ByteLevel", "RobertaProcessing"}
 """Post-processors that put tokens around those of a text, or none."""
 
-
 _TRIMS = {"ByteLevel", "RobertaProcessing"}
 """Post-processors that count a space to the first token of a text, and to no other."""
 

@@ -19,9 +19,9 @@ class Workers:
     """Computes parts of one job at the same time; for one caller at a time.
 
     torch would rather share out the loops of every single operation. Then all cores wait for the
-    slowest of them some hundred times in a forward pass, which costs a tenth of the time of two
-    idle cores and a third where one of them has other work (benchmarks/NOTES.md); and whatever is
-    no loop leaves all but one of them idle.
+    slowest of them some hundred times in a forward pass, which costs up to a tenth of the time of
+    two idle cores and a third where one of them has other work (benchmarks/NOTES.md); and whatever
+    is no loop leaves all but one of them idle.
     """
 
     def __init__(self) -> None:

@@ -50,6 +50,7 @@ def attend_directly(out: Tensor, query: Tensor, key: Tensor, value: Tensor, leng
         Whether it could be done so; else `out` is to be computed in another way.
     """
     heads, width = query.shape[1:]
+    scale = 1 / math.sqrt(width)
     calls = math.ceil(heads * length**2 / TOGETHER)
     step = math.ceil(heads / calls)
     similar = query.new_empty(step, length, length)
@@ -64,7 +65,6 @@ def attend_directly(out: Tensor, query: Tensor, key: Tensor, value: Tensor, leng
             asking = query[rows, some].transpose(0, 1)
             asked = key[rows, some].permute(1, 2, 0)
             # With `beta=0` what `powers` held before counts for nothing, were it NaN.
-            scale = 1 / math.sqrt(width)
             torch.baddbmm(powers, asking, asked, beta=0, alpha=scale, out=powers).exp_()
             torch.sum(powers, -1, keepdim=True, out=total[some])
             torch.bmm(powers, value[rows, some].transpose(0, 1), out=weighted)
