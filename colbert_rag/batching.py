@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -16,9 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from colbert_rag.computing import computing
 from colbert_rag.forks import renewed_after_fork
-
-logger = logging.getLogger(__name__)
 
 Texts: TypeAlias = NDArray[np.int64]
 """Numbers of some texts of one call, `(texts,)`."""
@@ -98,13 +96,11 @@ class Batcher:
             budget: Tokens of a batch.
         """
         self._budget = budget
-        self._forked = False
         self._start()
         renewed_after_fork(self)
 
     def renew(self) -> None:
         """Forget the thread and its calls: neither is there after a fork."""
-        self._forked = True
         self._start()
 
     def _start(self) -> None:
@@ -133,16 +129,8 @@ class Batcher:
         remaining = sum(map(len, call.waiting))
         if not remaining:
             return
-        if self._forked:
-            # OpenMP keeps its threads in a pool, which a fork copies without the threads. Whoever
-            # loaded the weights may have one, also where nothing was encoded.
-            torch.set_num_threads(1)
-            self._forked = False
-            logger.warning(
-                "this process was forked after its parent had loaded the model, so it computes on "
-                "one thread: more would wait for ever. Load the model after the fork to use all"
-            )
-        call.threads = torch.get_num_threads()
+        with computing():  # which may have something to say about their number
+            call.threads = torch.get_num_threads()
         check = _check.get() or (lambda: None)
         check()
         try:
@@ -212,7 +200,8 @@ def _compute(batch: Sequence[tuple[Call[Any], Texts]]) -> None:
     try:
         if torch.get_num_threads() != first.threads:
             torch.set_num_threads(first.threads)  # torch keeps this number for each thread
-        first.run([(call.payload, texts) for call, texts in batch])
+        with computing():
+            first.run([(call.payload, texts) for call, texts in batch])
     except BaseException as error:
         if len(batch) == 1:
             first.steps.put(error)

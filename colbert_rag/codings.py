@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from colbert_rag.computing import computing
 from colbert_rag.embeddings import TokenEmbeddings
 
 VectorCoding: TypeAlias = Literal["float16", "int8", "int4"]
@@ -68,7 +69,8 @@ class Coding:
 
     def encoded(self, embeddings: TokenEmbeddings) -> CodedEmbeddings:
         """The vectors of some texts as they are stored; float16, on the CPU."""
-        rows = self.encode(embeddings.values.contiguous())
+        with computing():
+            rows = self.encode(embeddings.values.contiguous())
         return CodedEmbeddings(self, embeddings.dim, TokenEmbeddings(rows, embeddings.offsets))
 
     def to_disk(self, rows: Tensor) -> bytes:

@@ -9,13 +9,25 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 # A fork never waits for longer: the work that it waits for might wait for the thread that forks.
 _LONGEST = 10.0
 
 # The door is held for so long by a fork alone.
 _SHORT = 0.05
+
+Work = Literal["index", "model"]
+"""What a fork waits for: each has a library whose locks nobody can make anew, see `_REASONS`.
+
+A thread may compute while it is inside an index, and not the other way round: a fork takes the
+locks of each thread in this order, and would wait for one that wants what it has taken already.
+"""
+
+_REASONS: dict[Work, tuple[str, str]] = {
+    "index": ("reading or writing an index", "SQLite"),
+    "model": ("computing with a model", "oneDNN"),
+}
 
 
 class Renewable(Protocol):
@@ -35,33 +47,34 @@ def renewed_after_fork(renewable: Renewable) -> None:
     _RENEWABLES.add(renewable)
 
 
-def no_fork() -> contextlib.AbstractContextManager[object]:
+def no_fork(work: Work = "index") -> contextlib.AbstractContextManager[object]:
     """To enter by `with` around work in a library whose locks nobody can make anew, like SQLite's.
 
     A fork waits until all other threads have left. They do not wait for each other, since each has
-    a lock of its own, and a thread may enter again while it is inside. The lock is C: an interrupt
+    locks of its own, and a thread may enter again while it is inside. The locks are C: an interrupt
     between the lines of one written in Python could leave it held.
 
     Raises:
         RuntimeError: a thread was inside when this process was forked, and is not here to leave.
     """
-    if _torn:
+    if work in _torn:
+        doing, library = _REASONS[work]
         raise RuntimeError(
-            "this process was forked while another thread was reading or writing an index, and "
-            f"still was after {_LONGEST:g} seconds: SQLite would wait for that thread for ever. "
+            f"this process was forked while another thread was {doing}, and still was after "
+            f"{_LONGEST:g} seconds: {library} would wait for that thread for ever. "
             'Start processes by multiprocessing.get_context("spawn"), or fork before such work'
         )
-    lock: Any = getattr(_own, "lock", None)
-    if lock is None:
+    own: dict[Work, Any] | None = getattr(_own, "locks", None)
+    if own is None:
         with _door:
-            lock = threading.RLock()
-            _locks[lock] = threading.current_thread()
-        _own.lock = lock
-    elif _waiting and not lock._is_owned():  # as threading.Condition asks it
+            own = {each: threading.RLock() for each in _REASONS}
+            _locks.update((lock, (each, threading.current_thread())) for each, lock in own.items())
+        _own.locks = own
+    elif _waiting and not any(lock._is_owned() for lock in own.values()):  # as Condition asks it
         # Nobody comes in any more: threads that take turns would be all out only by chance.
         with _door:
             pass
-    inside: contextlib.AbstractContextManager[object] = lock
+    inside: contextlib.AbstractContextManager[object] = own[work]
     return inside
 
 
@@ -72,7 +85,7 @@ def no_fork_unless_waiting() -> Iterator[bool]:
     That fork may wait for the work that waits for this. In threads that no interrupt reaches.
     """
     with contextlib.ExitStack() as inside:
-        free = not _torn and _door.acquire(timeout=_SHORT)
+        free = "index" not in _torn and _door.acquire(timeout=_SHORT)
         if free:
             try:
                 inside.enter_context(no_fork())
@@ -83,8 +96,8 @@ def no_fork_unless_waiting() -> Iterator[bool]:
 
 def _of_others() -> list[Any]:
     """The locks of all other threads."""
-    own = getattr(_own, "lock", None)
-    return [lock for lock in list(_locks) if lock is not own]
+    own = getattr(_own, "locks", {}).values()
+    return [lock for lock in list(_locks) if lock not in own]
 
 
 def _hold_all() -> None:
@@ -96,7 +109,7 @@ def _hold_all() -> None:
     # its lock, which nobody could let go. In the child, no other thread seems alive. And one whose
     # `join` was interrupted does not, though it may run.
     running = sys._current_frames()
-    for lock, thread in list(_locks.items()):
+    for lock, (_, thread) in list(_locks.items()):
         if not thread.is_alive() and thread.ident not in running:
             del _locks[lock]
     for lock in _of_others():
@@ -116,29 +129,30 @@ def _leave_all() -> None:
 
 def _renew_all() -> None:
     """After it, in the child."""
-    global _door, _locks, _torn, _waiting
+    global _door, _locks, _waiting
     # What is free was free, or is held by the thread that forked. Not all forks run `_hold_all`:
     # those of a server in C, like uWSGI, are told afterwards alone.
-    _torn = _torn or not all(lock.acquire(blocking=False) for lock in _of_others())
+    _torn.update(_locks[lock][0] for lock in _of_others() if not lock.acquire(blocking=False))
     _door, _locks, _waiting = threading.RLock(), weakref.WeakKeyDictionary(), False
-    if hasattr(_own, "lock"):
-        _locks[_own.lock] = threading.current_thread()
+    for work, lock in getattr(_own, "locks", {}).items():
+        _locks[lock] = work, threading.current_thread()
     # All of them, whichever fails: what is raised in the end is printed.
     with contextlib.ExitStack() as all_of_them:
         for renewable in list(_RENEWABLES):
             all_of_them.callback(renewable.renew)
 
 
-def is_torn() -> bool:
+def is_torn(work: Work = "index") -> bool:
     """Whether `no_fork` refuses."""
-    return _torn
+    return work in _torn
 
 
 _RENEWABLES: weakref.WeakSet[Renewable] = weakref.WeakSet()
 _own = threading.local()
-_locks: weakref.WeakKeyDictionary[Any, threading.Thread] = weakref.WeakKeyDictionary()
+_locks: weakref.WeakKeyDictionary[Any, tuple[Work, threading.Thread]] = weakref.WeakKeyDictionary()
 _door = threading.RLock()  # in front of `_locks`
-_waiting = _torn = False
+_torn: set[Work] = set()
+_waiting = False
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     # Twice: an interrupt ends such a function wherever it is, and is printed and forgotten. The

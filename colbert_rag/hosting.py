@@ -15,6 +15,7 @@ from colbert_rag.checkpoint import Checkpoint, Projection
 from colbert_rag.checkpoint.border import border
 from colbert_rag.checkpoint.loading import load_weights
 from colbert_rag.checkpoint.source import check_published
+from colbert_rag.computing import computing
 from colbert_rag.errors import (
     CorruptWeightsError,
     ProjectionError,
@@ -102,7 +103,7 @@ def host(checkpoint: Checkpoint, *, device: str, dtype: torch.dtype) -> Hosted:
             for name, ours in names.items()
         }
         language = "" if shape.adapter is None else shape.adapter.language
-        with torch.inference_mode():
+        with torch.inference_mode(), computing():
             model = Transformer(shape, Weights(body, row.names, language))
         fingerprint = checkpoint.fingerprint(digests)
         # Last, so that weights, configuration and tokenizer are those of one moment.

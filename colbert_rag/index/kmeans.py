@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from colbert_rag.computing import computing
 from colbert_rag.maxsim.torch_kernel import ones_at
 
 # Rounds of Lloyd's algorithm: with 16, recall was the same to the third digit.
@@ -70,7 +71,8 @@ class Centroids:
 
         It is looked for in the nearest groups alone.
         """
-        parts = [self._nearest(part) for part in vectors.split(_ROWS)]
+        with computing():
+            parts = [self._nearest(part) for part in vectors.split(_ROWS)]
         codes, similarities = zip(*parts, strict=True) if parts else ([], [])
         none = torch.zeros(0)
         return torch.cat([none.long(), *codes]), torch.cat([none, *similarities])
@@ -144,8 +146,9 @@ def _lloyd(vectors: Tensor, count: int, random: np.random.Generator) -> Tensor:
     """Spherical k-means: each centroid is the direction of the sum of the vectors nearest to it."""
     centroids = normalize(vectors[_chosen(random, len(vectors), count)])
     for _ in range(_ROUNDS):
-        parts = [(part @ centroids.T).argmax(1) for part in vectors.split(_ROWS)]
-        sums, sizes = _summed(vectors, torch.cat(parts), len(centroids))
+        with computing():
+            parts = [(part @ centroids.T).argmax(1) for part in vectors.split(_ROWS)]
+            sums, sizes = _summed(vectors, torch.cat(parts), len(centroids))
         empty = (sizes == 0).nonzero()[:, 0]
         sums[empty] = vectors[_chosen(random, len(vectors), len(empty))]
         centroids = normalize(sums)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from colbert_rag.codings import FLOAT16, CodedEmbeddings
+from colbert_rag.computing import computing
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim import torch_kernel
 
@@ -64,7 +65,7 @@ def maxsim_many(queries: TokenEmbeddings, documents: TokenEmbeddings) -> Tensor:
             raise TypeError(f"the {role} vectors are {vectors.dtype}, expected a float type")
     _check_widths(queries.dim, documents.dim)
     # Inside a caller's autocast, float32 vectors would be multiplied in half precision.
-    with torch.autocast(documents.device.type, enabled=False):
+    with torch.autocast(documents.device.type, enabled=False), computing():
         # The kernel multiplies in one type, and in bfloat16 a float32 query would lose digits.
         keeps_query = documents.dtype in (queries.dtype, torch.float16)
         if keeps_query and _has_fused_kernel(documents.device, documents.dtype):
@@ -79,7 +80,7 @@ def maxsim_stored(queries: TokenEmbeddings, documents: CodedEmbeddings) -> Tenso
     if documents.coding is FLOAT16:
         return maxsim_many(queries, documents.decoded())
     _check_widths(queries.dim, documents.dim)
-    with torch.autocast(documents.device.type, enabled=False):
+    with torch.autocast(documents.device.type, enabled=False), computing():
         return torch_kernel.maxsim_many(queries, documents)
 
 

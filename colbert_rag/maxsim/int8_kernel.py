@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from colbert_rag.codings import INT8, CodedEmbeddings, int8_parts
+from colbert_rag.computing import computing
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.maxsim.torch_kernel import maxima_by_product, runs_of_documents
 
@@ -47,8 +48,13 @@ def bounds(queries: TokenEmbeddings, documents: CodedEmbeddings) -> tuple[Tensor
         fast: on other devices, codings and processors, for very long queries and documents. A
         document without rows scores 0.
     """
-    if documents.coding is not INT8 or documents.device.type != "cpu" or not multiplies_quickly():
+    if documents.coding is not INT8 or documents.device.type != "cpu":
         return None
+    with computing():
+        return _bounds(queries, documents) if multiplies_quickly() else None
+
+
+def _bounds(queries: TokenEmbeddings, documents: CodedEmbeddings) -> tuple[Tensor, Tensor] | None:
     rows = _block_rows(len(documents.values))
     longest = int(queries.lengths.max())
     if int(documents.lengths.max()) > rows or longest > _WIDEST:

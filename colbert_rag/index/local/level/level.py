@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from colbert_rag.computing import computing
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.conditions import Condition
 from colbert_rag.index.local.database import Database
@@ -161,7 +162,8 @@ class Level:
         if not len(query):  # every document has the sum of nothing, as in an exact search
             first = self._opened.positions[np.flatnonzero(allowed)[:top_k]]
             return [(position, 0.0) for position in first.tolist()]
-        numbers = self._candidates.find(query, effort.for_results(top_k), allowed)
+        with computing():
+            numbers = self._candidates.find(query, effort.for_results(top_k), allowed)
         if not len(numbers):
             return []
         positions = torch.from_numpy(self._opened.positions[numbers])
