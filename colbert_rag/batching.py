@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -43,13 +45,26 @@ def giving_up(check: Callable[[], object]) -> Iterator[None]:
         _check.reset(token)
 
 
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Begun:
+    """A batch under way.
+
+    Attributes:
+        parts: What cores compute of it side by side; none where `finish` computes all.
+        finish: Computes or waits for what is left, and hands it to the calls.
+    """
+
+    parts: Sequence[Future[Any]]
+    finish: Callable[[], None]
+
+
 @dataclass(eq=False, slots=True, kw_only=True)
 class Call(Generic[Payload]):
     """The texts of one call while they wait for their turn.
 
     Attributes:
         payload: What `run` needs to know of the call.
-        run: Computes one batch; it is given parts of calls of one kind.
+        begin: Begins one batch; it is given parts of calls of one kind.
         kind: Calls of the same kind share batches.
         lengths: Tokens of each text, `(texts,)`.
         waiting: Batches within the budget that were not begun, in order.
@@ -59,7 +74,7 @@ class Call(Generic[Payload]):
     """
 
     payload: Payload
-    run: Callable[[Sequence[Part[Payload]]], None]
+    begin: Callable[[Sequence[Part[Payload]]], Begun]
     kind: Hashable
     lengths: NDArray[np.int64]
     waiting: deque[Texts]
@@ -78,14 +93,15 @@ class Call(Generic[Payload]):
 
 
 class Batcher:
-    """Computes the texts of all callers in one thread of its own, a batch at a time.
+    """Computes the texts of all callers in one thread of its own, batch after batch.
 
     Callers of the same moment share a batch: each gets an equal part of its tokens, and what one
     does not need goes to the others. So a short call is in the very next batch, however long the
     one before it is, and short calls fill a batch together.
 
     One thread, because two batches at once would share the same cores or the same memory and
-    neither would end sooner. Not the thread of a caller, because that can be interrupted anywhere,
+    neither would end sooner; but the next one begins where one core waits for another. Not the
+    thread of a caller, because that can be interrupted anywhere,
     with the texts of others in its hands.
     """
 
@@ -157,25 +173,53 @@ class Batcher:
             call.wanted = False
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Batch:
+    """What is under way, and whose texts they are."""
+
+    calls: Sequence[tuple[Call[Any], Texts]]
+    begun: Begun
+
+
 def _work(arrived: SimpleQueue[Call[Any] | None], budget: int) -> None:
     """Compute what arrives, until a None does; the calls that wait are this thread's alone."""
     calls: deque[Call[Any]] = deque()
-    while _receive(arrived, calls):
-        _compute(_share(calls, budget))  # no name for it: an idle thread must keep no model alive
+    last: _Batch | None = None
+    while _receive(arrived, calls, wait=last is None):
+        last = _advance(calls, budget, last)
+    if last is not None:
+        _finish(last)
 
 
-def _receive(arrived: SimpleQueue[Call[Any] | None], calls: deque[Call[Any]]) -> bool:
+def _receive(arrived: SimpleQueue[Call[Any] | None], calls: deque[Call[Any]], wait: bool) -> bool:
     """Take in all that has arrived, and wait where there is nothing to compute; False to end."""
     while True:
         while calls and not (calls[0].wanted and calls[0].waiting):
             calls.popleft()
-        if calls and arrived.empty():
+        if arrived.empty() and (calls or not wait):
             return True
         call = arrived.get()
         if call is None:
             return False
         calls.append(call)
         del call
+
+
+def _advance(calls: deque[Call[Any]], budget: int, last: _Batch | None) -> _Batch | None:
+    """Begin a batch, end the last one, and come back when a core is free for the next.
+
+    Returns:
+        What is still being computed. An idle thread has none, and keeps no model alive.
+    """
+    batch = _begin(_share(calls, budget)) if calls else None
+    if last is not None:
+        _finish(last)
+    if batch is not None and batch.begun.parts:
+        wait(batch.begun.parts, return_when=FIRST_COMPLETED)
+        return batch
+    if batch is not None:
+        _finish(batch)
+    return None
 
 
 def _share(calls: deque[Call[Any]], budget: int) -> list[tuple[Call[Any], Texts]]:
@@ -194,22 +238,34 @@ def _share(calls: deque[Call[Any]], budget: int) -> list[tuple[Call[Any], Texts]
     return taken
 
 
-def _compute(batch: Sequence[tuple[Call[Any], Texts]]) -> None:
-    """Run one batch and tell its callers; what fails together is tried alone."""
-    first = batch[0][0]
+def _begin(calls: Sequence[tuple[Call[Any], Texts]]) -> _Batch:
+    """Begin a batch; what goes wrong comes out when it is finished."""
+    first = calls[0][0]
     try:
         if torch.get_num_threads() != first.threads:
             torch.set_num_threads(first.threads)  # torch keeps this number for each thread
-        with computing():
-            first.run([(call.payload, texts) for call, texts in batch])
+        begun = first.begin([(call.payload, texts) for call, texts in calls])
     except BaseException as error:
-        if len(batch) == 1:
-            first.steps.put(error)
+        begun = Begun(parts=(), finish=partial(_fail, error))
+    return _Batch(calls, begun)
+
+
+def _finish(batch: _Batch) -> None:
+    """End a batch and tell its callers; what fails together is tried alone."""
+    try:
+        batch.begun.finish()
+    except BaseException as error:
+        if len(batch.calls) == 1:
+            batch.calls[0][0].steps.put(error)
             return
     else:
-        for call, texts in batch:
+        for call, texts in batch.calls:
             call.steps.put(len(texts))
         return
     # Outside of the handler, so that the failed batch is no context of the next error.
-    for part in batch:
-        _compute([part])
+    for part in batch.calls:
+        _finish(_begin([part]))
+
+
+def _fail(error: BaseException) -> None:
+    raise error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor, nn
 
 from colbert_rag.backbone.packing import Packing
 from colbert_rag.backbone.transformer import Transformer
-from colbert_rag.batching import Batcher, Call, Part, Progress, Texts
+from colbert_rag.batching import Batcher, Begun, Call, Part, Progress, Texts
+from colbert_rag.computing import computing
 from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import DeviceMemoryError
@@ -194,7 +197,7 @@ class Encoder:
         )
         call = Call(
             payload=work,
-            run=self._run,
+            begin=self._begin,
             kind=work.stream,
             lengths=lengths,
             waiting=deque(self._plan(order, lengths)),
@@ -232,15 +235,28 @@ class Encoder:
         batches.sort(key=lambda texts: int(lengths[texts].sum()), reverse=True)
         return batches
 
-    def _run(self, parts: Sequence[Part[Work]]) -> None:
-        """Encode one batch, or its halves where the device has no room for it."""
+    def _begin(self, parts: Sequence[Part[Work]]) -> Begun:
+        """Begin one batch: a part on each core of a CPU, where its texts come out so."""
+        tokens = Tokens.cat([work.pick(texts) for work, texts in parts])
+        shares = tokens.split(torch.get_num_threads() if self.device.type == "cpu" else 1)
+        begun = self._workers.begin(self._rows, shares) if len(shares) > 1 else []
+        return Begun(parts=begun, finish=partial(self._finish, parts, tokens, begun))
+
+    def _finish(
+        self, parts: Sequence[Part[Work]], tokens: Tokens, begun: list[Future[Tensor]]
+    ) -> None:
+        """Encode the rest of a batch, or its halves where the device has no room for it."""
         try:
             with torch.inference_mode(), torch.cuda.stream(parts[0][0].stream):
-                self._fill(parts)
+                # All have ended before one may fail: what they hold is free then.
+                wait(begun)
+                rows = [part.result() for part in begun] or [self._rows(tokens)]
+                self._fill(parts, torch.cat(rows) if len(rows) > 1 else rows[0])
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             shortage = error.with_traceback(None)  # its frames would keep the batch's tensors
+            begun.clear()  # and so would those of other parts that failed
         else:
             self._batches += 1
             if self.device.type == "cpu" and self._batches % TRIM_EVERY == 0:
@@ -261,32 +277,25 @@ class Encoder:
                 "document_length, or another device"
             ) from shortage
         for part in halves:
-            self._run(part)
+            self._begin(part).finish()
 
-    def _fill(self, parts: Sequence[Part[Work]]) -> None:
-        """Encode one batch, and put its rows where they belong."""
-        tokens = Tokens.cat([work.pick(texts) for work, texts in parts])
-        cores = torch.get_num_threads() if self.device.type == "cpu" else 1
-        shares = tokens.split(cores)
-        if len(shares) == 1:
-            rows = self._rows(tokens)
-        else:
-            rows = torch.cat(self._workers.map(self._rows, shares))
+    def _fill(self, parts: Sequence[Part[Work]], rows: Tensor) -> None:
+        """Put the rows of a batch where they belong."""
         start = 0
         for work, texts in parts:
             places = work.rows(texts)
             work.values[self._send(places)] = rows[start : start + len(places)]
             start += len(places)
 
-    @torch.inference_mode()
     def _rows(self, tokens: Tokens) -> Tensor:
         """The vectors of all tokens that count, `(rows, dim)`."""
-        hidden = self._model(
-            self._send(tokens.ids),
-            self._send(tokens.places),
-            Packing.of(tokens.lengths, self.device, tokens.attention),
-        )
-        return self._project(hidden, tokens.scoring)
+        with torch.inference_mode(), computing():
+            hidden = self._model(
+                self._send(tokens.ids),
+                self._send(tokens.places),
+                Packing.of(tokens.lengths, self.device, tokens.attention),
+            )
+            return self._project(hidden, tokens.scoring)
 
     def _project(self, hidden: Tensor, counts: NDArray[np.bool_]) -> Tensor:
         # Skipped rows leave before the projection, which then has less to do.

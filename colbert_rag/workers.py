@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class Workers:
-    """Computes parts of one job at the same time; for one caller at a time.
+    """Computes parts of a batch at the same time; for one caller at a time.
 
     torch would rather share out the loops of every single operation. Then all cores wait for the
     slowest of them some hundred times in a forward pass, which costs up to a tenth of the time of
@@ -34,23 +34,10 @@ class Workers:
         """Forget threads that a fork did not copy."""
         self._pool, self._count = None, 0
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """`function` of every item, each in a thread of its own; or here, where none can be had.
-
-        Raises:
-            Exception: the first of those that `function` raised, after all have ended: what they
-                hold is free then, so that the caller can try again with less.
-        """
-        futures = self._begun(function, items)
-        if futures is None:
-            return [function(item) for item in items]
-        wait(futures)
-        return [future.result() for future in futures]
-
-    def _begun(
+    def begin(
         self, function: Callable[[Item], Result], items: Sequence[Item]
-    ) -> list[Future[Result]] | None:
-        """The work of every item, begun; None where the system or Python has no threads for it.
+    ) -> list[Future[Result]]:
+        """`function` of every item, each in a thread of its own; none where no threads can be had.
 
         Python closes pools when its main thread ends, and then waits for the threads of its user:
         those may have a corpus to encode still.
@@ -60,7 +47,7 @@ class Workers:
                 self._pool, self._count = _started(len(items)), len(items)
             return [self._pool.submit(function, item) for item in items]
         except RuntimeError:
-            return None
+            return []
 
 
 def _started(count: int) -> ThreadPoolExecutor:

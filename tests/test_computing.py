@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from colbert_rag import ColBERT, TokenEmbeddings, forks
-from colbert_rag.batching import Batcher, Call
+from colbert_rag.backbone.transformer import Transformer
 from colbert_rag.computing import computing
 from colbert_rag.index import LocalIndex
 from colbert_rag.maxsim import maxsim
+from tests.helpers.encoders import StandIn, around
 from tests.helpers.forked import beside_threads, in_child, needs_fork
 from tests.helpers.index_fakes import WordEncoder
 from tests.helpers.interrupts import elsewhere
@@ -35,29 +34,29 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def call_of_one(run: Callable[[], object]) -> Call[None]:
-    return Call(
-        payload=None,
-        run=lambda _: run(),  # type: ignore[arg-type, return-value]
-        kind=None,
-        lengths=np.array([1]),
-        waiting=deque([np.array([0])]),
-    )
+class Slow(StandIn):
+    """Stands before a model: a forward pass goes on for as long as `work` does."""
+
+    def __init__(self, model: Transformer, work: Callable[[], object]) -> None:
+        super().__init__(model)
+        self.work, self.entered = work, threading.Event()
+
+    def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        self.entered.set()
+        self.work()
+        return self.model(ids, *rest)
 
 
-def begun(work: Callable[[], object]) -> tuple[threading.Thread, threading.Event]:
-    """A batch that is being computed, for as long as `work` takes."""
-    entered = threading.Event()
-
-    def run() -> None:
-        entered.set()
-        work()
-
-    batcher = Batcher(1)
-    thread = threading.Thread(target=batcher.complete, args=(call_of_one(run),), daemon=True)
+def encoding(model: ColBERT, work: Callable[[], object]) -> threading.Thread:
+    """A thread in the middle of a forward pass, which ends when `work` does."""
+    encoder = model._loaded().text_encoder.encoder
+    slow = Slow(encoder._model, work)
+    own = around(slow, encoder, batch_tokens=100)
+    batch = model.tokenizer.documents(["mars"])
+    thread = threading.Thread(target=own.encode, args=(batch,), daemon=True)
     thread.start()
-    assert entered.wait(LIMIT)
-    return thread, entered
+    assert slow.entered.wait(LIMIT)
+    return thread
 
 
 @pytest.fixture
@@ -68,29 +67,39 @@ def scores(two_threads: None) -> Callable[[], list[float]]:
     return lambda: maxsim(query, documents).tolist()
 
 
-def test_a_fork_waits_for_the_batch_that_is_being_computed():
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_fork_waits_for_the_forward_pass_of_another_thread(tiny_colbert: ColBERT, cores: int):
+    expected = pytest.approx(tiny_colbert.score("mars", ["rings", "ice"]), abs=1e-4)
     ended: list[float] = []
 
     def slow() -> None:
         time.sleep(0.3)
         ended.append(time.monotonic())
 
-    thread, _ = begun(slow)
-
-    assert in_child(lambda: len(ended) == 1) == 0
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        thread = encoding(tiny_colbert, slow)
+        code = in_child(
+            lambda: len(ended) == 1 and tiny_colbert.score("mars", ["rings", "ice"]) == expected
+        )
+    finally:
+        torch.set_num_threads(before)
     thread.join(LIMIT)
+
+    assert code == 0
 
 
 def test_a_fork_waits_no_longer_than_it_says_and_the_child_may_use_an_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_colbert: ColBERT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(forks, "_LONGEST", 0.2)
     over = threading.Event()
-    thread, _ = begun(lambda: over.wait(LIMIT))
+    thread = encoding(tiny_colbert, lambda: over.wait(LIMIT))
 
     def told() -> bool:
         with pytest.raises(RuntimeError, match=r"computing with a model.*0\.2 s.*oneDNN.*spawn"):
-            Batcher(1).complete(call_of_one(lambda: None))
+            tiny_colbert.encode_documents(["mars"])
         with pytest.raises(RuntimeError, match="computing with a model"):
             maxsim(torch.ones(1, 4), TokenEmbeddings.from_list([torch.ones(1, 4)]))
         with LocalIndex(tmp_path / "index.sqlite", WordEncoder()) as index:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,53 @@ def test_a_part_without_memory_is_tried_again_with_less(tiny_colbert: ColBERT, c
     torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
 
 
+class Steps(StandIn):
+    """Lets each forward pass end when it is told to, and says which have begun."""
+
+    def __init__(self, model: object) -> None:
+        super().__init__(model)  # type: ignore[arg-type]
+        self.lock, self.begun = threading.Lock(), list[int]()
+        self.entered = threading.Semaphore(0)
+        self.let: dict[int, threading.Event] = defaultdict(threading.Event)
+
+    def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        with self.lock:
+            number = len(self.begun)
+            self.begun.append(len(ids))
+        self.entered.release()
+        assert self.let[number].wait(60)
+        out: torch.Tensor = self.model(ids, *rest)  # type: ignore[arg-type]
+        return out
+
+
+def test_a_core_that_is_free_begins_with_the_next_batch(tiny_colbert: ColBERT) -> None:
+    own = tiny_colbert._loaded().text_encoder.encoder
+    batch = tiny_colbert.tokenizer.documents(EVEN)
+    expected = own.encode(batch)
+    steps = Steps(own._model)
+    tokens = int(batch.lengths.max()) * 2
+    encoder, done = around(steps, own, batch_tokens=tokens), list[int]()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # which the thread begins with that asks
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            call = pool.submit(encoder.encode, batch, progress=done.append)
+            for _ in range(2):
+                assert steps.entered.acquire(timeout=60)
+            steps.let[1].set()
+            assert steps.entered.acquire(timeout=60)  # a part of the second batch
+            assert not done
+            for number in range(20):
+                steps.let[number].set()
+            found = call.result(60)
+    finally:
+        torch.set_num_threads(before)
+
+    assert sum(done) == len(EVEN)
+    assert sum(steps.begun) == len(batch.ids)
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
+
+
 def test_other_threads_keep_their_number_of_cores(tiny_colbert: ColBERT, cores: int) -> None:
     """torch begins a thread with the number that any thread has set last."""
     _, encoder = watched(tiny_colbert)
@@ -111,7 +160,7 @@ def test_other_threads_keep_their_number_of_cores(tiny_colbert: ColBERT, cores: 
 
 
 @pytest.mark.parametrize("startable", [0, 2])
-def test_parts_are_computed_in_turn_where_threads_cannot_be_started(
+def test_all_is_computed_together_where_threads_cannot_be_started(
     startable: int, tiny_colbert: ColBERT, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch = tiny_colbert.tokenizer.documents(EVEN)
@@ -129,13 +178,13 @@ def test_parts_are_computed_in_turn_where_threads_cannot_be_started(
     found = encoder.encode(batch)  # type: ignore[attr-defined]
     monkeypatch.undo()
 
-    assert watch.intra == [cores] * (1 + cores)
+    assert watch.intra == [cores] * 2
     for thread in begun:
         thread.join(5)
     assert len(begun) == startable
     assert threading.active_count() == before
     expected = encoder.encode(batch)  # type: ignore[attr-defined]
-    assert watch.intra[1 + cores :] == [1] * cores  # tried again
+    assert watch.intra[2:] == [1] * cores  # tried again
     torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
 
 
@@ -184,7 +233,7 @@ def test_workers_end_with_their_encoder(tiny_colbert: ColBERT, cores: int) -> No
     assert not any(thread.is_alive() for thread in begun)
 
 
-def test_what_failed_is_raised_when_all_have_ended() -> None:
+def test_what_fails_in_one_thread_ends_no_other() -> None:
     ended: list[int] = []
 
     def work(item: int) -> int:
@@ -195,11 +244,13 @@ def test_what_failed_is_raised_when_all_have_ended() -> None:
         return item
 
     workers = Workers()
-    with pytest.raises(DeviceMemoryError, match="first"):
-        workers.map(work, [0, 1, 2])
+    parts = workers.begin(work, [0, 1, 2])
 
+    with pytest.raises(DeviceMemoryError, match="first"):
+        parts[0].result()
+    assert [part.result() for part in parts[1:]] == [1, 2]
     assert sorted(ended) == [1, 2]
-    assert workers.map(work, [3, 1, 2]) == [3, 1, 2]
+    assert [part.result() for part in workers.begin(work, [3, 1, 2])] == [3, 1, 2]
 
 
 @pytest.mark.parametrize(
