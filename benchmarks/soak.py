@@ -232,8 +232,9 @@ def _notes(soak: Soak) -> Iterator[str]:
             f"{min(later):.0f} to {max(later):.0f} MiB, a ratio of {max(later) / min(later):.3f}; "
             f"its last third took {last / first:.3f} times its first."
         )
-    curve = [f"{soak.memory[at]:.0f}" for at in range(0, len(soak.memory), 30)]
-    yield f"Its memory every 30 s, MiB: {', '.join(curve)}."
+    minutes = [soak.memory[at : at + 60] for at in range(0, len(soak.memory), 60)]
+    curve = [f"{sum(part) / len(part):.0f}" for part in minutes]
+    yield f"Its memory, the mean of each minute, MiB: {', '.join(curve)}."
 
 
 def _shown(findings: Sequence[dict[str, str]]) -> Iterator[str]:
