@@ -163,7 +163,10 @@ class Batcher:
             while remaining:
                 step = call.steps.get()
                 if isinstance(step, BaseException):
-                    raise step
+                    try:
+                        raise step
+                    finally:
+                        del step  # its traceback holds this frame, and the frame would hold it
                 remaining -= step
                 if progress is not None:
                     progress(step)
@@ -246,7 +249,7 @@ def _begin(calls: Sequence[tuple[Call[Any], Texts]]) -> _Batch:
             torch.set_num_threads(first.threads)  # torch keeps this number for each thread
         begun = first.begin([(call.payload, texts) for call, texts in calls])
     except BaseException as error:
-        begun = Begun(parts=(), finish=partial(_fail, error))
+        begun = Begun(parts=(), finish=partial(_fail, [error]))
     return _Batch(calls, begun)
 
 
@@ -267,5 +270,6 @@ def _finish(batch: _Batch) -> None:
         _finish(_begin([part]))
 
 
-def _fail(error: BaseException) -> None:
-    raise error
+def _fail(errors: list[BaseException]) -> None:
+    # Popped, since its traceback holds the frames that hold the list.
+    raise errors.pop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
 from functools import partial
 
@@ -22,7 +22,7 @@ from colbert_rag.device import trim_heap
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import DeviceMemoryError
 from colbert_rag.tokenizer import TokenBatch
-from colbert_rag.workers import Workers
+from colbert_rag.workers import Workers, results
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}
 """Tokens per batch. On a CPU, time per token is flat from 512 to 4,096 tokens for each core, and
@@ -248,15 +248,12 @@ class Encoder:
         """Encode the rest of a batch, or its halves where the device has no room for it."""
         try:
             with torch.inference_mode(), torch.cuda.stream(parts[0][0].stream):
-                # All have ended before one may fail: what they hold is free then.
-                wait(begun)
-                rows = [part.result() for part in begun] or [self._rows(tokens)]
+                rows = results(begun) or [self._rows(tokens)]
                 self._fill(parts, torch.cat(rows) if len(rows) > 1 else rows[0])
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             shortage = error.with_traceback(None)  # its frames would keep the batch's tensors
-            begun.clear()  # and so would those of other parts that failed
         else:
             self._batches += 1
             if self.device.type == "cpu" and self._batches % TRIM_EVERY == 0:

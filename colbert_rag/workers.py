@@ -50,6 +50,24 @@ class Workers:
             return []
 
 
+def results(parts: list[Future[Result]]) -> list[Result]:
+    """What threads have computed, when all of them have ended; `parts` is empty then.
+
+    Raises:
+        Exception: the first that a part raised. What the others hold is free, so that the caller
+            can try again with less.
+    """
+    wait(parts)
+    found = []
+    try:
+        while parts:
+            # No name for it: it holds its error, whose traceback would hold this frame, and so it.
+            found.append(parts.pop(0).result())
+    finally:
+        parts.clear()
+    return found
+
+
 def _started(count: int) -> ThreadPoolExecutor:
     """So many threads, in which an operation of torch uses one core.
 

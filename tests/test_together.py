@@ -7,6 +7,7 @@ import gc
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -489,3 +490,32 @@ def test_no_tokens_wait_for_nobody(tiny_colbert: ColBERT) -> None:
     tokens: TokenBatch = tiny_colbert.tokenizer.documents([])
 
     assert len(encoder.encode(tokens)) == 0
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_call_that_fails_keeps_no_model_alive(tiny_checkpoint: Path, cores: int) -> None:
+    model = ColBERT.from_pretrained(tiny_checkpoint, device="cpu")
+    scorer = model._loaded()
+    encoder, gone = scorer.text_encoder.encoder, weakref.ref(scorer.text_encoder.encoder)
+    gate = Gate(encoder._model)
+    gate.open.set()
+    gate.refused = set(model.tokenizer.documents(["mars"]).ids.tolist())
+    encoder._model = gate  # type: ignore[assignment]
+    del scorer, encoder
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(ArithmeticError):
+            model.encode_documents(["mars"] * 4)
+        model.unload()
+        for thread in threading.enumerate():
+            if thread.name.startswith("encode"):
+                thread.join(1)
+        alive = gone() is not None
+    finally:
+        gc.enable()
+        torch.set_num_threads(before)
+
+    assert not alive
