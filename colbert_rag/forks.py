@@ -107,8 +107,9 @@ def _hold_all() -> None:
     _waiting = _door.acquire(timeout=_LONGEST) or _waiting
     # A thread that has ended is in no library, whatever it left held: who keeps its traceback keeps
     # its lock, which nobody could let go. In the child, no other thread seems alive. And one whose
-    # `join` was interrupted does not, though it may run.
-    running = sys._current_frames()
+    # `join` was interrupted does not, though it may run. Their numbers alone: this frame is among
+    # theirs, and would keep itself alive, and all that any thread was holding.
+    running = set(sys._current_frames())
     for lock, (_, thread) in list(_locks.items()):
         if not thread.is_alive() and thread.ident not in running:
             del _locks[lock]

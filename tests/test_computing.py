@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -177,3 +179,32 @@ def test_a_grandchild_computes_as_well(scores: Callable[[], list[float]]):
     expected = pytest.approx(scores(), abs=1e-4)
 
     assert in_child(lambda: in_child(lambda: scores() == expected, LIMIT / 2) == 0, LIMIT) == 0
+
+
+def test_a_fork_keeps_nothing_alive_that_another_thread_was_holding():
+    class Held:
+        pass
+
+    entered, over = threading.Event(), threading.Event()
+    found: list[weakref.ref[Held]] = []
+
+    def hold() -> None:
+        held = Held()
+        found.append(weakref.ref(held))
+        entered.set()
+        over.wait(LIMIT)
+
+    thread = threading.Thread(target=hold)
+    gc.collect()
+    gc.disable()
+    try:
+        thread.start()
+        assert entered.wait(LIMIT)
+        assert in_child(lambda: True) == 0
+        over.set()
+        thread.join(LIMIT)
+        alive = found[0]() is not None
+    finally:
+        gc.enable()
+
+    assert not alive
