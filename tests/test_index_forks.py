@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -314,7 +315,11 @@ def test_a_fork_waits_no_longer_than_it_says_and_the_child_is_told(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_at_any_line_of_a_fork_leaves_no_thread_locked_out(path: Path):
+def test_an_interrupt_at_any_line_of_a_fork_leaves_no_thread_locked_out(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # A fork has lines for each thread: without those that other tests have left.
+    monkeypatch.setattr(forks, "_locks", weakref.WeakKeyDictionary())
     index = LocalIndex(path, WordEncoder())
     with ThreadPoolExecutor(1) as other:  # the same thread, and so the same lock, each time
         other.submit(index.count).result(10)
