@@ -234,6 +234,13 @@ def test_wrong_usage_is_said_in_two_lines(
     assert len(err.removeprefix(f"{CUT}{WHOLE}").splitlines()) == 2
 
 
+def test_a_query_of_standard_input_is_wrong_usage(facts: Path, capsys) -> None:
+    status, err = refused(["explain", "-", str(facts)], capsys)
+
+    assert status == 2
+    assert "QUERY is -, expected some text to look for" in err
+
+
 def test_a_page_that_cannot_be_written_is_one_line(run: Run, facts: Path) -> None:
     status, _, err = run(QUERY, facts, "--html", "no/such/folder.html")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.output import note, shows_progress
+from colbert_rag.cli.reading import STDIN
 from colbert_rag.cli.spelling import in_options
 from colbert_rag.inputs import is_address
 from colbert_rag.settings import (
@@ -191,10 +192,15 @@ def checked_query(query: str) -> str:
     """The query, which must be text.
 
     Raises:
-        UsageError: it is blank, or not valid Unicode.
+        UsageError: it is blank, not valid Unicode, or meant for standard input.
     """
     if not query.strip():
         raise UsageError("QUERY is empty, expected some text to look for")
+    if query == STDIN:
+        raise UsageError(
+            "QUERY is -, expected some text to look for: queries are read from standard input by "
+            "colbert-rag rerank --queries - FILE --to -, and by colbert-rag search - INDEX"
+        )
     try:
         query.encode()
     except UnicodeEncodeError as error:
