@@ -217,7 +217,9 @@ def test_a_page_can_be_written_about_a_file_name_that_is_not_unicode(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--rank", "0"], "--rank is 0, expected 1", id="rank 0"),
+        pytest.param(
+            ["--rank", "0"], "--rank: '0' is not a whole number of 1 or more", id="rank 0"
+        ),
         pytest.param(["--json", "--html", "x"], "not allowed with argument", id="both forms"),
         pytest.param(["--rank", "9"], "there are only 5 documents", id="rank 9"),
     ],

@@ -165,11 +165,17 @@ def add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
 
 
-def parse_count(text: str) -> int:
+def parse_count(text: str, least: int = 0) -> int:
     """A number that counts something, for argparse."""
-    if not text.isdecimal() or len(text) > 18:  # a machine word, as sizes are
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number, 0 or more")
+    # A machine word, as sizes are.
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")
     return int(text)
+
+
+def parse_positive(text: str) -> int:
+    """`parse_count` where zero means nothing."""
+    return parse_count(text, least=1)
 
 
 def parse_input(name: str) -> str:
