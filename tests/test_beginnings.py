@@ -218,7 +218,7 @@ def test_prose_is_cut_near_where_it_may_be_for_every_tokenizer_that_is_known(nam
     ],
 )
 @pytest.mark.parametrize("name", KNOWN)
-def test_what_has_no_seam_is_read_whole(name: str, text: str) -> None:
+def test_the_beginning_of_what_has_no_seam_is_all_of_it(name: str, text: str) -> None:
     assert Seams.of(tokenizer(name, added=False)).beginning(text, 1) == text
 
 
@@ -254,7 +254,7 @@ UNKNOWN: dict[str, Callable[[Tokenizer], object]] = {
 
 
 @pytest.mark.parametrize("change", UNKNOWN.values(), ids=UNKNOWN)
-def test_a_tokenizer_with_a_step_that_is_not_known_reads_all_texts_whole(
+def test_no_beginning_is_cut_where_a_step_of_the_tokenizer_is_not_known(
     change: Callable[[Tokenizer], object],
 ) -> None:
     made = TOKENIZERS["modernbert"]().rules
@@ -264,7 +264,7 @@ def test_a_tokenizer_with_a_step_that_is_not_known_reads_all_texts_whole(
     assert Seams.of(made).beginning(text, 1) == text
 
 
-def test_a_normaliser_with_a_table_of_its_own_for_letters_reads_all_texts_whole(
+def test_no_beginning_is_cut_where_a_normaliser_has_a_table_of_its_own_for_letters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Stands for `Precompiled`, whose table is the checkpoint's, and no library here writes one.
@@ -376,7 +376,7 @@ LOOKING_BACK: dict[str, Callable[[Tokenizer], object]] = {
 
 
 @pytest.mark.parametrize("change", LOOKING_BACK.values(), ids=LOOKING_BACK)
-def test_a_tokenizer_that_looks_back_reads_all_of_a_text_at_once(
+def test_only_beginnings_are_cut_where_a_tokenizer_looks_back(
     change: Callable[[Tokenizer], object],
 ) -> None:
     made = TOKENIZERS["modernbert"]().rules
@@ -423,7 +423,7 @@ def test_of_a_text_of_any_length_little_is_read(text: str) -> None:
     assert counting.characters < 50_000
 
 
-def test_what_fits_is_read_once_and_what_has_no_seam_as_a_whole() -> None:
+def test_what_fits_and_what_has_no_seam_is_tokenised_whole_and_once() -> None:
     made = TOKENIZERS["wordpiece"]().rules
     counting = Counting(made)
     given = ["", "mars", "the red planet " * 100, "東" * 10_000, "x" * 10_000, ""]

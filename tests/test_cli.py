@@ -288,6 +288,7 @@ def test_the_offline_model_knows_the_red_planet(
     [
         pytest.param([], "required: QUERY", id="no query"),
         pytest.param([" ", "x.txt"], "QUERY is empty", id="a blank query"),
+        pytest.param(["-", "x.txt"], "rerank --queries - FILE --to -", id="queries piped in"),
         pytest.param(["\udcff", "x.txt"], "QUERY is not valid", id="a query that is not Unicode"),
         pytest.param(["q", "x.txt", "-k", "-1"], "'-1' is not a whole number", id="top_k"),
         pytest.param(["q", "x.txt", "-k", "9" * 5000], "is not a whole number", id="many digits"),

@@ -205,8 +205,10 @@ def test_without_a_system_bm25_is_measured(
         (["x", "--demo"], "and found more than one of them"),
         (["--queries", "x"], "need the judgements, too: --qrels FILE"),
         (["--qrels", "x"], "only runs can be compared: --run FILE"),
-        (["--demo", "--depth", "0"], "--depth is 0, expected at least 1"),
-        (["--demo", "--sample", "0"], "--sample is 0, expected at least 1"),
+        (["--demo", "--depth", "0"], "--depth: '0' is not a whole number of 1 or more"),
+        (["--demo", "--depth", "x"], "--depth: 'x' is not a whole number of 1 or more"),
+        (["--demo", "--sample", "0"], "--sample: '0' is not a whole number of 1 or more"),
+        (["--demo", "--seed", "x"], "--seed: 'x' is not a whole number of 0 or more"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(

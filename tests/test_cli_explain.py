@@ -217,7 +217,9 @@ def test_a_page_can_be_written_about_a_file_name_that_is_not_unicode(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["--rank", "0"], "--rank is 0, expected 1", id="rank 0"),
+        pytest.param(
+            ["--rank", "0"], "--rank: '0' is not a whole number of 1 or more", id="rank 0"
+        ),
         pytest.param(["--json", "--html", "x"], "not allowed with argument", id="both forms"),
         pytest.param(["--rank", "9"], "there are only 5 documents", id="rank 9"),
     ],
@@ -232,6 +234,13 @@ def test_wrong_usage_is_said_in_two_lines(
     assert status == 2
     assert message in err
     assert len(err.removeprefix(f"{CUT}{WHOLE}").splitlines()) == 2
+
+
+def test_a_query_of_standard_input_is_wrong_usage(facts: Path, capsys) -> None:
+    status, err = refused(["explain", "-", str(facts)], capsys)
+
+    assert status == 2
+    assert "QUERY is -, expected some text to look for" in err
 
 
 def test_a_page_that_cannot_be_written_is_one_line(run: Run, facts: Path) -> None:

@@ -523,8 +523,10 @@ def test_search_changes_nothing(made: str, run: Run) -> None:
     before = Path(made).read_bytes()
 
     run("search", QUERY, made)
+    run("info", made)
 
     assert Path(made).read_bytes() == before
+    assert list(Path().glob(f"{made}?*")) == []
 
 
 # Vectors

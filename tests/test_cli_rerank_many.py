@@ -209,6 +209,17 @@ def test_an_index_finds_candidates_and_has_their_texts(
     assert same(read_trec(folder / "out.trec"), expected(tiny_colbert, lists))
 
 
+def test_all_that_an_empty_index_finds_is_nothing(
+    rerank: Run, folder: Path, tiny_colbert: ColBERT
+) -> None:
+    LocalIndex("empty.sqlite", tiny_colbert).close()
+
+    status, _, err = rerank("--index", "empty.sqlite", "--depth", "0", "--to", "out.trec")
+
+    assert status == 1
+    assert "empty.sqlite found nothing for any of 3 queries" in err
+
+
 def test_an_index_is_searched_by_its_own_model(
     rerank: Run, folder: Path, index: str, tiny_colbert: ColBERT
 ) -> None:

@@ -66,7 +66,8 @@ def test_tune_as_json_with_queries_of_ones_own(run: Run, made: Path, tmp_path: P
     ("arguments", "message"),
     [
         (("made.sqlite", "--recall", "1.5"), "--recall is 1.5, expected a part from 0 to 1"),
-        (("made.sqlite", "--k", "0"), "--k is 0, expected 1 or more"),
+        (("made.sqlite", "--k", "0"), "--k: '0' is not a whole number of 1 or more"),
+        (("made.sqlite", "--sample", "0"), "--sample: '0' is not a whole number of 1 or more"),
     ],
 )
 def test_what_tune_refuses(

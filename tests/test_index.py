@@ -218,6 +218,12 @@ def test_filters_follow_every_change(index: Index):
 def test_an_empty_index_finds_nothing(index: Index):
     assert index.search("mars") == []
     assert index.search_many([]) == []
+    assert index.search("mars", top_k=min(5, index.count())) == []
+    assert index.search_embeddings(WordEncoder().encode_queries(["mars", "x"]), 0) == [[], []]
+    with pytest.raises(ValueError, match="top_k is -1"):
+        index.search("mars", top_k=-1)
+    with pytest.raises(TypeError, match="top_k is False"):
+        index.search("mars", top_k=False)
     assert index.count() == 0
     assert list(index) == []
 

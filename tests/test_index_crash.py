@@ -26,9 +26,11 @@ from tests.helpers.index_processes import (
     convert_with_a_file_limit,
     open_with_a_file_limit,
     read_meanwhile,
+    read_opened_anew,
     started,
     use_without_rights,
     write_and_delete,
+    write_opened_anew,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -121,6 +123,25 @@ def test_readers_in_other_processes_see_whole_commits_while_one_writes(
     assert groups > 5
     assert all(isinstance(report, int) and report > 5 for report in reports), reports
     assert LocalIndex(path).count() == (groups - groups // 2) * BATCH
+
+
+def test_readers_that_come_and_go_beside_a_writer_lose_nothing(
+    processes: ForkServerContext, path: Path
+):
+    LocalIndex(path, WordEncoder()).close()
+
+    writer, written = started(processes, write_opened_anew, path, 2.0)
+    readers = [started(processes, read_opened_anew, path, 2.0) for _ in range(3)]
+    reports = [answer(pipe) for _, pipe in readers]
+    groups = answer(written)
+    [process.join() for process, _ in [*readers, (writer, written)]]
+
+    assert groups > 2
+    assert all(isinstance(report, int) and report > 2 for report in reports), reports
+    with LocalIndex(path, WordEncoder()) as index:
+        index.verify()
+        assert index.count() == groups * BATCH
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
 def test_a_disk_that_refuses_a_write_loses_nothing(processes: ForkServerContext, path: Path):

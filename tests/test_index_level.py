@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.errors import IndexCorruptError, IndexStorageError
-from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex, kmeans
+from colbert_rag.index import Document, Hit, IndexInfo, LocalIndex, kmeans, recall
 from colbert_rag.index.choice import Choice
 from colbert_rag.index.local import claim, searcher
 from colbert_rag.index.local.level import candidates, effort, level, making, postings
@@ -752,6 +753,28 @@ def test_recall_takes_pieces_of_passages_where_no_queries_are_given(index: Local
 
     assert measured.queries == 10
     assert measured.efforts[-1].recall == 1
+
+
+def test_recall_does_not_time_the_first_search_of_a_way(
+    index: LocalIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, searched = 0.0, set()
+
+    def slow_at_first(
+        queries: TokenEmbeddings, k: int, *, exact: bool, effort: int | None = None
+    ) -> list[list[Hit]]:
+        nonlocal clock
+        clock += 0.001 if (exact, effort) in searched else 0.5
+        searched.add((exact, effort))
+        return [[] for _ in queries]
+
+    monkeypatch.setattr(index, "search_embeddings", slow_at_first)
+    monkeypatch.setattr(recall, "time", SimpleNamespace(perf_counter=lambda: clock))
+
+    measured = index.recall(sample=3)
+
+    for way in (measured.exact, *measured.efforts):
+        assert (way.p50, way.p95) == pytest.approx((1, 1))
 
 
 def test_recall_finds_passages_where_few_positions_are_left(

@@ -52,6 +52,48 @@ def test_a_closed_index_is_one_file(path: Path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+def test_an_index_that_was_read_is_one_file_as_it_was(path: Path):
+    fill(path)
+    before = path.read_bytes(), path.stat().st_mtime_ns
+
+    with LocalIndex(path, WordEncoder(), read_only=True) as index:
+        assert len(index.search("mars")) == 10
+        LocalIndex(path, read_only=True).close()
+        assert len(index.search("mars storm")) == 10
+
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+
+def test_a_reader_leaves_the_log_of_whoever_has_the_index_open(path: Path):
+    fill(path, 5)
+    with LocalIndex(path, WordEncoder()) as writer:
+        LocalIndex(path, read_only=True).close()  # its log is empty yet
+        writer.add(["venus"])
+        with LocalIndex(path, WordEncoder(), read_only=True) as reader:
+            assert reader.count() == 6
+        log = Path(f"{path}-wal")
+        assert log.stat().st_size > 0
+        writer.add(["saturn"])
+        with LocalIndex(path, read_only=True) as reader:
+            assert reader.count() == 7
+
+
+def test_a_reader_leaves_what_a_killed_writer_left(path: Path, tmp_path: Path):
+    fill(path, 5)
+    crashed = [tmp_path / name for name in ("crashed", "crashed-wal")]
+    with LocalIndex(path, WordEncoder()) as writer:
+        writer.add(["venus"])
+        for file in crashed:
+            shutil.copy(f"{path}{file.name[7:]}", file)
+    before = [file.read_bytes() for file in crashed]
+
+    with LocalIndex(crashed[0], WordEncoder(), read_only=True) as reader:
+        assert reader.count() == 6
+
+    assert [file.read_bytes() for file in crashed] == before
+
+
 @pytest.mark.parametrize("name", ["a b.sqlite", "what?.sqlite", "50%#1.sqlite", "größe 日本.db"])
 def test_a_path_may_hold_any_characters(tmp_path: Path, name: str):
     fill(tmp_path / name, 3)

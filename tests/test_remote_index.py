@@ -73,6 +73,13 @@ def test_it_refuses_the_top_k_that_the_local_one_refuses(remote: RemoteIndex, to
         remote.search(QUERY, top_k)
 
 
+def test_of_no_documents_it_takes_a_top_k_of_zero(remote: RemoteIndex) -> None:
+    remote.delete([document["id"] for document in FACTS])
+
+    assert remote.search_many([QUERY, "mars"], remote.count()) == [[], []]
+    assert asyncio.run(remote.asearch(QUERY, 0)) == []
+
+
 @pytest.mark.parametrize("top_k", [1, 10])
 @pytest.mark.parametrize(
     "filter",

@@ -296,7 +296,8 @@ def test_it_answers_at_whatever_loopback_address_it_listens(
 WRONG = {
     "--port 70000": "expected 65535 at most",
     "--read-only": "--read-only is about an index",
-    "--max-running 0": "--max-running is 0, expected 1 at least",
+    "--max-running 0": "--max-running: '0' is not a whole number of 1 or more",
+    "--max-waiting x": "--max-waiting: 'x' is not a whole number of 0 or more",
     "--timeout 0": "expected more than 0 seconds",
     "--api-key kéy": "characters that no key has",
     "--name=": "--name is empty",

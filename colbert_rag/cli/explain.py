@@ -15,7 +15,7 @@ from colbert_rag.cli.options import (
     add_model,
     add_recipe,
     checked_query,
-    parse_count,
+    parse_positive,
 )
 from colbert_rag.cli.output import note, say, say_json, width, write
 from colbert_rag.cli.rerank import best_documents, read_batches
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("query", metavar="QUERY", help="what to look for")
     results = parser.add_argument_group("results")
     results.add_argument(
-        "--rank", type=parse_count, default=1, metavar="N", help="explain the N-th best (1)"
+        "--rank", type=parse_positive, default=1, metavar="N", help="explain the N-th best (1)"
     )
     add_long_documents(results)
     form = results.add_mutually_exclusive_group()
@@ -70,8 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Rank, and explain one result."""
     query = checked_query(arguments.query)
     rank = arguments.rank
-    if rank < 1:
-        raise UsageError(f"--rank is {rank}, expected 1 for the best, or more")
     if arguments.html is not None:
         check_destination("--html", arguments.html)
     model = chosen_model(arguments)

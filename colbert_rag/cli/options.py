@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.output import note, shows_progress
+from colbert_rag.cli.reading import STDIN
 from colbert_rag.cli.spelling import in_options
 from colbert_rag.inputs import is_address
 from colbert_rag.settings import (
@@ -164,11 +165,17 @@ def add_results(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", action="store_true", help="one JSON object a line, whole texts")
 
 
-def parse_count(text: str) -> int:
+def parse_count(text: str, least: int = 0) -> int:
     """A number that counts something, for argparse."""
-    if not text.isdecimal() or len(text) > 18:  # a machine word, as sizes are
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number, 0 or more")
+    # A machine word, as sizes are.
+    if not text.isdecimal() or len(text) > 18 or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")
     return int(text)
+
+
+def parse_positive(text: str) -> int:
+    """`parse_count` where zero means nothing."""
+    return parse_count(text, least=1)
 
 
 def parse_input(name: str) -> str:
@@ -191,10 +198,15 @@ def checked_query(query: str) -> str:
     """The query, which must be text.
 
     Raises:
-        UsageError: it is blank, or not valid Unicode.
+        UsageError: it is blank, not valid Unicode, or meant for standard input.
     """
     if not query.strip():
         raise UsageError("QUERY is empty, expected some text to look for")
+    if query == STDIN:
+        raise UsageError(
+            "QUERY is -, expected some text to look for: queries are read from standard input by "
+            "colbert-rag rerank --queries - FILE --to -, and by colbert-rag search - INDEX"
+        )
     try:
         query.encode()
     except UnicodeEncodeError as error:

@@ -96,9 +96,7 @@ def run(arguments: argparse.Namespace) -> int:
     with opening as (start, model, index):
         loaded = time.perf_counter()
         how = {"exact": arguments.exact or None, "effort": arguments.effort}
-        answers = index.search_many(
-            queries, arguments.top_k or max(index.count(), 1), passing, **how
-        )
+        answers = index.search_many(queries, arguments.top_k or index.count(), passing, **how)
         held = index.count()  # behind a search, a large index need not count
         searched = time.perf_counter()
     mean = arguments.score == "mean"

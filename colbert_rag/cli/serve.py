@@ -20,6 +20,7 @@ from colbert_rag.cli.options import (
     open_model,
     parse_count,
     parse_number,
+    parse_positive,
     settings_of,
 )
 from colbert_rag.cli.output import note, say
@@ -103,7 +104,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     for name, text in LIMITS.items():
         option = f"--max-{name.replace('_', '-')}"
-        group.add_argument(option, type=parse_count, metavar="N", help=text)
+        # Nobody needs to wait; without the others, nothing at all would be accepted.
+        kind = parse_count if name == "waiting" else parse_positive
+        group.add_argument(option, type=kind, metavar="N", help=text)
     group.add_argument(
         "--timeout", type=parse_number, metavar="SECONDS", help="for one request (60)"
     )
@@ -203,15 +206,12 @@ def _limits(arguments: argparse.Namespace) -> Limits:
     """What is refused: what was given, and the defaults of the rest.
 
     Raises:
-        UsageError: nothing at all would be accepted.
+        UsageError: no request would have any time.
     """
     from colbert_rag.server.limits import Limits
 
     given = {name: getattr(arguments, f"max_{name}") for name in LIMITS}
     given = {name: number for name, number in given.items() if number is not None}
-    for name, number in given.items():
-        if number < (name != "waiting"):
-            raise UsageError(f"--max-{name.replace('_', '-')} is {number}, expected 1 at least")
     if "body_mib" in given:
         given["body"] = given.pop("body_mib") * MIB
         given["bodies"] = max(Limits.bodies, 4 * given["body"])

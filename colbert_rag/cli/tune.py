@@ -13,9 +13,9 @@ from colbert_rag.cli.options import (
     add_finding,
     add_model,
     open_model,
-    parse_count,
     parse_input,
     parse_number,
+    parse_positive,
     settings_of,
 )
 from colbert_rag.cli.output import say, say_json, shows_progress
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     measuring = parser.add_argument_group("measuring")
     measuring.add_argument(
-        "--k", type=parse_count, default=10, metavar="N", help="how many of the best count (10)"
+        "--k", type=parse_positive, default=10, metavar="N", help="how many of the best count (10)"
     )
     measuring.add_argument(
         "--recall",
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON Lines, or lines of an id, a tab and a text",
     )
     measuring.add_argument(
-        "--sample", type=parse_count, default=100, metavar="N", help="how many to ask (100)"
+        "--sample", type=parse_positive, default=100, metavar="N", help="how many to ask (100)"
     )
     measuring.add_argument("--json", action="store_true", help="one JSON object")
     add_model(parser, default=None, help="where the model of the index is, if it has moved")
@@ -77,9 +77,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Tune, and print what was measured."""
     if not 0 <= arguments.recall <= 1:
         raise UsageError(f"--recall is {arguments.recall}, expected a part from 0 to 1")
-    for option in ("k", "sample"):
-        if getattr(arguments, option) == 0:
-            raise UsageError(f"--{option} is 0, expected 1 or more")
     place = where(arguments, arguments.index)
     info = known_info(place)
     queries: Sequence[str] | None = None

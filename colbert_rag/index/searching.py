@@ -46,7 +46,7 @@ class Searchable(Handle):
 
         Args:
             query: What to look for.
-            top_k: How many documents, at most.
+            top_k: How many documents, at most; of an index that holds none, 0 is all.
             filter: Which metadata a document must have; see `colbert_rag.index.filters`.
             exact: True reads every document that passes; False finds the best with high
                 probability and reads few, where the index has what that takes (see `optimize`);
@@ -58,8 +58,8 @@ class Searchable(Handle):
             InvalidFilterError: the filter is not in the language.
             InvalidQueryError: the query is blank or no string.
             TypeError: `exact` or `effort` is of another type.
-            ValueError: `top_k` is below 1, `effort` no number from 1 to 5, or the index has no
-                model.
+            ValueError: `top_k` is below 1, and there are documents; `effort` is no number from 1
+                to 5, or the index has no model.
         """
         return self.search_many([query], top_k, filter, exact=exact, effort=effort)[0]
 
@@ -78,7 +78,7 @@ class Searchable(Handle):
         for query in queries:
             check_query(query)
         condition = parse_filter(filter)  # before the model is loaded for nothing
-        top_k = whole_number("top_k", top_k, least=1)
+        top_k = self._places(top_k)
         how = How.checked(exact, effort)
         colbert = self._model()
         if not queries or self._is_empty():
@@ -100,17 +100,26 @@ class Searchable(Handle):
         Raises:
             InvalidFilterError: the filter is not in the language.
             ScoringError: the vectors of a query are not finite.
-            ValueError: `top_k` is below 1, or the vectors have the wrong width.
+            ValueError: `top_k` is below 1, and there are documents, or the vectors have the wrong
+                width.
         """
         condition, how = parse_filter(filter), How.checked(exact, effort)
-        top_k = whole_number("top_k", top_k, least=1)
+        top_k = self._places(top_k)
         return self._search_vectors(queries, top_k, condition, how)
 
     def _search_vectors(
         self, queries: TokenEmbeddings, top_k: int, condition: Condition | None, how: How
     ) -> list[list[Hit]]:
         ingest.check_queries(queries, self.info.dim)
+        if not top_k:
+            return [[] for _ in queries]
         return self._search(queries, top_k, condition, how)
+
+    def _places(self, top_k: int) -> int:
+        """How many documents are asked for; see `read_top_k`, whose rule for zero this is."""
+        # Nothing is counted for any other number: in Qdrant that is a request.
+        least = 1 if top_k or not self._is_empty() else 0
+        return whole_number("top_k", top_k, least=least)
 
     @abstractmethod
     def count(self) -> int:

@@ -84,7 +84,7 @@ class RemoteIndex(Handle):
             InvalidFilterError: the filter is not in the language.
             InvalidQueryError: the query is blank or no string.
             ServerError: the server did not answer as it should; its subclass says why.
-            ValueError: `top_k` is below 1.
+            ValueError: `top_k` is below 1, and there are documents.
         """
         return self.search_many([query], top_k, filter, exact=exact, effort=effort)[0]
 
@@ -136,9 +136,11 @@ class RemoteIndex(Handle):
         for query in asked:
             check_query(query)
         condition = plain_filter(filter)
-        k = whole_number("top_k", top_k, least=1)
-        if not asked:
-            return []
+        # As in `Searchable`: zero is all of nothing, and no other number is worth a request.
+        least = 1 if top_k else min(_documents((yield Request("GET", INDEX)), self.name), 1)
+        k = whole_number("top_k", top_k, least=least)
+        if not (asked and k):
+            return [[] for _ in asked]
         # The server divides the sum for the mean, as `Hit.mean` does.
         wanted: dict[str, Any] = {"k": k, "score": "sum"}
         if condition is not None:
@@ -293,6 +295,11 @@ _NOT_HERE = (
 
 def _restored(address: str, timeout: float, retries: int) -> RemoteIndex:
     return RemoteIndex(address, timeout=timeout, retries=retries)
+
+
+def _documents(answer: Answer, where: str) -> int:
+    """How many documents an index holds, by what its server says of it."""
+    return count(member(answer, "stats", dict, where), "documents", where)
 
 
 def _path(name: str) -> str:

@@ -99,6 +99,35 @@ def write_and_delete(path: Path, seconds: float, pipe: Connection) -> None:
     pipe.send(group)
 
 
+def write_opened_anew(path: Path, seconds: float, pipe: Connection) -> None:
+    """Commit groups of eight documents, and open the file for each; send back how many."""
+    end = time.monotonic() + seconds
+    model = WordEncoder()
+    group = 0
+    while time.monotonic() < end:
+        some = TEXTS[group * BATCH % 400 :][:BATCH]
+        with LocalIndex(path, model, busy_timeout=30) as index:
+            index.add(
+                [Document(f"{group}/{at}", text, {"g": group}) for at, text in enumerate(some)]
+            )
+        group += 1
+    pipe.send(group)
+
+
+def read_opened_anew(path: Path, seconds: float, pipe: Connection) -> None:
+    """Open the file for reading only, again and again; send back how often, or what was wrong."""
+    end = time.monotonic() + seconds
+    opened = held = 0
+    while time.monotonic() < end:
+        with LocalIndex(path, read_only=True, busy_timeout=30) as index:
+            found = index.count()
+        if found % BATCH or found < held:
+            pipe.send(f"{found} documents after {held}")
+            return
+        opened, held = opened + 1, found
+    pipe.send(opened)
+
+
 def read_meanwhile(path: Path, seconds: float, pipe: Connection) -> None:
     """Search all the time; send back how often, or what was wrong."""
     end = time.monotonic() + seconds

@@ -22,7 +22,7 @@ from colbert_rag.index.handle import MEMORY
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.index.local.claim import Claim, seconds
 from colbert_rag.index.local.inherited import let_go
-from colbert_rag.index.local.log import FORMAT_VERSION, check_log, stamp
+from colbert_rag.index.local.log import FORMAT_VERSION, check_log, remove_empty_log, stamp
 from colbert_rag.index.local.place import Place
 from colbert_rag.index.local.record import Record
 from colbert_rag.index.local.schema import (
@@ -330,6 +330,8 @@ class Database:
             if connection is not None:
                 self._claim.close()
                 connection.close()
+                if self._is_asked_to:
+                    remove_empty_log(self.place)
 
     def renew(self) -> None:
         """In a forked child, which must open the index for itself: let go of the parent's."""

@@ -19,6 +19,7 @@ from itertools import chain
 from pathlib import Path
 
 from colbert_rag.errors import IndexStorageError
+from colbert_rag.index.local.place import Place
 
 FORMAT_VERSION = 3
 
@@ -85,6 +86,23 @@ def _has_foreign_log(path: Path) -> bool:
     return first is not None and not any(
         tag in found or not found[0] for found in chain([first], commits)
     )
+
+
+def remove_empty_log(place: Place) -> None:
+    """Behind a connection for reading only, which makes a log and an index of it, and leaves both.
+
+    Through a connection that may write SQLite removes them, if nobody else has the file open: by
+    its own locks, so that no reader or writer loses a log that it uses. A log that holds commits is
+    left to the next writer. To fold it in is a write, and one that `check_log` cannot tell from a
+    foreign log would be mixed into the file by somebody who only reads.
+    """
+    path = Path(place.absolute)
+    with contextlib.suppress(IndexStorageError, OSError, sqlite3.Error):
+        place.check()
+        if Path(f"{path}-wal").stat().st_size == 0:
+            target = f"{path.as_uri()}?mode=rw"
+            with contextlib.closing(sqlite3.connect(target, uri=True, timeout=0)) as connection:
+                _pragma(connection, "user_version")  # the log is opened by the first read
 
 
 def _filled(path: Path) -> bool:
