@@ -248,7 +248,7 @@ class Encoder:
         """Encode the rest of a batch, or its halves where the device has no room for it."""
         try:
             with torch.inference_mode(), torch.cuda.stream(parts[0][0].stream):
-                rows = results(begun) or [self._rows(tokens)]
+                rows = results(begun) if begun else [self._rows(tokens)]
                 self._fill(parts, torch.cat(rows) if len(rows) > 1 else rows[0])
         except RuntimeError as error:
             if not _is_out_of_memory(error):
