@@ -113,8 +113,9 @@ def _of_others() -> list[Any]:
 def _hold_all() -> None:
     """Before a fork: wait until no other thread is inside."""
     global _waiting
-    deadline = time.monotonic() + _LONGEST
-    _waiting = _door.acquire(timeout=_LONGEST) or _waiting
+    # The second of two such functions has the time that the first one left.
+    _own.until = deadline = getattr(_own, "until", None) or time.monotonic() + _LONGEST
+    _waiting = _door.acquire(timeout=max(0.0, deadline - time.monotonic())) or _waiting
     # A thread that has ended is in no library, whatever it left held: who keeps its traceback keeps
     # its lock, which nobody could let go. In the child, no other thread seems alive. And one whose
     # `join` was interrupted does not, though it may run.
@@ -129,6 +130,7 @@ def _hold_all() -> None:
 def _leave_all() -> None:
     """After it, in the parent."""
     global _waiting
+    _own.until = None
     for lock in (*_of_others(), _door):
         if lock is _door and lock._is_owned():  # type: ignore[attr-defined]  # else another waits
             _waiting = False
@@ -140,6 +142,7 @@ def _leave_all() -> None:
 def _renew_all() -> None:
     """After it, in the child."""
     global _door, _locks, _waiting
+    _own.until = None
     # What is free was free, or is held by the thread that forked. Not all forks run `_hold_all`:
     # those of a server in C, like uWSGI, are told afterwards alone.
     _torn.update(_locks[lock][0] for lock in _of_others() if not lock.acquire(blocking=False))
