@@ -242,8 +242,7 @@ def _begin(calls: Sequence[tuple[Call[Any], Texts]]) -> _Batch:
     """Begin a batch; what goes wrong comes out when it is finished."""
     first = calls[0][0]
     try:
-        if torch.get_num_threads() != first.threads:
-            torch.set_num_threads(first.threads)  # torch keeps this number for each thread
+        _use(first.threads)
         begun = first.begin([(call.payload, texts) for call, texts in calls])
     except BaseException as error:
         begun = Begun(parts=(), finish=partial(_fail, error))
@@ -253,6 +252,7 @@ def _begin(calls: Sequence[tuple[Call[Any], Texts]]) -> _Batch:
 def _finish(batch: _Batch) -> None:
     """End a batch and tell its callers; what fails together is tried alone."""
     try:
+        _use(batch.calls[0][0].threads)  # again: others may have been begun since
         batch.begun.finish()
     except BaseException as error:
         if len(batch.calls) == 1:
@@ -265,6 +265,12 @@ def _finish(batch: _Batch) -> None:
     # Outside of the handler, so that the failed batch is no context of the next error.
     for part in batch.calls:
         _finish(_begin([part]))
+
+
+def _use(threads: int) -> None:
+    """Let an operation in this thread, which keeps the number for itself, use so many."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def _fail(error: BaseException) -> None:
