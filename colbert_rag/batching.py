@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -69,7 +70,7 @@ class Call(Generic[Payload]):
         lengths: Tokens of each text, `(texts,)`.
         waiting: Batches within the budget that were not begun, in order.
         threads: Threads that the caller lets one operation use.
-        wanted: Whether the caller still waits for it.
+        wanted: Whether the caller still waits for it, and nothing of it has failed.
         steps: For the caller: numbers of texts done, or what went wrong.
     """
 
@@ -161,16 +162,24 @@ class Batcher:
                     self._arrived, self._thread = arrived, thread
                 self._arrived.put(call)
             while remaining:
-                step = call.steps.get()
-                if isinstance(step, BaseException):
-                    raise step
-                remaining -= step
+                done = _done(call.steps.get())
+                remaining -= done
                 if progress is not None:
-                    progress(step)
+                    progress(done)
                 if remaining:
                     check()
         finally:
             call.wanted = False
+
+
+def _done(step: int | BaseException) -> int:
+    """The number of texts done, or what went wrong raised."""
+    if not isinstance(step, BaseException):
+        return step
+    try:
+        raise step
+    finally:
+        del step  # its traceback has this frame
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -255,8 +264,10 @@ def _finish(batch: _Batch) -> None:
         _use(batch.calls[0][0].threads)  # again: others may have been begun since
         batch.begun.finish()
     except BaseException as error:
+        # Its frames have the batch, and the batch has it: only the collector would free them.
+        traceback.clear_frames(error.__traceback__)
         if len(batch.calls) == 1:
-            batch.calls[0][0].steps.put(error)
+            _refuse(batch.calls[0][0], error)
             return
     else:
         for call, texts in batch.calls:
@@ -271,6 +282,13 @@ def _use(threads: int) -> None:
     """Let an operation in this thread, which keeps the number for itself, use so many."""
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def _refuse(call: Call[Any], error: BaseException) -> None:
+    """Tell a caller what went wrong, once: what nobody takes would keep the call by its frames."""
+    if call.wanted:
+        call.wanted = False
+        call.steps.put(error)
 
 
 def _fail(error: BaseException) -> None:

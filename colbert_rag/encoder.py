@@ -256,7 +256,6 @@ class Encoder:
             if not _is_out_of_memory(error):
                 raise
             shortage = error.with_traceback(None)  # its frames would keep the batch's tensors
-            begun.clear()
             # The next batch may be under way, in the memory that a smaller one needs.
             self._workers.wait()
         else:
@@ -264,6 +263,8 @@ class Encoder:
             if self.device.type == "cpu" and self._batches % TRIM_EVERY == 0:
                 trim_heap()
             return
+        finally:
+            begun.clear()  # the error of one part would keep all, and they it
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         (work, texts), *others = parts

@@ -7,6 +7,7 @@ import gc
 import itertools
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -367,6 +368,38 @@ def test_an_encoder_takes_its_thread_with_it(tiny_checkpoint: Path) -> None:
 
     thread.join(LIMIT)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("refused", [ArithmeticError("lost"), RuntimeError("out of memory")])
+def test_what_failed_is_freed_without_the_collector_of_garbage(
+    refused: Exception, threads: int, tiny_colbert: ColBERT, request: pytest.FixtureRequest
+) -> None:
+    own = tiny_colbert._loaded().text_encoder.encoder
+    batch = tiny_colbert.tokenizer.documents(TEXTS)
+
+    class Refusing(StandIn):
+        def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+            raise type(refused)(*refused.args)
+
+    def failed() -> weakref.ref[Encoder]:
+        encoder = around(Refusing(own._model), own, batch_tokens=200)
+        with pytest.raises(type(refused)):
+            encoder.encode(batch)
+        return weakref.ref(encoder)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    gc.collect()
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    encoder = failed()
+
+    deadline = time.monotonic() + 5
+    while encoder() is not None and time.monotonic() < deadline:  # its thread lets go of it
+        time.sleep(0.01)
+    assert encoder() is None
 
 
 def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) -> None:
