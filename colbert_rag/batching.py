@@ -64,7 +64,7 @@ class Call(Generic[Payload]):
     """The texts of one call while they wait for their turn.
 
     Attributes:
-        payload: What `run` needs to know of the call.
+        payload: What `begin` needs to know of the call.
         begin: Begins one batch; it is given parts of calls of one kind.
         kind: Calls of the same kind share batches.
         lengths: Tokens of each text, `(texts,)`.
@@ -102,8 +102,8 @@ class Batcher:
 
     One thread, because two batches at once would share the same cores or the same memory and
     neither would end sooner; but the next one begins where one core waits for another. Not the
-    thread of a caller, because that can be interrupted anywhere,
-    with the texts of others in its hands.
+    thread of a caller, because that can be interrupted anywhere, with the texts of others in its
+    hands.
     """
 
     def __init__(self, budget: int) -> None:
