@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -63,13 +64,13 @@ class Call(Generic[Payload]):
     """The texts of one call while they wait for their turn.
 
     Attributes:
-        payload: What `run` needs to know of the call.
+        payload: What `begin` needs to know of the call.
         begin: Begins one batch; it is given parts of calls of one kind.
         kind: Calls of the same kind share batches.
         lengths: Tokens of each text, `(texts,)`.
         waiting: Batches within the budget that were not begun, in order.
         threads: Threads that the caller lets one operation use.
-        wanted: Whether the caller still waits for it.
+        wanted: Whether the caller still waits for it, and nothing of it has failed.
         steps: For the caller: numbers of texts done, or what went wrong.
     """
 
@@ -101,8 +102,8 @@ class Batcher:
 
     One thread, because two batches at once would share the same cores or the same memory and
     neither would end sooner; but the next one begins where one core waits for another. Not the
-    thread of a caller, because that can be interrupted anywhere,
-    with the texts of others in its hands.
+    thread of a caller, because that can be interrupted anywhere, with the texts of others in its
+    hands.
     """
 
     def __init__(self, budget: int) -> None:
@@ -161,19 +162,24 @@ class Batcher:
                     self._arrived, self._thread = arrived, thread
                 self._arrived.put(call)
             while remaining:
-                step = call.steps.get()
-                if isinstance(step, BaseException):
-                    try:
-                        raise step
-                    finally:
-                        del step  # its traceback holds this frame, and the frame would hold it
-                remaining -= step
+                done = _done(call.steps.get())
+                remaining -= done
                 if progress is not None:
-                    progress(step)
+                    progress(done)
                 if remaining:
                     check()
         finally:
             call.wanted = False
+
+
+def _done(step: int | BaseException) -> int:
+    """The number of texts done, or what went wrong raised."""
+    if not isinstance(step, BaseException):
+        return step
+    try:
+        raise step
+    finally:
+        del step  # its traceback has this frame
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -245,8 +251,7 @@ def _begin(calls: Sequence[tuple[Call[Any], Texts]]) -> _Batch:
     """Begin a batch; what goes wrong comes out when it is finished."""
     first = calls[0][0]
     try:
-        if torch.get_num_threads() != first.threads:
-            torch.set_num_threads(first.threads)  # torch keeps this number for each thread
+        _use(first.threads)
         begun = first.begin([(call.payload, texts) for call, texts in calls])
     except BaseException as error:
         begun = Begun(parts=(), finish=partial(_fail, [error]))
@@ -256,10 +261,13 @@ def _begin(calls: Sequence[tuple[Call[Any], Texts]]) -> _Batch:
 def _finish(batch: _Batch) -> None:
     """End a batch and tell its callers; what fails together is tried alone."""
     try:
+        _use(batch.calls[0][0].threads)  # again: others may have been begun since
         batch.begun.finish()
     except BaseException as error:
+        # Its frames have the batch, and the batch has it: only the collector would free them.
+        traceback.clear_frames(error.__traceback__)
         if len(batch.calls) == 1:
-            batch.calls[0][0].steps.put(error)
+            _refuse(batch.calls[0][0], error)
             return
     else:
         for call, texts in batch.calls:
@@ -268,6 +276,19 @@ def _finish(batch: _Batch) -> None:
     # Outside of the handler, so that the failed batch is no context of the next error.
     for part in batch.calls:
         _finish(_begin([part]))
+
+
+def _use(threads: int) -> None:
+    """Let an operation in this thread, which keeps the number for itself, use so many."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def _refuse(call: Call[Any], error: BaseException) -> None:
+    """Tell a caller what went wrong, once: what nobody takes would keep the call by its frames."""
+    if call.wanted:
+        call.wanted = False
+        call.steps.put(error)
 
 
 def _fail(errors: list[BaseException]) -> None:

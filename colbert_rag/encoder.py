@@ -254,6 +254,8 @@ class Encoder:
             if not _is_out_of_memory(error):
                 raise
             shortage = error.with_traceback(None)  # its frames would keep the batch's tensors
+            # The next batch may be under way, in the memory that a smaller one needs.
+            self._workers.wait()
         else:
             self._batches += 1
             if self.device.type == "cpu" and self._batches % TRIM_EVERY == 0:

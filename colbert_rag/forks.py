@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 # A fork never waits for longer: the work that it waits for might wait for the thread that forks.
@@ -18,11 +18,12 @@ _LONGEST = 10.0
 _SHORT = 0.05
 
 Work = Literal["index", "model"]
-"""What a fork waits for: each has a library whose locks nobody can make anew, see `_REASONS`.
+"""What a fork waits for: each has a library whose locks nobody can make anew, see `_REASONS`."""
 
-A thread may compute while it is inside an index, and not the other way round: a fork takes the
-locks of each thread in this order, and would wait for one that wants what it has taken already.
-"""
+# The locks of each thread, in the order in which a fork takes them: it would wait for a thread that
+# has one of them and wants one before it. A search of an index computes. And in the middle of a
+# product, an index is closed by the collector of garbage, or used by the handler of a signal.
+_ORDER: tuple[Work, ...] = ("index", "model", "index")
 
 _REASONS: dict[Work, tuple[str, str]] = {
     "index": ("reading or writing an index", "SQLite"),
@@ -64,18 +65,27 @@ def no_fork(work: Work = "index") -> contextlib.AbstractContextManager[object]:
             f"{_LONGEST:g} seconds: {library} would wait for that thread for ever. "
             'Start processes by multiprocessing.get_context("spawn"), or fork before such work'
         )
-    own: dict[Work, Any] | None = getattr(_own, "locks", None)
-    if own is None:
+    own: Sequence[Any] = getattr(_own, "locks", ())
+    if not own:
         with _door:
-            own = {each: threading.RLock() for each in _REASONS}
-            _locks.update((lock, (each, threading.current_thread())) for each, lock in own.items())
+            own = [threading.RLock() for _ in _ORDER]
+            _enlist(own)
         _own.locks = own
-    elif _waiting and not any(lock._is_owned() for lock in own.values()):  # as Condition asks it
+    elif _waiting and not any(lock._is_owned() for lock in own):  # as Condition asks it
         # Nobody comes in any more: threads that take turns would be all out only by chance.
         with _door:
             pass
-    inside: contextlib.AbstractContextManager[object] = own[work]
+    index, model, index_in_model = own
+    inside: contextlib.AbstractContextManager[object] = model
+    if work == "index":
+        inside = index_in_model if model._is_owned() else index
     return inside
+
+
+def _enlist(own: Sequence[Any]) -> None:
+    """Have forks wait for the locks of this thread."""
+    thread = threading.current_thread()
+    _locks.update((lock, (work, thread)) for work, lock in zip(_ORDER, own, strict=True))
 
 
 @contextlib.contextmanager
@@ -96,15 +106,16 @@ def no_fork_unless_waiting() -> Iterator[bool]:
 
 def _of_others() -> list[Any]:
     """The locks of all other threads."""
-    own = getattr(_own, "locks", {}).values()
+    own = getattr(_own, "locks", ())
     return [lock for lock in list(_locks) if lock not in own]
 
 
 def _hold_all() -> None:
     """Before a fork: wait until no other thread is inside."""
     global _waiting
-    deadline = time.monotonic() + _LONGEST
-    _waiting = _door.acquire(timeout=_LONGEST) or _waiting
+    # The second of two such functions has the time that the first one left.
+    _own.until = deadline = getattr(_own, "until", None) or time.monotonic() + _LONGEST
+    _waiting = _door.acquire(timeout=max(0.0, deadline - time.monotonic())) or _waiting
     # A thread that has ended is in no library, whatever it left held: who keeps its traceback keeps
     # its lock, which nobody could let go. In the child, no other thread seems alive. And one whose
     # `join` was interrupted does not, though it may run. Their numbers alone: this frame is among
@@ -120,6 +131,7 @@ def _hold_all() -> None:
 def _leave_all() -> None:
     """After it, in the parent."""
     global _waiting
+    _own.until = None
     for lock in (*_of_others(), _door):
         if lock is _door and lock._is_owned():  # type: ignore[attr-defined]  # else another waits
             _waiting = False
@@ -131,12 +143,13 @@ def _leave_all() -> None:
 def _renew_all() -> None:
     """After it, in the child."""
     global _door, _locks, _waiting
+    _own.until = None
     # What is free was free, or is held by the thread that forked. Not all forks run `_hold_all`:
     # those of a server in C, like uWSGI, are told afterwards alone.
     _torn.update(_locks[lock][0] for lock in _of_others() if not lock.acquire(blocking=False))
     _door, _locks, _waiting = threading.RLock(), weakref.WeakKeyDictionary(), False
-    for work, lock in getattr(_own, "locks", {}).items():
-        _locks[lock] = work, threading.current_thread()
+    if own := getattr(_own, "locks", ()):
+        _enlist(own)
     # All of them, whichever fails: what is raised in the end is printed.
     with contextlib.ExitStack() as all_of_them:
         for renewable in list(_RENEWABLES):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import traceback
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,11 +30,12 @@ class Workers:
         """Start nothing yet."""
         self._pool: ThreadPoolExecutor | None = None
         self._count = 0
+        self._begun: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
         renewed_after_fork(self)
 
     def renew(self) -> None:
         """Forget threads that a fork did not copy."""
-        self._pool, self._count = None, 0
+        self._pool, self._count, self._begun = None, 0, weakref.WeakSet()
 
     def begin(
         self, function: Callable[[Item], Result], items: Sequence[Item]
@@ -45,9 +48,24 @@ class Workers:
         try:
             if self._pool is None or self._count < len(items):
                 self._pool, self._count = _started(len(items)), len(items)
-            return [self._pool.submit(function, item) for item in items]
+            begun = [self._pool.submit(_result, function, item) for item in items]
         except RuntimeError:
             return []
+        self._begun.update(begun)
+        return begun
+
+    def wait(self) -> None:
+        """Wait until all that was begun has ended."""
+        wait(list(self._begun))
+
+
+def _result(function: Callable[[Item], Result], item: Item) -> Result:
+    try:
+        return function(item)
+    except BaseException as error:
+        # They would keep the tensors of a forward pass until somebody asks what came of it.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def results(parts: list[Future[Result]]) -> list[Result]:

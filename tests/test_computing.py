@@ -140,6 +140,69 @@ def test_a_thread_inside_an_index_may_compute_while_a_fork_waits_for_it():
     thread.join(LIMIT)
 
 
+def test_an_index_may_be_closed_in_a_thread_that_computes_while_a_fork_waits_for_it(
+    tmp_path: Path,
+):
+    """As the collector of garbage does wherever it runs."""
+    index = LocalIndex(tmp_path / "index.sqlite", WordEncoder())
+    entered = threading.Event()
+
+    def compute() -> None:
+        with computing():
+            entered.set()
+            while not forks._waiting:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            index.close()
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert entered.wait(LIMIT)
+    started = time.monotonic()
+
+    assert in_child(lambda: not (forks.is_torn("index") or forks.is_torn("model"))) == 0
+    assert time.monotonic() - started < 5
+    thread.join(LIMIT)
+
+
+def test_a_fork_waits_for_an_index_that_is_read_in_a_thread_that_computes():
+    entered = threading.Event()
+    left: list[float] = []
+
+    def compute() -> None:
+        with computing(), forks.no_fork():
+            entered.set()
+            time.sleep(0.3)
+            left.append(time.monotonic())
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert entered.wait(LIMIT)
+
+    assert in_child(lambda: len(left) == 1 and not forks.is_torn()) == 0
+    thread.join(LIMIT)
+
+
+def test_a_child_is_told_of_an_index_that_was_read_in_a_thread_that_computes(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(forks, "_LONGEST", 0.2)
+    entered, over = threading.Event(), threading.Event()
+
+    def compute() -> None:
+        with computing(), forks.no_fork():
+            entered.set()
+            over.wait(LIMIT)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    assert entered.wait(LIMIT)
+
+    assert in_child(lambda: forks.is_torn("index") and forks.is_torn("model")) == 0
+    over.set()
+    thread.join(LIMIT)
+
+
 def test_a_child_may_open_a_model_of_its_own(minilm: ColBERT, two_threads: None):
     texts = [f"{'saturn has rings of ice ' * 30}{number}" for number in range(20)]
     again = pytest.approx(minilm.score("rings", texts), abs=1e-4)

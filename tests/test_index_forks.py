@@ -314,6 +314,32 @@ def test_a_fork_waits_no_longer_than_it_says_and_the_child_is_told(
     assert in_child(lambda: LocalIndex(path, WordEncoder()).count() == 20) == 0
 
 
+def test_each_fork_waits_once_for_the_time_that_it_says(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(forks, "_LONGEST", 2.0)
+    entered, over = threading.Event(), threading.Event()
+    waited: list[float] = []
+
+    def stay() -> None:
+        with forks.no_fork():
+            entered.set()
+            over.wait(20)
+
+    thread = threading.Thread(target=stay)
+    thread.start()
+    entered.wait()
+    for _ in range(2):
+        started = time.monotonic()
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        waited.append(time.monotonic() - started)
+        assert ended(child) == 0
+    over.set()
+    thread.join()
+
+    assert all(2 <= seconds < 3.5 for seconds in waited)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_line_of_a_fork_leaves_no_thread_locked_out(
     path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,10 +8,14 @@ import itertools
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
+import numpy as np
 import pytest
 import torch
 from tqdm import tqdm
@@ -366,6 +370,38 @@ def test_an_encoder_takes_its_thread_with_it(tiny_checkpoint: Path) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("refused", [ArithmeticError("lost"), RuntimeError("out of memory")])
+def test_what_failed_is_freed_without_the_collector_of_garbage(
+    refused: Exception, threads: int, tiny_colbert: ColBERT, request: pytest.FixtureRequest
+) -> None:
+    own = tiny_colbert._loaded().text_encoder.encoder
+    batch = tiny_colbert.tokenizer.documents(TEXTS)
+
+    class Refusing(StandIn):
+        def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+            raise type(refused)(*refused.args)
+
+    def failed() -> weakref.ref[Encoder]:
+        encoder = around(Refusing(own._model), own, batch_tokens=200)
+        with pytest.raises(type(refused)):
+            encoder.encode(batch)
+        return weakref.ref(encoder)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    gc.collect()
+    gc.disable()
+    request.addfinalizer(gc.enable)
+    encoder = failed()
+
+    deadline = time.monotonic() + 5
+    while encoder() is not None and time.monotonic() < deadline:  # its thread lets go of it
+        time.sleep(0.01)
+    assert encoder() is None
+
+
 def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) -> None:
     seen: list[int] = []
     encoder = tiny_colbert._loaded().text_encoder.encoder
@@ -386,6 +422,53 @@ def test_threads_of_a_call_are_those_its_caller_allows(tiny_colbert: ColBERT) ->
         encoder._model = model
 
     assert seen == [1, 2, 1]
+
+
+class Scripted:
+    """A call of one text, computed by a function that is told whether it is alone."""
+
+    def __init__(self, kind: str, threads: int, work: Callable[[bool], None]) -> None:
+        self.work = work
+        self.call: batching.Call[Scripted] = batching.Call(
+            payload=self,
+            begin=self.begin,
+            kind=kind,
+            lengths=np.array([1]),
+            waiting=deque([np.array([0])]),
+            threads=threads,
+        )
+
+    def begin(self, parts: Sequence[batching.Part[Scripted]]) -> batching.Begun:
+        part: Future[None] = Future()
+        part.set_result(None)
+        side_by_side = [part] if self.call.threads > 1 else []
+        return batching.Begun(parts=side_by_side, finish=partial(self.work, len(parts) == 1))
+
+
+def test_threads_are_those_of_each_caller_where_the_batch_before_failed() -> None:
+    arrived: SimpleQueue[batching.Call[Scripted] | None] = SimpleQueue()
+    seen: list[tuple[str, int]] = []
+
+    def refused_together(alone: bool) -> None:
+        seen.append(("two", torch.get_num_threads()))
+        if not alone:
+            raise ArithmeticError("refused")
+
+    def last(alone: bool) -> None:
+        seen.append(("one", torch.get_num_threads()))
+        arrived.put(None)
+
+    scripts = [Scripted("two", 2, refused_together) for _ in range(2)] + [Scripted("one", 1, last)]
+    for script in scripts:
+        arrived.put(script.call)
+    before = torch.get_num_threads()
+    try:
+        batching._work(arrived, 100)
+    finally:
+        torch.set_num_threads(before)
+
+    assert seen == [("two", 2)] * 3 + [("one", 1)]
+    assert [script.call.steps.get(timeout=LIMIT) for script in scripts] == [1, 1, 1]
 
 
 @needs_fork

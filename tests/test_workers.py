@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -144,6 +145,69 @@ def test_a_core_that_is_free_begins_with_the_next_batch(tiny_colbert: ColBERT) -
     assert sum(done) == len(EVEN)
     assert sum(steps.begun) == len(batch.ids)
     torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
+
+
+class Crowded(StandIn):
+    """Has no memory for the second forward pass, and none for later ones beside each other."""
+
+    def __init__(self, model: object) -> None:
+        super().__init__(model)  # type: ignore[arg-type]
+        self.lock, self.next_batch = threading.Lock(), threading.Event()
+        self.begun = self.now = 0
+
+    def __call__(self, ids: torch.Tensor, *rest: object) -> torch.Tensor:
+        with self.lock:
+            number, beside = self.begun, self.now
+            self.begun, self.now = number + 1, beside + 1
+        try:
+            if number == 0:
+                assert self.next_batch.wait(60)
+            if number == 1 or (number > 3 and beside):
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+            if number == 2:
+                self.next_batch.set()
+            if number in (2, 3):
+                time.sleep(0.3)
+            out: torch.Tensor = self.model(ids, *rest)  # type: ignore[arg-type]
+            return out
+        finally:
+            with self.lock:
+                self.now -= 1
+
+
+def test_a_part_without_memory_is_tried_again_when_the_next_batch_has_ended(
+    tiny_colbert: ColBERT,
+) -> None:
+    own = tiny_colbert._loaded().text_encoder.encoder
+    batch = tiny_colbert.tokenizer.documents(EVEN[:1] * 4)
+    expected = own.encode(batch)
+    crowded = Crowded(own._model)
+    encoder = around(crowded, own, batch_tokens=int(batch.lengths[0]) * 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        found = encoder.encode(batch)
+    finally:
+        torch.set_num_threads(before)
+
+    assert crowded.begun == 6
+    torch.testing.assert_close(found.values, expected.values, rtol=0, atol=1e-5)
+
+
+def test_a_part_that_failed_keeps_nothing_that_it_computed() -> None:
+    kept: list[weakref.ref[torch.Tensor]] = []
+
+    def work(item: int) -> None:
+        hidden = torch.zeros(item)
+        kept.append(weakref.ref(hidden))
+        raise ArithmeticError("lost")
+
+    parts = Workers().begin(work, [1, 2])
+
+    for part in parts:
+        with pytest.raises(ArithmeticError, match="lost"):
+            part.result()
+    assert [hidden() for hidden in kept] == [None, None]
 
 
 def test_other_threads_keep_their_number_of_cores(tiny_colbert: ColBERT, cores: int) -> None:
