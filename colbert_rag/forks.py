@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 import weakref
@@ -117,12 +116,12 @@ def _hold_all() -> None:
     _own.until = deadline = getattr(_own, "until", None) or time.monotonic() + _LONGEST
     _waiting = _door.acquire(timeout=max(0.0, deadline - time.monotonic())) or _waiting
     # A thread that has ended is in no library, whatever it left held: who keeps its traceback keeps
-    # its lock, which nobody could let go. In the child, no other thread seems alive. And one whose
-    # `join` was interrupted does not, though it may run. Their numbers alone: this frame is among
-    # theirs, and would keep itself alive, and all that any thread was holding.
-    running = set(sys._current_frames())
+    # its lock, which nobody could let go. In the child, no other thread seems to run. Not asked by
+    # `is_alive`, which is false of a thread that goes on after its `join` was interrupted; nor by
+    # the frames of all threads: this one is among them, and would keep all that any was holding.
+    running = set(threading.enumerate())
     for lock, (_, thread) in list(_locks.items()):
-        if not thread.is_alive() and thread.ident not in running:
+        if thread not in running:
             del _locks[lock]
     for lock in _of_others():
         lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
