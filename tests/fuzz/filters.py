@@ -68,8 +68,14 @@ def prepare() -> None:
     from llama_index.core.vector_stores import MetadataFilters
     from qdrant_client.local.payload_filters import check_filter
 
+    # The first input would import these, and torch with them.
+    from colbert_rag.index.qdrant.filters import to_qdrant
+    from colbert_rag.llama_index.filters import to_filter
+
     assert MetadataFilters
     assert check_filter
+    assert to_qdrant
+    assert to_filter
 
 
 # Drawing
