@@ -223,12 +223,13 @@ def _advance(calls: deque[Call[Any]], budget: int, last: _Batch | None) -> _Batc
     batch = _begin(_share(calls, budget)) if calls else None
     if last is not None:
         _finish(last)
-    if batch is not None and batch.begun.parts:
-        wait(batch.begun.parts, return_when=FIRST_COMPLETED)
-        return batch
-    if batch is not None:
+    if batch is None:
+        return None
+    if not batch.begun.parts:
         _finish(batch)
-    return None
+        return None
+    wait(batch.begun.parts, return_when=FIRST_COMPLETED)
+    return batch
 
 
 def _share(calls: deque[Call[Any]], budget: int) -> list[tuple[Call[Any], Texts]]:
