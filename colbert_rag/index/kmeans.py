@@ -129,7 +129,8 @@ def train(
     group_count = max(1, round(count**0.5))
     some = _chosen(random, len(sample), group_count * _PER_GROUP)
     groups = _lloyd(sample[some].to(device, torch.float32), group_count, random)
-    parts = [(part.to(groups) @ groups.T).argmax(1).cpu() for part in sample.split(_ROWS)]
+    with computing():
+        parts = [(part.to(groups) @ groups.T).argmax(1).cpu() for part in sample.split(_ROWS)]
     group = torch.cat(parts)
     order, sizes = group.argsort(stable=True), torch.bincount(group, minlength=group_count)
     values, counts = [], []

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from colbert_rag.computing import computing
 from colbert_rag.embeddings import TokenEmbeddings
 
 Matrix = npt.NDArray[np.float64]
@@ -36,7 +37,8 @@ def _pooled(rows: Tensor, factor: float) -> Tensor:
     groups = max(int(len(free) // factor), 1)
     if groups >= len(free):
         return rows
-    distances = (1 - free @ free.T).clamp_(0, 2).double().numpy()
+    with computing():
+        distances = (1 - free @ free.T).clamp_(0, 2).double().numpy()
     labels = torch.from_numpy(_ward(distances, groups))
     count = int(labels.max()) + 1
     sums = torch.zeros(count, rows.shape[1]).index_add_(0, labels, free)

@@ -21,6 +21,7 @@ import torch
 from qdrant_client import models
 from torch import Tensor
 
+from colbert_rag.computing import computing
 from colbert_rag.embeddings import TokenEmbeddings
 from colbert_rag.index.kmeans import Centroids
 from colbert_rag.index.qdrant.collection import Coding
@@ -61,7 +62,8 @@ class Codebook:
             probes: Centroids for each row.
         """
         probes = min(probes, len(self.centroids) - 1)
-        values, codes = (rows @ self.centroids.values.T).topk(probes + 1, 1)
+        with computing():
+            values, codes = (rows @ self.centroids.values.T).topk(probes + 1, 1)
         gains = values[:, :probes] - values[:, probes:]
         # Where similarities are equal nothing is gained, and yet the document was found.
         gains = gains.clamp_min(_LEAST_GAIN)
