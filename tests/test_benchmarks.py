@@ -567,6 +567,27 @@ def test_maxsim_and_roofline_run(tiny: Path, monkeypatch):
     assert all(row["largest error"] < 1e-4 for row in exact)
     assert {row["unit"] for row in roof.rows} == {"GFLOP/s", "GB/s"}
     assert 0 < share.rows[0]["of the roof"] < 1.5
+    assert 0 < share.rows[0]["of its round"] < 1.5
+
+
+def test_encoding_is_held_against_the_products_of_its_own_round(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The clock halves in the second of three rounds, for the products and for encoding alike."""
+    monkeypatch.setattr(roofline, "SHAPES", ((10, 10), (20, 10)))
+
+    def timed(*seconds: float) -> Timing:
+        return Timing(tuple(Repetition(each, 1.0, 0.0) for each in seconds))
+
+    timings = {
+        # 2,000 operations and 4,000: the second is the faster one, at 4,000 a second or 2,000.
+        "GEMM float32 10 x 10 x 10": timed(1.0, 2.0, 1.0),
+        "GEMM float32 10 x 10 x 20": timed(1.0, 2.0, 1.0),
+    }
+
+    found = roofline._of_its_round(timings, "float32", 10, timed(10.0, 20.0, 8.0), 20_000)
+
+    assert found == pytest.approx(0.5)
 
 
 def test_explaining_is_measured_beside_scoring_and_ranking(tiny: Path, no_data: None):
