@@ -290,3 +290,31 @@ def test_an_index_is_not_written_over_by_what_is_said_of_it(tiny_checkpoint: Pat
     assert done.returncode == 2
     assert "out is standard output, expected the file of an index" in done.stderr
     assert Path("out").read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["texts.txt", "qrels.txt", "before.trec", "held.sqlite"])
+@pytest.mark.parametrize("command", ["evaluate", "explain"])
+def test_a_page_takes_the_place_of_nothing_but_a_page(
+    command: str, name: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = EVALUATE if command == "evaluate" else ["explain", "q", "texts.txt"]
+    (folder / "held.sqlite").write_bytes(b"SQLite format 3\0" + bytes(range(256)))
+    before = (folder / name).read_bytes()
+
+    assert main([*words, "--html", name]) == 1
+
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {name}: is there and no page, so that --html would lose what is")
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("held", ["", "<!DOCTYPE html>\n<p>older", "\n <HTML><p>older"])
+def test_a_page_takes_the_place_of_a_page(held: str, folder: Path) -> None:
+    page = folder / "page.html"
+    page.write_text(held)
+
+    assert main([*EVALUATE, "--html", "page.html"]) == 0
+
+    assert "older" not in page.read_text(encoding="utf-8")
+    assert page.stat().st_size > 1000

@@ -469,6 +469,15 @@ def test_a_run_for_other_queries_is_refused() -> None:
         evaluate(tiny(), [fixed("a", {"7": {"mars": 1.0}})])
 
 
+def test_a_run_that_finds_nothing_is_not_taken_for_one_of_other_queries() -> None:
+    nothing: dict[str, dict[str, float]] = {query: {} for query in JUDGED}
+
+    with pytest.raises(EvaluationError, match="finds nothing for any of the 3 judged queries") as e:
+        evaluate(tiny(), [fixed("a", nothing)])
+
+    assert "share a word" in str(e.value)
+
+
 @pytest.mark.parametrize("texts", [True, False])
 def test_a_run_over_another_corpus_is_refused(texts: bool) -> None:
     collection = tiny() if texts else JudgedCollection.of("tiny", JUDGED)

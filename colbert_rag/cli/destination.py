@@ -56,6 +56,28 @@ def check_destination(option: str, path: str) -> None:
         raise PermissionError(errno.EACCES, "may not be written to", path)
 
 
+def check_page(option: str, path: str) -> None:
+    """As `check_destination`, and refuse a file that is no page.
+
+    A page takes the place of the one before it, but never that of an index, or of the documents
+    that it is about.
+
+    Raises:
+        UsageError: the name is empty.
+        OSError: it cannot be written to, or is a file with something else in it.
+    """
+    check_destination(option, path)
+    there = Path(path)
+    if is_stdout(path) or not there.is_file():
+        return
+    with there.open("rb") as file:
+        beginning = file.read(64).lstrip().lower()
+    if beginning and not beginning.startswith((b"<!doctype html", b"<html")):
+        raise FileExistsError(
+            errno.EEXIST, f"is there and no page, so that {option} would lose what is in it", path
+        )
+
+
 def check_folder(option: str, path: str) -> None:
     """Refuse what cannot become a folder of files, before the work that is to be written.
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colbert_rag.cli.destination import (
-    check_destination,
     check_folder,
+    check_page,
     is_stdout,
     report_beside,
     write_page,
@@ -212,7 +212,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _check_outputs(arguments: argparse.Namespace) -> None:
     page, runs = arguments.html, arguments.save_runs
     if page is not None:
-        check_destination("--html", page)
+        check_page("--html", page)
         if arguments.json and is_stdout(page):
             raise UsageError("--json and --html both have standard output: name a file for --html")
     if runs is not None:

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, cast
 
-from colbert_rag.cli.destination import check_destination, spoken, write_page
+from colbert_rag.cli.destination import check_page, spoken, write_page
 from colbert_rag.cli.options import (
     WHOLE,
     UsageError,
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     query = checked_query(arguments.query)
     rank = arguments.rank
     if arguments.html is not None:
-        check_destination("--html", arguments.html)
+        check_page("--html", arguments.html)
     model = chosen_model(arguments)
     if arguments.html and isinstance(model, ModelThere):
         raise UsageError(

@@ -100,6 +100,12 @@ def _misfits(system: str, run: Run, collection: JudgedCollection) -> list[str]:
     """What of a run does not fit the collection."""
     judged = collection.judgements
     answered = [query for query in judged if run.scores.get(query)]
+    if not answered and any(query in run.scores for query in judged):
+        raise EvaluationError(
+            f"{system} finds nothing for any of the {len(judged):,} judged queries of "
+            f"{collection.name}, expected documents for one at least. BM25 finds those that share "
+            "a word with a query; to search by a model alone, name an index of the corpus"
+        )
     if not answered:
         raise EvaluationError(
             f"{system} answers none of the {len(judged):,} judged queries of {collection.name}: "
