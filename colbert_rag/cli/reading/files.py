@@ -155,7 +155,7 @@ def _read(
     lines: Iterator[str] = given
     form = options.format or SUFFIXES.get(suffix)
     if form is None:
-        form, lines = _guess(lines, options)
+        form, lines = _guess(lines, suffix, options)
     for document in READERS[form](source, lines, options):
         try:
             document.content.encode()
@@ -237,9 +237,11 @@ def _size(stream: BinaryIO) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def _guess(lines: Iterator[str], options: ReadingOptions) -> tuple[str, Iterator[str]]:
+def _guess(lines: Iterator[str], suffix: str, options: ReadingOptions) -> tuple[str, Iterator[str]]:
     """The format of what no suffix describes, by its first line that is not blank."""
     first, lines = first_line(lines)
+    if suffix == ".json":  # never prose: a list may be empty, or hold what is no document
+        return "json" if first.startswith("[") else "jsonl", lines
     if first.startswith("{"):
         return "jsonl", lines
     if first == "[" or first.startswith(("[{", '["')):

@@ -17,11 +17,13 @@ TITLE_FIELDS = ("title",)
 DELIMITERS = ",;\t"
 
 ONE_OBJECT = (
-    "Expected one JSON object on each line. For a file that holds one list: jq -c '.[]' FILE"
+    "Expected one JSON object on each line. For a file that holds one list: jq -c '.[]' FILE; "
+    "for prose: --format text"
 )
 
 ONE_LIST = (
-    "Expected one list of JSON objects or strings. For one object on each line: --format jsonl"
+    "Expected one list of JSON objects or strings. For one object on each line: --format jsonl; "
+    "for prose: --format text"
 )
 
 
