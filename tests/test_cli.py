@@ -291,7 +291,13 @@ def test_the_offline_model_knows_the_red_planet(
         pytest.param(["-", "x.txt"], "rerank --queries - FILE --to -", id="queries piped in"),
         pytest.param(["\udcff", "x.txt"], "QUERY is not valid", id="a query that is not Unicode"),
         pytest.param(["q", "x.txt", "-k", "-1"], "'-1' is not a whole number", id="top_k"),
-        pytest.param(["q", "x.txt", "-k", "9" * 5000], "is not a whole number", id="many digits"),
+        pytest.param(
+            ["q", "x.txt", "-k", "1" + 18 * "0"],
+            "'1000000000000000000' is too large, expected a whole number of 0 to "
+            "999,999,999,999,999,999",
+            id="one digit too many",
+        ),
+        pytest.param(["q", "x.txt", "-k", "9" * 5000], "9...' is too large", id="many digits"),
         pytest.param(["q", "x.txt", "--min-score", "nan"], "not a finite number", id="nan"),
         pytest.param(["q", "x.txt", "--min-score", "1e400"], "not a finite number", id="1e400"),
         pytest.param(["q", "x.txt", "--min-score", "best"], "not a finite number", id="a word"),
@@ -382,6 +388,14 @@ def test_odd_arguments_get_words(
 
     assert (found, said in err) == (status, True), err
     assert ("usage: " in err) == (status == 2)
+
+
+def test_any_number_of_results_up_to_the_limit_is_taken(run, facts: Path) -> None:
+    status, out, _ = run("q", facts, "-k", "999999999999999999", "--json")
+    assert (status, len(out.splitlines())) == (0, len(FACTS))
+
+    status, out, _ = run("q", facts, "-k", 30 * "0" + "1", "--json")
+    assert (status, len(out.splitlines())) == (0, 1)
 
 
 @pytest.mark.parametrize("folder", ["~nobody-of-that-name", "~nobody-of-that-name/x"])
