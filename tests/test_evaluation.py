@@ -374,6 +374,15 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
         JudgedCollection.read(tmp_path)
 
 
+def test_a_file_in_place_of_a_collection_is_called_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "answers.txt"
+    file.write_text("Mars is red.")
+
+    with pytest.raises(ReadingError) as refused:
+        JudgedCollection.read(file)
+    assert str(refused.value).startswith(f"{file} is a file, expected a folder: a collection is ")
+
+
 def test_queries_and_judgements_are_read_in_other_formats_too(tmp_path: Path) -> None:
     queries, judgements = tmp_path / "queries.tsv", tmp_path / "qrels.txt"
     queries.write_text("1\twhat is red?\n\n2\twho?\n")
