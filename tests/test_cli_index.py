@@ -493,6 +493,17 @@ def test_queries_without_an_end_are_wrong_usage(made: str, capsys, monkeypatch) 
     assert "standard input goes on beyond" in err
 
 
+def test_queries_in_another_encoding_are_told_what_to_do(made: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
+
+    status, err = refused(["search", "-", made], capsys)
+
+    assert status == 2
+    assert (
+        "standard input is not UTF-8 at byte 4. Convert it first, as with: iconv -f LATIN1" in err
+    )
+
+
 def test_queries_are_read_from_standard_input(
     made: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -392,11 +392,11 @@ def outcome(content: bytes, form: str) -> object:
             id="another encoding",
         ),
         pytest.param("x.txt", "fine".encode("utf-16"), r"x\.txt:1: .*iconv -f UTF-16", id="UTF-16"),
-        pytest.param("x.txt", b"a\n\0\n", r"x\.txt:2: not a text file", id="a binary file"),
+        pytest.param("x.txt", b"a\n\0\n", r"x\.txt:2: .*zero byte\. Extract", id="binary"),
         pytest.param(
             "x.bin",
             b"a\n\xff\x01\n",
-            r"x\.bin:2: not a text file: it holds the byte 0x01",
+            r"x\.bin:2: not a text file: it holds the byte 0x01\. Extract its text first",
             id="bytes",
         ),
         pytest.param(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from colbert_rag.decoding import decoded
 from colbert_rag.errors import ReadingError
 from colbert_rag.written import write_whole
 
@@ -183,14 +184,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             if len(line) > LONGEST:  # perhaps without an end, as /dev/zero
                 raise ReadingError(f"{path}:{number}: the line goes on beyond {LONGEST >> 20} MiB")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ReadingError(
-                    f"{path}:{number}: not UTF-8 at byte {error.start + 1} of the line"
-                ) from error
-            if "\0" in text:
-                raise ReadingError(f"{path}:{number}: not a text file: it holds a zero byte")
+            text = decoded(line, str(path), number)
             if text.strip():
                 yield f"{path}:{number}", text.rstrip("\r\n")
 
