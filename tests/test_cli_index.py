@@ -493,6 +493,19 @@ def test_queries_without_an_end_are_wrong_usage(made: str, capsys, monkeypatch) 
     assert "standard input goes on beyond" in err
 
 
+def test_an_index_beside_a_missing_one_is_named_where_it_was_meant(made: str, run: Run) -> None:
+    # Nearer by its name, but no index.
+    Path(f"{made}x").write_text("Mars is red.")
+    missing = f"{made}xx"
+
+    assert run("search", QUERY, missing) == (
+        1,
+        "",
+        f"error: {missing}: there is no index here; did you mean {made!r}? Or make one with: "
+        f"colbert-rag index FILE --to {missing}\n",
+    )
+
+
 def test_queries_in_another_encoding_are_told_what_to_do(made: str, capsys, monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
 

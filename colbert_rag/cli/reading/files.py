@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import errno
 import os
 import stat
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from colbert_rag.cli.nearby import no_such
 from colbert_rag.cli.reading.document import Reader, ReadingOptions, SourceDocument
 from colbert_rag.cli.reading.folder import files_in
 from colbert_rag.cli.reading.prose import read_markdown, read_text
@@ -84,7 +84,7 @@ def read_documents(
     """
     for path in paths:
         if path != STDIN and not Path(path).exists():
-            raise FileNotFoundError(errno.ENOENT, "no such file or folder", path)
+            raise no_such(path, folders=True)
     return _documents(paths, options, stdin)
 
 
