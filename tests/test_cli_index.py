@@ -353,6 +353,16 @@ def test_wrong_usage_of_index_is_said_in_two_lines(
     assert len(err.splitlines()) == 2
 
 
+def test_one_document_is_counted_as_one(make: Run) -> None:
+    Path("x.txt").write_text("Mars is red.", encoding="utf-8")
+
+    assert (
+        make("x.txt", "--to", "x.sqlite")[1]
+        .splitlines()[1]
+        .startswith("x.sqlite holds 1 document by ")
+    )
+
+
 def test_a_missing_file_is_said_before_the_model_is_looked_for(facts: Path, run: Run) -> None:
     called = run("index", "nowhere.txt", "--to", "x.sqlite", "-m", "./no/such")
 

@@ -349,13 +349,13 @@ def outcome(content: bytes, form: str) -> object:
         ),
         pytest.param("x.jsonl", "[1, 2]", r"x\.jsonl:1: found a list.*jq -c", id="a JSON list"),
         pytest.param(
-            "x.json", '[\n"a",\n3\n]', r"x\.json:2: found a int", id="a number in a long list"
+            "x.json", '[\n"a",\n3\n]', r"x\.json:2: found an int", id="a number in a long list"
         ),
-        pytest.param("x.json", '["a", 3]', r"x\.json:2: found a int", id="a number in a list"),
-        pytest.param("x.json", "[1, 2]", r"x\.json:1: found a int.*list of", id="only numbers"),
+        pytest.param("x.json", '["a", 3]', r"x\.json:2: found an int", id="a number in a list"),
+        pytest.param("x.json", "[1, 2]", r"x\.json:1: found an int.*list of", id="only numbers"),
         pytest.param("x.json", "[[], 2]", r"x\.json:1: found a list", id="lists in a list"),
         pytest.param("x.json", "[1, 2", r"x\.json:1: not JSON", id="half a list of numbers"),
-        pytest.param("x.json", "7", r"x\.json:1: found a int", id="a lone number"),
+        pytest.param("x.json", "7", r"x\.json:1: found an int", id="a lone number"),
         pytest.param("x.json", "hello", r"x\.json:1: not JSON.*--format text", id="prose"),
         pytest.param("x.json", '["a"\n"b"]', r"x\.json:2: not JSON", id="a broken list"),
         pytest.param("x.jsonl", "[" * 99_999, r"x\.jsonl:1: not JSON", id="deeply nested JSON"),

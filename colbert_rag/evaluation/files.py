@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from colbert_rag.decoding import decoded
 from colbert_rag.errors import ReadingError
+from colbert_rag.wording import kind_of
 from colbert_rag.written import write_whole
 
 V = TypeVar("V")
@@ -200,7 +201,7 @@ def _record(place: str, line: str, expected: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise ReadingError(f"{place}: not JSON: {error}. {expected}") from error
     if not isinstance(record, dict):
-        raise ReadingError(f"{place}: found a {type(record).__name__}. {expected}")
+        raise ReadingError(f"{place}: found {kind_of(record)}. {expected}")
     return record
 
 
@@ -236,7 +237,7 @@ def _id(place: str, record: dict[str, object]) -> str:
 def _text(place: str, record: dict[str, object]) -> str:
     text = _field(place, record, "text", ("text",))
     if not isinstance(text, str):
-        found = "null" if text is None else f"a {type(text).__name__}"
+        found = "null" if text is None else kind_of(text)
         raise ReadingError(f"{place}: text is {found}, expected a text")
     return text
 
