@@ -204,6 +204,9 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in _runs(arguments):
         if not Path(name).exists() or Path(name).is_dir():  # a pipe is a file, too
             raise no_such(name)
+    for name in filter(None, parts):
+        if not Path(name).exists():
+            raise no_such(name)
     _check_outputs(arguments)
     if arguments.demo and arguments.checkpoint is None:
         arguments.checkpoint = [OFFLINE_CHECKPOINT]
