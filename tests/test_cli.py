@@ -18,7 +18,7 @@ import pytest
 
 import colbert_rag
 from colbert_rag import ColBERT
-from colbert_rag.cli import COMMANDS, _parsed, _parser, main, output, rerank, servers
+from colbert_rag.cli import COMMANDS, _parsed, _parser, main, nearby, output, rerank, servers
 from colbert_rag.cli.output import say_json
 from colbert_rag.cli.reading import SourceDocument
 from colbert_rag.cli.spelling import NOT_OFFERED, SPELLINGS, in_options
@@ -291,7 +291,13 @@ def test_the_offline_model_knows_the_red_planet(
         pytest.param(["-", "x.txt"], "rerank --queries - FILE --to -", id="queries piped in"),
         pytest.param(["\udcff", "x.txt"], "QUERY is not valid", id="a query that is not Unicode"),
         pytest.param(["q", "x.txt", "-k", "-1"], "'-1' is not a whole number", id="top_k"),
-        pytest.param(["q", "x.txt", "-k", "9" * 5000], "is not a whole number", id="many digits"),
+        pytest.param(
+            ["q", "x.txt", "-k", "1" + 18 * "0"],
+            "'1000000000000000000' is too large, expected a whole number of 0 to "
+            "999,999,999,999,999,999",
+            id="one digit too many",
+        ),
+        pytest.param(["q", "x.txt", "-k", "9" * 5000], "9...' is too large", id="many digits"),
         pytest.param(["q", "x.txt", "--min-score", "nan"], "not a finite number", id="nan"),
         pytest.param(["q", "x.txt", "--min-score", "1e400"], "not a finite number", id="1e400"),
         pytest.param(["q", "x.txt", "--min-score", "best"], "not a finite number", id="a word"),
@@ -384,6 +390,14 @@ def test_odd_arguments_get_words(
     assert ("usage: " in err) == (status == 2)
 
 
+def test_any_number_of_results_up_to_the_limit_is_taken(run, facts: Path) -> None:
+    status, out, _ = run("q", facts, "-k", "999999999999999999", "--json")
+    assert (status, len(out.splitlines())) == (0, len(FACTS))
+
+    status, out, _ = run("q", facts, "-k", 30 * "0" + "1", "--json")
+    assert (status, len(out.splitlines())) == (0, 1)
+
+
 @pytest.mark.parametrize("folder", ["~nobody-of-that-name", "~nobody-of-that-name/x"])
 def test_the_home_of_nobody_is_a_folder_like_any_other(run, facts: Path, folder: str) -> None:
     assert run("q", facts, "--cache-folder", folder)[0] == 0
@@ -391,6 +405,53 @@ def test_the_home_of_nobody_is_a_folder_like_any_other(run, facts: Path, folder:
 
 def test_a_missing_file_is_one_line(run) -> None:
     assert run("q", "nowhere.txt") == (1, "", "error: nowhere.txt: no such file or folder\n")
+
+
+@pytest.mark.parametrize(
+    "missing", ["answer.txt", "answers", "answers.md", "ANSWERS.TXT", "anwsers.txt"]
+)
+def test_a_file_beside_a_missing_one_is_named_where_it_was_meant(
+    run, missing: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("answers.txt").write_text("Mars is red.")
+    if Path(missing).exists():
+        pytest.skip("the file system takes both for one")
+
+    assert run("q", f"./{missing}") == (
+        1,
+        "",
+        f"error: ./{missing}: no such file or folder; did you mean 'answers.txt'?\n",
+    )
+
+
+def test_a_word_near_the_name_of_a_file_is_perhaps_one_of_the_query(
+    run, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("moons.txt").write_text("Mars has two moons.")
+
+    assert run("two", "moons", "moons.txt")[2] == (
+        "error: moons: no such file or folder; did you mean 'moons.txt'? If it is a word of the "
+        "query, quote that: 'two moons'\n"
+    )
+
+
+def test_a_file_in_another_folder_or_of_another_name_is_not_named(run, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "answers.txt").write_text("Mars is red.")
+    (tmp_path / "venus.txt").write_text("Venus is hot.")
+
+    for missing in (tmp_path / "answer.txt", tmp_path / "none" / "answers.txt", "a" * 999):
+        assert "did you mean" not in run("q", missing)[2]
+
+
+def test_a_missing_file_of_a_huge_folder_costs_little(run, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("answers.txt").write_text("Mars is red.")
+    monkeypatch.setattr(nearby, "MOST_NAMES", 0)
+
+    assert run("q", "answer.txt")[2] == "error: answer.txt: no such file or folder\n"
 
 
 def test_a_query_without_quotes_is_told_so(run, facts: Path) -> None:

@@ -220,6 +220,23 @@ def test_what_cannot_be_meant_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--qrels", "--queries", "--corpus"])
+def test_a_part_that_is_not_there_is_answered_with_the_one_beside_it(
+    option: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {
+        "--qrels": str(folder / "qrels" / "test.tsv"),
+        "--queries": str(folder / "queries.jsonl"),
+        "--corpus": str(folder / "corpus.jsonl"),
+    }
+    meant = parts[option]
+    parts[option] = f"{meant}x"
+
+    words = [word for pair in parts.items() for word in pair]
+    assert main(["evaluate", *words, "--run", str(folder / "a.trec")]) == 1
+    assert capsys.readouterr().err == f"error: {meant}x: no such file; did you mean {meant!r}?\n"
+
+
 def test_a_measure_that_is_unknown_is_wrong_usage(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -353,6 +353,16 @@ def test_wrong_usage_of_index_is_said_in_two_lines(
     assert len(err.splitlines()) == 2
 
 
+def test_one_document_is_counted_as_one(make: Run) -> None:
+    Path("x.txt").write_text("Mars is red.", encoding="utf-8")
+
+    assert (
+        make("x.txt", "--to", "x.sqlite")[1]
+        .splitlines()[1]
+        .startswith("x.sqlite holds 1 document by ")
+    )
+
+
 def test_a_missing_file_is_said_before_the_model_is_looked_for(facts: Path, run: Run) -> None:
     called = run("index", "nowhere.txt", "--to", "x.sqlite", "-m", "./no/such")
 
@@ -491,6 +501,30 @@ def test_queries_without_an_end_are_wrong_usage(made: str, capsys, monkeypatch) 
 
     assert (status, sys.stdin.buffer.tell()) == (2, 1001)
     assert "standard input goes on beyond" in err
+
+
+def test_an_index_beside_a_missing_one_is_named_where_it_was_meant(made: str, run: Run) -> None:
+    # Nearer by its name, but no index.
+    Path(f"{made}x").write_text("Mars is red.")
+    missing = f"{made}xx"
+
+    assert run("search", QUERY, missing) == (
+        1,
+        "",
+        f"error: {missing}: there is no index here; did you mean {made!r}? Or make one with: "
+        f"colbert-rag index FILE --to {missing}\n",
+    )
+
+
+def test_queries_in_another_encoding_are_told_what_to_do(made: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n")))
+
+    status, err = refused(["search", "-", made], capsys)
+
+    assert status == 2
+    assert (
+        "standard input is not UTF-8 at byte 4. Convert it first, as with: iconv -f LATIN1" in err
+    )
 
 
 def test_queries_are_read_from_standard_input(

@@ -571,6 +571,8 @@ def test_a_line_of_something_else_is_not_taken_for_one_that_was_cut_off(
         ({"q.x": "{"}, ["--queries", "q.x"], "q.x:1: not JSON"),
         ({"q.tsv": b"\xff\ta\n"}, ["--queries", "q.tsv"], "q.tsv:1: not UTF-8"),
         ({}, ["--queries", "nothing.tsv"], "nothing.tsv: no such file or folder"),
+        ({"ask.tsv": "q\ta"}, ["--queries", "asks.tsv"], "folder; did you mean 'ask.tsv'?"),
+        ({"run.trec": ""}, ["--run", "rum.trec"], "no such file; did you mean 'run.trec'?"),
         (
             {"run": "q1 0 mars 1\n"},
             ["--run", "run"],

@@ -374,6 +374,15 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
         JudgedCollection.read(tmp_path)
 
 
+def test_a_file_in_place_of_a_collection_is_called_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "answers.txt"
+    file.write_text("Mars is red.")
+
+    with pytest.raises(ReadingError) as refused:
+        JudgedCollection.read(file)
+    assert str(refused.value).startswith(f"{file} is a file, expected a folder: a collection is ")
+
+
 def test_queries_and_judgements_are_read_in_other_formats_too(tmp_path: Path) -> None:
     queries, judgements = tmp_path / "queries.tsv", tmp_path / "qrels.txt"
     queries.write_text("1\twhat is red?\n\n2\twho?\n")
@@ -430,7 +439,37 @@ def test_a_file_that_is_something_else_is_refused(reader, text, said, tmp_path: 
         reader(path)
 
 
-def test_a_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reader", [read_corpus, read_queries, read_judgements, read_run])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            b"q Q0 \xe9 2 1 x\n",
+            ":1: not UTF-8 at byte 6 of the line. Convert it first, as with: "
+            "iconv -f LATIN1 -t UTF-8",
+        ),
+        (
+            b"\xff\xfeq\0 \0",
+            ":1: not UTF-8 at byte 1 of the line. Convert it first, as with: "
+            "iconv -f UTF-16 -t UTF-8",
+        ),
+        (
+            b"q\xff\3\n",
+            ":1: not a text file: it holds the byte 0x03. Extract its text first, with a program "
+            "for such files",
+        ),
+        (b"\x1f\x8b\x08", " is compressed, expected text. Unpack it first, as with: gunzip FILE"),
+    ],
+)
+def test_a_file_that_is_no_text_is_told_what_to_do(reader, content, said, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(content)
+
+    with pytest.raises(ReadingError) as refused:
+        reader(tmp_path / "file")
+    assert str(refused.value) == f"{tmp_path / 'file'}{said}"
+
+
+def test_a_line_further_down_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_bytes(b"q Q0 d 1 2 x\nq Q0 \xe9 2 1 x\n")
 
     with pytest.raises(ReadingError, match=r"run:2: not UTF-8 at byte 6 of the line"):

@@ -43,6 +43,13 @@ def test_the_text_says_what_was_measured_on_what_and_by_what(view: Evaluation) -
         assert part in repr(view)
 
 
+def test_one_query_and_one_document_are_counted_as_one() -> None:
+    alone = JudgedCollection.of("one", {"q": {"mars": 1}}, {"q": "red"}, {"mars": "Mars is red."})
+    base = System("base", lambda collection, nothing: Run(scores={"q": {"mars": 1.0}}))
+
+    assert repr(evaluate(alone, [base])).startswith("one: 1 judged query, 1 document; measures by")
+
+
 @pytest.mark.parametrize("width", [60, 100])
 def test_prose_keeps_to_the_width_of_a_terminal(view: Evaluation, width: int) -> None:
     prose = [line for line in to_text(view, width).splitlines() if "note:" in line or "p:" in line]

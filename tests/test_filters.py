@@ -62,7 +62,7 @@ def test_a_moment_may_be_spelled_in_several_ways(bound):
         pytest.param({"a": {"$gt": True}}, "a number or a moment", id="range of booleans"),
         pytest.param({"a": {"$gt": "2024-02-30"}}, "a number or a moment", id="no such day"),
         pytest.param({"a": {"$gt": 1, "$lt": "2024-01-01"}}, "mixes", id="mixed range"),
-        pytest.param({"a": object()}, "compared with a object", id="some object"),
+        pytest.param({"a": object()}, "compared with an object", id="some object"),
         pytest.param({"a..b": 1}, "empty part", id="two dots"),
         pytest.param({1: 1}, "expected str", id="key is a number"),
         pytest.param({"$and": []}, "at least one", id="nothing to combine"),

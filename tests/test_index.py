@@ -398,8 +398,8 @@ def test_an_empty_text_is_kept_and_not_found(index: Index):
 @pytest.mark.parametrize(
     ("document", "error", "help"),
     [
-        pytest.param(Document(7, "x"), TypeError, "id 7 is a int", id="id is a number"),
-        pytest.param({"id": 7, "text": "x"}, TypeError, "id 7 is a int", id="id in a mapping"),
+        pytest.param(Document(7, "x"), TypeError, "id 7 is an int", id="id is a number"),
+        pytest.param({"id": 7, "text": "x"}, TypeError, "id 7 is an int", id="id in a mapping"),
         pytest.param({"id": "", "text": "x"}, ValueError, "leave 'id' out", id="empty id"),
         pytest.param(Document("a", None), TypeError, "text of type NoneType", id="no text"),
         pytest.param({"title": "x"}, ValueError, "expected 'text'", id="mapping without text"),
@@ -409,7 +409,7 @@ def test_an_empty_text_is_kept_and_not_found(index: Index):
         pytest.param(7, TypeError, "expected a Document", id="a number"),
         pytest.param(Document("a", "x", ["n"]), TypeError, "expected a mapping", id="a list"),
         pytest.param(
-            Document("a", "x", {"when": object()}), TypeError, "'when' is a object", id="object"
+            Document("a", "x", {"when": object()}), TypeError, "'when' is an object", id="object"
         ),
         pytest.param(
             Document("a", "x", {"n": {"deep": [math.inf]}}), ValueError, "'n.deep'", id="infinity"

@@ -174,7 +174,7 @@ def test_rows_of_another_model_are_refused(
         pytest.param([{"body": "mars"}], ValueError, "expected 'text' and perhaps 'id'", id="text"),
         pytest.param([{"text": "a", "page": 3}], ValueError, "put anything else under", id="extra"),
         pytest.param([{"text": 3}], TypeError, "a text of type int", id="a number for a text"),
-        pytest.param([{"text": "a", "id": 3}], TypeError, "id 3 is a int", id="a number for an id"),
+        pytest.param([{"text": "a", "id": 3}], TypeError, "id 3 is an int", id="number for an id"),
     ],
 )
 def test_rows_that_are_no_documents_are_refused(

@@ -115,6 +115,27 @@ def test_a_json_list_of_strings_is_one_document_for_each(tmp_path: Path) -> None
     assert texts(write(tmp_path, "x.json", '["a", "b"]')) == ["a", "b"]
 
 
+@pytest.mark.parametrize("content", ["[]", " [ ]\n", "[\n]", "\ufeff[]", ""])
+def test_an_empty_json_list_holds_no_document(content: str, tmp_path: Path) -> None:
+    assert read(write(tmp_path, "x.json", content)) == []
+
+
+def test_a_json_list_with_blanks_before_its_records_is_no_prose(tmp_path: Path) -> None:
+    assert texts(write(tmp_path, "x.json", '[ {"text": "a"},\n  "b" ]')) == ["a", "b"]
+
+
+def test_strings_on_the_lines_of_a_json_file_are_documents(tmp_path: Path) -> None:
+    assert texts(write(tmp_path, "x.json", '"a"\n"b"\n')) == ["a", "b"]
+
+
+def test_prose_in_a_json_file_is_read_where_that_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.json", "[Mars](mars.md) is red.\n\n- So is [rust].")
+
+    with pytest.raises(ReadingError, match=r"x\.json:1: not JSON.*for prose: --format text"):
+        read(path)
+    assert texts(path, format="text") == ["[Mars](mars.md) is red.", "- So is [rust]."]
+
+
 def test_an_empty_text_is_a_document(tmp_path: Path) -> None:
     assert texts(write(tmp_path, "x.jsonl", '{"text": ""}')) == [""]
 
@@ -328,9 +349,14 @@ def outcome(content: bytes, form: str) -> object:
         ),
         pytest.param("x.jsonl", "[1, 2]", r"x\.jsonl:1: found a list.*jq -c", id="a JSON list"),
         pytest.param(
-            "x.json", '[\n"a",\n3\n]', r"x\.json:2: found a int", id="a number in a long list"
+            "x.json", '[\n"a",\n3\n]', r"x\.json:2: found an int", id="a number in a long list"
         ),
-        pytest.param("x.json", '["a", 3]', r"x\.json:2: found a int", id="a number in a list"),
+        pytest.param("x.json", '["a", 3]', r"x\.json:2: found an int", id="a number in a list"),
+        pytest.param("x.json", "[1, 2]", r"x\.json:1: found an int.*list of", id="only numbers"),
+        pytest.param("x.json", "[[], 2]", r"x\.json:1: found a list", id="lists in a list"),
+        pytest.param("x.json", "[1, 2", r"x\.json:1: not JSON", id="half a list of numbers"),
+        pytest.param("x.json", "7", r"x\.json:1: found an int", id="a lone number"),
+        pytest.param("x.json", "hello", r"x\.json:1: not JSON.*--format text", id="prose"),
         pytest.param("x.json", '["a"\n"b"]', r"x\.json:2: not JSON", id="a broken list"),
         pytest.param("x.jsonl", "[" * 99_999, r"x\.jsonl:1: not JSON", id="deeply nested JSON"),
         pytest.param(
@@ -366,11 +392,11 @@ def outcome(content: bytes, form: str) -> object:
             id="another encoding",
         ),
         pytest.param("x.txt", "fine".encode("utf-16"), r"x\.txt:1: .*iconv -f UTF-16", id="UTF-16"),
-        pytest.param("x.txt", b"a\n\0\n", r"x\.txt:2: not a text file", id="a binary file"),
+        pytest.param("x.txt", b"a\n\0\n", r"x\.txt:2: .*zero byte\. Extract", id="binary"),
         pytest.param(
             "x.bin",
             b"a\n\xff\x01\n",
-            r"x\.bin:2: not a text file: it holds the byte 0x01",
+            r"x\.bin:2: not a text file: it holds the byte 0x01\. Extract its text first",
             id="bytes",
         ),
         pytest.param(

@@ -148,7 +148,7 @@ BAD = {
     "explained": ("POST", "/v1/search", {"query": "q", "k": 200, "explain": True}, "200", 400),
     "blank": ("POST", "/v1/search", {"query": ""}, "empty or blank", 400),
     "key": ("POST", "/v1/documents", {"documents": [{"text": "a", "x": 1}]}, "'x'", 400),
-    "id": ("POST", "/v1/documents", {"documents": [{"text": "a", "id": 3}]}, "id 3 is a int", 400),
+    "id": ("POST", "/v1/documents", {"documents": [{"text": "a", "id": 3}]}, "id 3 is an int", 400),
     "nothing": ("DELETE", "/v1/documents", {}, "either ids or a filter", 400),
     "both": ("DELETE", "/v1/documents", {"ids": [], "filter": {}}, "either ids or a filter", 400),
     "all": ("DELETE", "/v1/documents", {"filter": {}}, "would delete every document", 400),

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from colbert_rag.errors import MetadataError, UnsafePathError
+from colbert_rag.wording import kind_of
 
 MAX_JSON_BYTES = 4 * 2**20
 """No configuration file of a checkpoint is near this size; tokenizers have limits of their own."""
@@ -189,7 +190,7 @@ class Folder:
         if name not in self._cache:
             value = self._load(name) if self.has(name) else {}
             if not isinstance(value, dict):
-                raise MetadataError(f"{name} holds a {type(value).__name__}, expected an object")
+                raise MetadataError(f"{name} holds {kind_of(value)}, expected an object")
             self._cache[name] = Section(name, value, self.ignored)
         return self._cache[name]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from colbert_rag.cli.indexes import known_info, own_settings, where
+from colbert_rag.cli.nearby import no_such
 from colbert_rag.cli.options import (
     UsageError,
     counted_truncation,
@@ -114,7 +114,7 @@ def read_job(arguments: argparse.Namespace, depth: int | None) -> Job:
     from colbert_rag.evaluation.files import CORPUS, read_queries
 
     if not Path(arguments.queries).exists():
-        raise FileNotFoundError(errno.ENOENT, "no such file or folder", arguments.queries)
+        raise no_such(arguments.queries, folders=True)
     queries = read_queries(arguments.queries)
     if arguments.index is not None:
         return _from_index(arguments, queries, depth)
@@ -234,7 +234,7 @@ def read_ranked(path: str, depth: int | None) -> dict[str, list[str]]:
     from colbert_rag.evaluation.measures import in_order
 
     if not Path(path).exists():
-        raise FileNotFoundError(errno.ENOENT, "no such file", path)
+        raise no_such(path)
     return {query: in_order(scores)[:depth] for query, scores in read_run(path).items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from colbert_rag.cli.destination import (
     write_page,
 )
 from colbert_rag.cli.indexes import add_server, known_info, own_settings, where
+from colbert_rag.cli.nearby import no_such
 from colbert_rag.cli.options import (
     UsageError,
     add_long_documents,
@@ -203,7 +203,10 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("without --corpus and --queries, only runs can be compared: --run FILE")
     for name in _runs(arguments):
         if not Path(name).exists() or Path(name).is_dir():  # a pipe is a file, too
-            raise FileNotFoundError(errno.ENOENT, "no such file", name)
+            raise no_such(name)
+    for name in filter(None, parts):
+        if not Path(name).exists():
+            raise no_such(name)
     _check_outputs(arguments)
     if arguments.demo and arguments.checkpoint is None:
         arguments.checkpoint = [OFFLINE_CHECKPOINT]

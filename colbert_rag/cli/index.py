@@ -26,6 +26,7 @@ from colbert_rag.cli.reading import STDIN, SourceDocument
 from colbert_rag.cli.sources import FORMS, add_reading, hint_at_lines, places, read
 from colbert_rag.errors import ColBERTRagError, IndexStorageError, ReadingError
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
+from colbert_rag.wording import counted
 
 if TYPE_CHECKING:
     from colbert_rag.codings import VectorCoding
@@ -235,8 +236,8 @@ def _resumable(index: Index, target: Where) -> Iterator[None]:
     except (KeyboardInterrupt, ReadingError) as error:
         cause = "" if isinstance(error, KeyboardInterrupt) else " once the file is mended"
         note(
-            f"{target.name} keeps {index.count():,} documents; the same command goes on from "
-            f"there{cause}"
+            f"{target.name} keeps {counted(index.count(), 'document')}; the same command goes on "
+            f"from there{cause}"
         )
         raise
     except ValueError as error:
@@ -255,7 +256,7 @@ def _say_changes(changes: Changes, seconds: float, *, pruned: bool = False) -> N
 
 
 def _say_holdings(index: Index, target: Where) -> None:
-    say(f"{target.name} holds {index.count():,} documents by {index.info.checkpoint}")
+    say(f"{target.name} holds {counted(index.count(), 'document')} by {index.info.checkpoint}")
 
 
 class _Given:

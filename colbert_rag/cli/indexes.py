@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote, urlsplit
 
 from colbert_rag.cli.destination import STDOUT, is_stdout
+from colbert_rag.cli.nearby import nearby
 from colbert_rag.cli.options import UsageError, settings_of
 from colbert_rag.cli.servers import KEYS, key_in, note_unencrypted
 
@@ -222,8 +223,10 @@ def known_info(place: Where) -> IndexInfo:
     """
     info = place.info()
     if info is None:
-        made = f"there is no index here; make one with: colbert-rag index FILE --to {place.name}"
-        raise FileNotFoundError(errno.ENOENT, made, place.name)
+        near = nearby(place.name, is_index) if isinstance(place, File) else ""
+        meant = f"did you mean {near!r}? Or make one" if near else "make one"
+        advice = f"{meant} with: colbert-rag index FILE --to {place.name}"
+        raise FileNotFoundError(errno.ENOENT, f"there is no index here; {advice}", place.name)
     return info
 
 
@@ -237,7 +240,7 @@ def own_settings(arguments: argparse.Namespace, info: IndexInfo) -> Settings:
     return settings_of(argparse.Namespace(checkpoint=None, **running), info)
 
 
-def is_index(path: str) -> bool:
+def is_index(path: str | Path) -> bool:
     """Whether a path is the file of an index rather than of documents."""
     file = Path(path)
     if not file.is_file():

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 WHOLE = "; --long-documents windows scores them whole"
 """Advice about documents that were cut, where they need not be."""
 
+LARGEST_COUNT = 10**18 - 1
+"""What a count may be: a machine word holds it, as sizes are."""
+
 STDIN_FILE = "/dev/stdin"
 """What Unix calls standard input."""
 
@@ -167,10 +170,22 @@ def add_results(group: argparse._ArgumentGroup) -> None:
 
 def parse_count(text: str, least: int = 0) -> int:
     """A number that counts something, for argparse."""
-    # A machine word, as sizes are.
-    if not text.isdecimal() or len(text) > 18 or int(text) < least:
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number of {least} or more")
-    return int(text)
+    digits = text.lstrip("0") or text[-1:]
+    # By their number, because int() itself refuses thousands of digits.
+    if text.isdecimal() and len(digits) > len(str(LARGEST_COUNT)):
+        raise argparse.ArgumentTypeError(
+            f"{_shortened(text)} is too large, expected a whole number of {least} to "
+            f"{LARGEST_COUNT:,}"
+        )
+    if not text.isdecimal() or int(digits) < least:
+        raise argparse.ArgumentTypeError(
+            f"{_shortened(text)} is not a whole number of {least} or more"
+        )
+    return int(digits)
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:40]}...")
 
 
 def parse_positive(text: str) -> int:
@@ -190,7 +205,7 @@ def parse_number(text: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a finite number")
+        raise argparse.ArgumentTypeError(f"{_shortened(text)} is not a finite number")
     return number
 
 

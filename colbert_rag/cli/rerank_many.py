@@ -34,6 +34,7 @@ from colbert_rag.cli.runs import Found, RunFile
 from colbert_rag.cli.sources import FORMS, add_reading
 from colbert_rag.inputs import has_words
 from colbert_rag.settings import DEFAULT_CHECKPOINT, OFFLINE_CHECKPOINT
+from colbert_rag.wording import counted
 
 if TYPE_CHECKING:
     from colbert_rag.colbert import ColBERT
@@ -151,10 +152,11 @@ def run(arguments: argparse.Namespace) -> int:
                 raise
     with report_beside(arguments.to):
         say(
-            f"{len(left):,} queries and {len(job.documents):,} documents by {settings.checkpoint}: "
+            f"{counted(len(left), 'query', 'queries')} and "
+            f"{counted(len(job.documents), 'document')} by {settings.checkpoint}: "
             f"loaded in {loaded - start:.1f} s, ranked in {time.perf_counter() - loaded:.1f} s"
         )
-        say(f"{to} holds {len(finished):,} queries, as {tag}")
+        say(f"{to} holds {counted(len(finished), 'query', 'queries')}, as {tag}")
     return 0
 
 

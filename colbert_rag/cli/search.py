@@ -26,6 +26,7 @@ from colbert_rag.cli.options import (
 from colbert_rag.cli.output import Row, say, say_json, say_table
 from colbert_rag.cli.reading import LARGEST, STDIN
 from colbert_rag.cli.servers import is_served, served
+from colbert_rag.decoding import likely_encoding
 from colbert_rag.display import one_line
 from colbert_rag.errors import InvalidFilterError
 
@@ -170,7 +171,10 @@ def _queries(named: str) -> list[str]:
     try:
         lines = given.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise UsageError(f"standard input is not UTF-8 at byte {error.start + 1}") from error
+        raise UsageError(
+            f"standard input is not UTF-8 at byte {error.start + 1}. Convert it first, as with: "
+            f"iconv -f {likely_encoding(given)} -t UTF-8"
+        ) from error
     queries = [line.strip() for line in lines if line.strip()]
     if not queries:
         raise UsageError("QUERY is -, and standard input holds no query")

@@ -106,7 +106,8 @@ def _perhaps_query(error: FileNotFoundError, arguments: argparse.Namespace) -> F
     if not words or not getattr(arguments, "query", ""):
         return error
     query = shlex.quote(" ".join([arguments.query, *words]))
-    hint = f"{error.strerror}. If it is a word of the query, quote that: {query}"
+    stop = "" if str(error.strerror).endswith("?") else "."
+    hint = f"{error.strerror}{stop} If it is a word of the query, quote that: {query}"
     return FileNotFoundError(error.errno, hint, error.filename)
 
 

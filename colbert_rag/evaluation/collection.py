@@ -112,15 +112,18 @@ class JudgedCollection:
             ReadingError: a file is missing, or is not what it should be.
         """
         folder = Path(folder)
+        layout = (
+            f"a collection is a folder with {CORPUS}, {QUERIES} and qrels/{split}.tsv, as BEIR has "
+            "them. Other names can be given one by one"
+        )
+        if folder.is_file():
+            raise ReadingError(f"{folder} is a file, expected a folder: {layout}")
         qrels = folder / "qrels" / f"{split}.tsv"
         if not qrels.parent.is_dir():
             qrels = folder / "qrels.tsv"
         for path in (folder / CORPUS, folder / QUERIES, qrels):
             if not path.is_file():
-                raise ReadingError(
-                    f"{path} is missing: a collection is a folder with {CORPUS}, {QUERIES} and "
-                    f"qrels/{split}.tsv, as BEIR has them. Other names can be given one by one"
-                )
+                raise ReadingError(f"{path} is missing: {layout}")
         return cls.of(
             folder.resolve().name,
             read_judgements(qrels),

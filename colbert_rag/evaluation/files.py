@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from colbert_rag.decoding import decoded
 from colbert_rag.errors import ReadingError
+from colbert_rag.wording import kind_of
 from colbert_rag.written import write_whole
 
 V = TypeVar("V")
@@ -183,14 +185,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), start=1):
             if len(line) > LONGEST:  # perhaps without an end, as /dev/zero
                 raise ReadingError(f"{path}:{number}: the line goes on beyond {LONGEST >> 20} MiB")
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ReadingError(
-                    f"{path}:{number}: not UTF-8 at byte {error.start + 1} of the line"
-                ) from error
-            if "\0" in text:
-                raise ReadingError(f"{path}:{number}: not a text file: it holds a zero byte")
+            text = decoded(line, str(path), number)
             if text.strip():
                 yield f"{path}:{number}", text.rstrip("\r\n")
 
@@ -206,7 +201,7 @@ def _record(place: str, line: str, expected: str) -> dict[str, object]:
     except (ValueError, RecursionError) as error:
         raise ReadingError(f"{place}: not JSON: {error}. {expected}") from error
     if not isinstance(record, dict):
-        raise ReadingError(f"{place}: found a {type(record).__name__}. {expected}")
+        raise ReadingError(f"{place}: found {kind_of(record)}. {expected}")
     return record
 
 
@@ -242,7 +237,7 @@ def _id(place: str, record: dict[str, object]) -> str:
 def _text(place: str, record: dict[str, object]) -> str:
     text = _field(place, record, "text", ("text",))
     if not isinstance(text, str):
-        found = "null" if text is None else f"a {type(text).__name__}"
+        found = "null" if text is None else kind_of(text)
         raise ReadingError(f"{place}: text is {found}, expected a text")
     return text
 

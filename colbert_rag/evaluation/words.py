@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from colbert_rag.evaluation import significance
+from colbert_rag.wording import counted
 
 if TYPE_CHECKING:
     from colbert_rag.evaluation.results import Comparison, Evaluation
@@ -19,11 +20,9 @@ TEST = (
 def heading(view: Evaluation) -> str:
     """What was measured, on how much, by what."""
     collection = view.collection
-    documents = f", {len(collection.documents):,} documents" if collection.documents else ""
-    return (
-        f"{collection.name}: {len(collection.judgements):,} judged queries{documents}; "
-        f"measures by {view.library}"
-    )
+    queries = counted(len(collection.judgements), "judged query", "judged queries")
+    held = f", {counted(len(collection.documents), 'document')}" if collection.documents else ""
+    return f"{collection.name}: {queries}{held}; measures by {view.library}"
 
 
 def verdict(one: Comparison, baseline: str) -> str:

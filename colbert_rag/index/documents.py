@@ -11,6 +11,8 @@ from operator import add
 from textwrap import shorten
 from typing import TypeAlias, Union
 
+from colbert_rag.wording import kind_of
+
 # Spelled with Union: `|` cannot join a class and the name of what is being defined.
 Json: TypeAlias = Union[bool, int, float, str, Sequence["Json"], Mapping[str, "Json"], None]  # noqa: UP007
 
@@ -124,7 +126,7 @@ def as_document(item: DocumentLike) -> Document:
     if not isinstance(item.text, str):
         raise TypeError(f"{called(item)} has a text of type {type(item.text).__name__}")
     if not isinstance(item.id, str):
-        raise TypeError(f"id {item.id!r} is a {type(item.id).__name__}, expected str")
+        raise TypeError(f"id {item.id!r} is {kind_of(item.id)}, expected str")
     try:
         name = item.id or text_digest(item.text).hex()
         document = Document(name, item.text, _plain_metadata(item))
@@ -181,7 +183,7 @@ def called(document: Document) -> str:
 
 def _key(key: object) -> str:
     if not isinstance(key, str):
-        raise TypeError(f"key {key!r} is a {type(key).__name__}, expected str")
+        raise TypeError(f"key {key!r} is {kind_of(key)}, expected str")
     return key
 
 
@@ -198,7 +200,7 @@ def _plain(value: Json, where: str) -> Json:
     if isinstance(value, list | tuple):
         return [_plain(inner, where) for inner in value]
     raise TypeError(
-        f"{where!r} is a {type(value).__name__}; store a JSON value instead, such as the ISO 8601 "
+        f"{where!r} is {kind_of(value)}; store a JSON value instead, such as the ISO 8601 "
         "text of a date"
     )
 
@@ -238,7 +240,7 @@ def check_ids(ids: Iterable[str]) -> list[str]:
     listed = list(ids)
     for name in listed:
         if not isinstance(name, str):
-            raise TypeError(f"id {name!r} is a {type(name).__name__}, expected str")
+            raise TypeError(f"id {name!r} is {kind_of(name)}, expected str")
         if not is_unicode(name):
             raise ValueError(f"id {name!r} holds a lone surrogate, which is not valid Unicode")
     return listed

@@ -34,6 +34,7 @@ from colbert_rag.index.conditions import (
     as_moment,
     as_number,
 )
+from colbert_rag.wording import kind_of
 
 BOUNDS = ("$gt", "$gte", "$lt", "$lte")
 KEY_OPERATORS = ("$eq", "$ne", "$in", "$nin", *BOUNDS)
@@ -66,7 +67,7 @@ def _parse(filter: object) -> Condition:
 
 def _entry(key: object, value: object) -> Condition:
     if not isinstance(key, str):
-        raise InvalidFilterError(f"key {key!r} is a {type(key).__name__}, expected str")
+        raise InvalidFilterError(f"key {key!r} is {kind_of(key)}, expected str")
     if key == "$not":
         return Not(_parse(value))
     if key in OPERATORS:
@@ -120,7 +121,7 @@ def _scalar(key: str, value: object) -> Scalar:
         return value
     hint = f": {{{key!r}: {{'$in': {value!r}}}}}" if isinstance(value, list | tuple) else ""
     raise InvalidFilterError(
-        f"{key!r} is compared with a {type(value).__name__}, expected a string, number, boolean or "
+        f"{key!r} is compared with {kind_of(value)}, expected a string, number, boolean or "
         f"None; for one of several use $in{hint}"
     )
 

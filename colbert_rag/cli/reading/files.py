@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import errno
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from colbert_rag.cli.nearby import no_such
 from colbert_rag.cli.reading.document import Reader, ReadingOptions, SourceDocument
 from colbert_rag.cli.reading.folder import files_in
 from colbert_rag.cli.reading.prose import read_markdown, read_text
@@ -24,6 +23,7 @@ from colbert_rag.cli.reading.records import (
     read_json,
     read_jsonl,
 )
+from colbert_rag.decoding import decoded
 from colbert_rag.errors import ReadingError
 
 STDIN = "-"
@@ -51,24 +51,6 @@ READERS: dict[str, Reader] = {
 }
 """To add a format, add its reader here and its suffixes to `SUFFIXES`."""
 
-
-EXTRACT = "Extract its text first, with a program for such files"
-KINDS = {
-    b"%PDF-": ("a PDF file", "Extract its text first, as with: pdftotext FILE"),
-    b"PK\3\4": ("an archive, as .docx, .xlsx, .epub and .zip files are", EXTRACT),
-    b"\xd0\xcf\x11\xe0": ("an old Office file", EXTRACT),
-    b"{\\rtf": ("an RTF file", EXTRACT),
-    b"\x1f\x8b": ("compressed", "Unpack it first, as with: gunzip FILE"),
-    b"\x28\xb5\x2f\xfd": ("compressed", "Unpack it first, as with: unzstd FILE"),
-    b"SQLite format 3\0": ("a database", "If it is an index: colbert-rag search QUERY FILE"),
-    b"\x89PNG": ("a picture", "Texts alone are ranked"),
-    b"\xff\xd8\xff": ("a picture", "Texts alone are ranked"),
-    b"\x7fELF": ("a program", "Texts alone are ranked"),
-}
-"""How files begin that are often taken for text: what they are, and what to do."""
-
-CONTROLS = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
-"""Bytes that stand in no text, whatever its encoding; an escape may, before a colour."""
 
 LONGEST_HEADER = 10_000
 """Characters of a first line that may name the columns of a CSV file."""
@@ -102,7 +84,7 @@ def read_documents(
     """
     for path in paths:
         if path != STDIN and not Path(path).exists():
-            raise FileNotFoundError(errno.ENOENT, "no such file or folder", path)
+            raise no_such(path, folders=True)
     return _documents(paths, options, stdin)
 
 
@@ -155,7 +137,7 @@ def _read(
     lines: Iterator[str] = given
     form = options.format or SUFFIXES.get(suffix)
     if form is None:
-        form, lines = _guess(lines, options)
+        form, lines = _guess(lines, suffix, options)
     for document in READERS[form](source, lines, options):
         try:
             document.content.encode()
@@ -198,34 +180,7 @@ class _Lines:
                 f"{LARGEST >> 20} MiB or {LARGEST // LINE:,} lines. Expected blank lines between "
                 "paragraphs, or one record on each line"
             )
-        return self._decoded(line)
-
-    def _decoded(self, line: bytes) -> str:
-        place = f"{self._source}:{self._number}"
-        if self._number == 1:
-            _refuse_other_kinds(self._source, line)
-        try:
-            text = line.decode("utf-8-sig" if self._number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            utf16 = line[:2] in (b"\xff\xfe", b"\xfe\xff")
-            if not utf16 and (control := CONTROLS.search(line)):
-                raise ReadingError(
-                    f"{place}: not a text file: it holds the byte {control[0][0]:#04x}"
-                ) from error
-            raise ReadingError(
-                f"{place}: not UTF-8 at byte {error.start + 1} of the line. "
-                f"Convert it first, as with: iconv -f {'UTF-16' if utf16 else 'LATIN1'} -t UTF-8"
-            ) from error
-        if "\0" in text:
-            raise ReadingError(f"{place}: not a text file: it holds a zero byte")
-        return text
-
-
-def _refuse_other_kinds(source: str, start: bytes) -> None:
-    """Say of a file that is no text what it is, and not that its encoding is wrong."""
-    for magic, (kind, advice) in KINDS.items():
-        if start.startswith(magic):
-            raise ReadingError(f"{source} is {kind}, expected text. {advice}")
+        return decoded(line, self._source, self._number)
 
 
 def _size(stream: BinaryIO) -> int:
@@ -237,9 +192,11 @@ def _size(stream: BinaryIO) -> int:
     return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
 
-def _guess(lines: Iterator[str], options: ReadingOptions) -> tuple[str, Iterator[str]]:
+def _guess(lines: Iterator[str], suffix: str, options: ReadingOptions) -> tuple[str, Iterator[str]]:
     """The format of what no suffix describes, by its first line that is not blank."""
     first, lines = first_line(lines)
+    if suffix == ".json":  # never prose: a list may be empty, or hold what is no document
+        return "json" if first.startswith("[") else "jsonl", lines
     if first.startswith("{"):
         return "jsonl", lines
     if first == "[" or first.startswith(("[{", '["')):

@@ -9,6 +9,7 @@ from itertools import chain
 
 from colbert_rag.cli.reading.document import ReadingOptions, SourceDocument
 from colbert_rag.errors import ReadingError
+from colbert_rag.wording import kind_of
 
 TEXT_FIELDS = ("text", "content", "contents", "page_content", "body", "passage", "document")
 ID_FIELDS = ("id", "_id", "doc_id", "docid", "pid")
@@ -17,11 +18,13 @@ TITLE_FIELDS = ("title",)
 DELIMITERS = ",;\t"
 
 ONE_OBJECT = (
-    "Expected one JSON object on each line. For a file that holds one list: jq -c '.[]' FILE"
+    "Expected one JSON object on each line. For a file that holds one list: jq -c '.[]' FILE; "
+    "for prose: --format text"
 )
 
 ONE_LIST = (
-    "Expected one list of JSON objects or strings. For one object on each line: --format jsonl"
+    "Expected one list of JSON objects or strings. For one object on each line: --format jsonl; "
+    "for prose: --format text"
 )
 
 
@@ -41,7 +44,7 @@ def read_jsonl(
         except (ValueError, RecursionError) as error:
             raise ReadingError(f"{source}:{number}: {_flaw(error)}. {ONE_OBJECT}") from error
         if not isinstance(record, str | dict):
-            raise ReadingError(f"{source}:{number}: found a {type(record).__name__}. {ONE_OBJECT}")
+            raise ReadingError(f"{source}:{number}: found {kind_of(record)}. {ONE_OBJECT}")
         yield _from_json(source, number, record, options)
 
 
@@ -59,10 +62,10 @@ def read_json(
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ReadingError(f"{source}{line}: {_flaw(error)}. {ONE_LIST}") from error
     if not isinstance(records, list):
-        raise ReadingError(f"{source}: found a {type(records).__name__}. {ONE_LIST}")
+        raise ReadingError(f"{source}: found {kind_of(records)}. {ONE_LIST}")
     for number, record in enumerate(records, start=1):
         if not isinstance(record, str | dict):
-            raise ReadingError(f"{source}:{number}: found a {type(record).__name__}. {ONE_LIST}")
+            raise ReadingError(f"{source}:{number}: found {kind_of(record)}. {ONE_LIST}")
         yield _from_json(source, number, record, options)
 
 
@@ -150,7 +153,7 @@ def _from_record(
         )
     text = record[text_name]
     if not isinstance(text, str):
-        found = "null" if text is None else f"a {type(text).__name__}"
+        found = "null" if text is None else kind_of(text)
         raise ReadingError(f"{source}:{line}: {text_name} is {found}, expected a text")
     title_name = name_of(options.title_field, TITLE_FIELDS)
     id_name = name_of(options.id_field, ID_FIELDS)
