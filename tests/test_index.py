@@ -236,10 +236,13 @@ def test_a_query_without_text_is_refused(library: Index, query: object):
 
 def test_wrong_arguments_of_a_search_are_refused(library: Index):
     for k in (0, -1):
-        with pytest.raises(ValueError, match=f"top_k is {k}, expected at least 1"):
+        message = rf"top_k is {k}, expected at least 1; give index\.count\(\) to get all"
+        with pytest.raises(ValueError, match=message):
             library.search("mars", top_k=k)
         with pytest.raises(ValueError, match=f"top_k is {k}, expected at least 1"):
             library.search_embeddings(WordEncoder().encode_queries(["mars", "x"]), k)
+    with pytest.raises(TypeError, match=r"top_k is None, .* whole number; give index\.count\(\)"):
+        library.search("mars", top_k=None)
     with pytest.raises(InvalidFilterError, match=r"\$gte"):
         library.search("mars", filter={"n": {"$over": 1}})
     with pytest.raises(TypeError, match=r"expected several: \['mars'\]"):

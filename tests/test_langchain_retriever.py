@@ -205,7 +205,8 @@ def test_arguments_can_be_bound(retriever: ColBERTRetriever) -> None:
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_k_below_one_is_refused(retriever: ColBERTRetriever, k: int) -> None:
-    with pytest.raises(ValueError, match=f"k is {k}, expected at least 1"):
+    message = rf"k is {k}, expected at least 1; give index\.count\(\) to get all"
+    with pytest.raises(ValueError, match=message):
         retriever.invoke(MONEY, k=k)
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         ColBERTRetriever(index=retriever.index, k=k)

@@ -29,7 +29,7 @@ from colbert_rag.remote.parts import ask_in_parts, bytes_of
 from colbert_rag.remote.replies import NotHeldError, Request
 from colbert_rag.remote.values import plain_filter
 from colbert_rag.remote.wire import DOCUMENTS, INDEX, SEARCH
-from colbert_rag.settings import whole_number
+from colbert_rag.settings import wanted_hits, whole_number
 
 
 class RemoteIndex(Handle):
@@ -138,7 +138,7 @@ class RemoteIndex(Handle):
         condition = plain_filter(filter)
         # As in `Searchable`: zero is all of nothing, and no other number is worth a request.
         least = 1 if top_k else min(_documents((yield Request("GET", INDEX)), self.name), 1)
-        k = whole_number("top_k", top_k, least=least)
+        k = wanted_hits("top_k", top_k, least=least)
         if not (asked and k):
             return [[] for _ in asked]
         # The server divides the sum for the mean, as `Hit.mean` does.
