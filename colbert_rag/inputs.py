@@ -151,7 +151,7 @@ def read_text(item: object, name: str = "text") -> str:
         kind = f"a mapping whose text is {type(found).__name__}"
     elif isinstance(item, Mapping):
         kind = f"a mapping with the keys {', '.join(map(repr, item))[:80] or 'none'}"
-    advice = ""
+    advice = ": a mapping with the key 'text', or an object with the attribute text"
     if isinstance(getattr(item, "page_content", None), str):
         advice = (
             ". Of a document of LangChain, give the page_content, or give documents to "

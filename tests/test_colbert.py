@@ -282,7 +282,11 @@ def test_a_text_of_another_type_is_named_as_the_fault(model: ColBERT) -> None:
 
 
 def test_what_holds_no_text_is_refused_with_its_keys(model: ColBERT) -> None:
-    with pytest.raises(TypeError, match=r"texts\[1\] is a mapping with the keys 'body', expected"):
+    message = (
+        "texts[1] is a mapping with the keys 'body', expected a string, or something with a text: "
+        "a mapping with the key 'text', or an object with the attribute text"
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
         model.rank(QUERY, ["mars", {"body": "mars"}])
 
 
