@@ -496,6 +496,11 @@ def test_a_single_document_in_place_of_several_is_refused(index: Index):
         index.add("mars")
     with pytest.raises(TypeError, match="put it in a list"):
         index.add({"text": "mars"})
+    with pytest.raises(TypeError, match="put it in a list"):
+        index.add(Document("a", "mars"))
+    for write in (index.add, index.sync):
+        with pytest.raises(TypeError, match="documents is NoneType, expected several: a list"):
+            write(None)
     with pytest.raises(ValueError, match="batch_size is 0"):
         index.add(["mars"], batch_size=0)
     with pytest.raises(TypeError, match=r"batch_size is 2\.5, expected a whole number"):

@@ -129,6 +129,7 @@ def test_errors_are_those_of_the_local_one(remote: RemoteIndex, local: LocalInde
         lambda index: index.search(QUERY, 1, {"$near": 3}),
         lambda index: index.search_many("one"),
         lambda index: index.add("one"),
+        lambda index: index.add(None),
         lambda index: index.add([{"text": 3}]),
         lambda index: index.add(["x"], batch_size=0),
         lambda index: index.delete(),

@@ -9,7 +9,14 @@ from typing import Any, Never, Self
 from urllib.parse import quote
 
 from colbert_rag.errors import InvalidFilterError, ServerAnswerError
-from colbert_rag.index.documents import Changes, Document, DocumentLike, Hit, as_document, check_ids
+from colbert_rag.index.documents import (
+    Changes,
+    Document,
+    DocumentLike,
+    Hit,
+    as_documents,
+    check_ids,
+)
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.index.handle import Handle
 from colbert_rag.index.how import How
@@ -177,12 +184,10 @@ class RemoteIndex(Handle):
             ServerError: the server did not answer as it should; its subclass says why.
             TypeError: something is not a document, or its metadata not JSON.
         """
-        if isinstance(documents, str | Mapping):
-            raise TypeError("documents is a single document, expected several: put it in a list")
+        given = as_documents(documents)
         size = whole_number("batch_size", batch_size, least=1)
         total = len(documents) if isinstance(documents, Sequence) else None
         changes = Changes()
-        given = map(as_document, documents)
         with progress_bar(None, total=total, unit=" documents", show=show_progress) as bar:
             while batch := list(islice(given, size)):
                 for answer in self._server.run(self._store(batch, bar)):
