@@ -296,6 +296,18 @@ def test_texts_in_front_of_the_query_are_told_the_order(model: ColBERT, call: st
         getattr(model, call)(TEXTS, QUERY)
 
 
+@pytest.mark.parametrize("text", [["mars"], {"text": "mars"}, SimpleNamespace(text="mars")])
+def test_a_text_in_front_of_the_query_is_told_the_order(model: ColBERT, text: object) -> None:
+    message = (
+        f"query is {type(text).__name__} and text is a string, expected them the other way round: "
+        "the query comes first, then the text"
+    )
+    with pytest.raises(InvalidQueryError, match=message):
+        model.explain(text, QUERY)  # type: ignore[arg-type]
+    with pytest.raises(InvalidQueryError, match="query is NoneType, expected a string"):
+        model.explain(None, QUERY)  # type: ignore[arg-type]
+
+
 def test_a_document_of_langchain_is_told_where_its_text_is(model: ColBERT) -> None:
     document = SimpleNamespace(page_content="mars", metadata={})
 
