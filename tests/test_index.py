@@ -405,7 +405,7 @@ def test_an_empty_text_is_kept_and_not_found(index: Index):
         pytest.param({"id": 7, "text": "x"}, TypeError, "id 7 is a int", id="id in a mapping"),
         pytest.param({"id": "", "text": "x"}, ValueError, "leave 'id' out", id="empty id"),
         pytest.param(Document("a", None), TypeError, "text of type NoneType", id="no text"),
-        pytest.param({"title": "x"}, ValueError, "expected 'text'", id="mapping without text"),
+        pytest.param({"title": "x"}, ValueError, "keys 'title', expected 'text'", id="title alone"),
         pytest.param(
             {"text": "x", "year": 1}, ValueError, "under 'metadata'", id="key beside metadata"
         ),

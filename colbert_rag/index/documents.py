@@ -158,9 +158,10 @@ def as_documents(documents: Iterable[DocumentLike]) -> Iterator[Document]:
 def _from_mapping(item: Mapping[str, Json]) -> Document:
     unknown = sorted(map(str, item.keys() - {"id", "text", "metadata"}))
     if "text" not in item or unknown:
+        found = ", ".join(map(repr, sorted(map(str, item)))) or "none"
         raise ValueError(
-            f"a document has the keys {sorted(map(str, item))}, expected 'text' and perhaps 'id' "
-            "and 'metadata'; put anything else under 'metadata'"
+            f"a document has the keys {found}, expected 'text' and perhaps 'id' and 'metadata'; "
+            "put anything else under 'metadata'"
         )
     if item.get("id", None) == "":
         raise ValueError("a document has the empty id ''; leave 'id' out to get one from the text")
