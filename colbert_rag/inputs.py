@@ -23,20 +23,29 @@ TextLike: TypeAlias = str | Mapping[str, object] | HasText
 """A text, a mapping with `text`, or an object with it."""
 
 
-def check_query(query: object, texts: object = None) -> None:
+def check_query(
+    query: object,
+    texts: object = None,
+    *,
+    name: str = "texts",
+    order: str = "the query comes first, then the list of texts",
+) -> None:
     """Refuse what nothing can be compared with.
 
     Args:
         query: The query.
-        texts: What stands behind it in the call, to tell whether the two are swapped.
+        texts: What stands beside it in the call, to tell whether the two are swapped.
+        name: What that argument is called.
+        order: In which order they come, for whoever has swapped them.
 
     Raises:
         InvalidQueryError: the query is blank or not a string.
     """
-    if isinstance(texts, str) and not isinstance(query, str):
+    # Nothing, or a number, is a query gone wrong, and no text that was meant for the other place.
+    if isinstance(texts, str) and not isinstance(query, str | int | float | None):
         raise InvalidQueryError(
-            f"query is {type(query).__name__} and texts is a string, expected them the other way "
-            "round: the query comes first, then the list of texts"
+            f"query is {type(query).__name__} and {name} is a string, expected them the other way "
+            f"round: {order}"
         )
     _checked(query, "query")
 
@@ -151,7 +160,7 @@ def read_text(item: object, name: str = "text") -> str:
         kind = f"a mapping whose text is {type(found).__name__}"
     elif isinstance(item, Mapping):
         kind = f"a mapping with the keys {', '.join(map(repr, item))[:80] or 'none'}"
-    advice = ""
+    advice = ": a mapping with the key 'text', or an object with the attribute text"
     if isinstance(getattr(item, "page_content", None), str):
         advice = (
             ". Of a document of LangChain, give the page_content, or give documents to "

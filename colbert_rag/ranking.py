@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, SupportsIndex, TypeAlias, TypeVar, overload
 
 from colbert_rag.display import Html, bar, decimal, element, fitted, one_line, panel
 from colbert_rag.errors import MissingExtraError
@@ -164,18 +165,27 @@ class Ranking(Sequence[Ranked]):
 
         Raises:
             IndexError: there is no such place.
+            TypeError: `position` is no whole number.
             ValueError: the ranking has been pickled, or was not made by a model.
         """
-        if not -len(self) <= position < len(self):
-            raise IndexError(
-                f"position {position} is outside the {len(self)} places of this ranking"
-            )
+        place = self[self._position(position)]
         if self._explain is None:
             raise ValueError(
                 "this ranking has no model to ask, because it was pickled or made by hand. Use "
                 "ColBERT.explain(ranking.query, ranking[position].text)"
             )
-        return self._explain(self[position])
+        return self._explain(place)
+
+    def _position(self, given: object) -> int:
+        """A position, as Python's own whole number."""
+        if not isinstance(given, SupportsIndex):
+            raise TypeError(f"position is {given!r}, expected a whole number, counted from 0")
+        position = operator.index(given)
+        if not -len(self) <= position < len(self):
+            raise IndexError(
+                f"position {position} is outside the {len(self)} places of this ranking"
+            )
+        return position
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON: the query and its places, best first."""
@@ -220,7 +230,7 @@ class Ranking(Sequence[Ranked]):
     def __getitem__(self, key: slice) -> list[Ranked]: ...
     def __getitem__(self, key: int | slice) -> Ranked | list[Ranked]:
         """One place or several; the first, 0, is the best."""
-        return self._ranked[key]
+        return self._ranked[key if isinstance(key, slice) else self._position(key)]
 
     def __repr__(self) -> str:
         """A table for the terminal."""

@@ -216,6 +216,16 @@ def read_top_k(top_k: object, *, texts: int) -> int | None:
     return whole_number("top_k", top_k, least=min(texts, 1), advice="; leave it out to get all")
 
 
+def wanted_hits(name: str, number: object, *, least: int = 1) -> int:
+    """How many documents of an index are asked for, in the argument of that name.
+
+    Raises:
+        TypeError: it is no whole number.
+        ValueError: it is too small. Both say how to get all: of an index, None does not mean that.
+    """
+    return whole_number(name, number, least=least, advice="; give index.count() to get all")
+
+
 def whole_number(name: str, value: object, *, least: int, advice: str = "") -> int:
     """An argument as Python's own whole number.
 
@@ -223,14 +233,14 @@ def whole_number(name: str, value: object, *, least: int, advice: str = "") -> i
         name: What it is called.
         value: What was given.
         least: The smallest that is taken.
-        advice: What to say to whoever gives less.
+        advice: What to say to whoever gives something else.
 
     Raises:
         TypeError: it is none; numpy's are, and True is one only to Python.
         ValueError: it is below `least`.
     """
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name} is {value!r}, expected a whole number")
+        raise TypeError(f"{name} is {value!r}, expected a whole number{advice}")
     number = operator.index(value)
     if number < least:
         raise ValueError(f"{name} is {number}, expected at least {least}{advice}")

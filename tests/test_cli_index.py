@@ -419,7 +419,7 @@ def test_a_filter_leaves_documents_out(made: str, run: Run) -> None:
     [
         ("{year: 2020}", "--filter is not JSON: Expecting property name"),
         ("[1]", "--filter is no JSON object"),
-        ('{"year": {"$near": 1}}', "--filter: 'year' has ['$near'], expected one of $eq"),
+        ('{"year": {"$near": 1}}', "--filter: 'year' has '$near', expected one of $eq"),
         ("[" * 100_000, "--filter is n"),
         ("9" * 5000, "--filter is not JSON: Exceeds the limit"),
         ('{"n": {"$gt": 1e400}}', "--filter: $gt of 'n' has inf"),

@@ -282,7 +282,11 @@ def test_a_text_of_another_type_is_named_as_the_fault(model: ColBERT) -> None:
 
 
 def test_what_holds_no_text_is_refused_with_its_keys(model: ColBERT) -> None:
-    with pytest.raises(TypeError, match=r"texts\[1\] is a mapping with the keys 'body', expected"):
+    message = (
+        "texts[1] is a mapping with the keys 'body', expected a string, or something with a text: "
+        "a mapping with the key 'text', or an object with the attribute text"
+    )
+    with pytest.raises(TypeError, match=re.escape(message)):
         model.rank(QUERY, ["mars", {"body": "mars"}])
 
 
@@ -290,6 +294,18 @@ def test_what_holds_no_text_is_refused_with_its_keys(model: ColBERT) -> None:
 def test_texts_in_front_of_the_query_are_told_the_order(model: ColBERT, call: str) -> None:
     with pytest.raises(InvalidQueryError, match="the other way round: the query comes first"):
         getattr(model, call)(TEXTS, QUERY)
+
+
+@pytest.mark.parametrize("text", [["mars"], {"text": "mars"}, SimpleNamespace(text="mars")])
+def test_a_text_in_front_of_the_query_is_told_the_order(model: ColBERT, text: object) -> None:
+    message = (
+        f"query is {type(text).__name__} and text is a string, expected them the other way round: "
+        "the query comes first, then the text"
+    )
+    with pytest.raises(InvalidQueryError, match=message):
+        model.explain(text, QUERY)  # type: ignore[arg-type]
+    with pytest.raises(InvalidQueryError, match="query is NoneType, expected a string"):
+        model.explain(None, QUERY)  # type: ignore[arg-type]
 
 
 def test_a_document_of_langchain_is_told_where_its_text_is(model: ColBERT) -> None:

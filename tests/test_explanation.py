@@ -345,6 +345,19 @@ def test_there_is_nothing_to_explain_outside_a_ranking(tiny_colbert: ColBERT) ->
 
     with pytest.raises(IndexError, match="position 1 is outside the 1 places"):
         ranking.explain(1)
+    with pytest.raises(IndexError, match="position -2 is outside the 1 places"):
+        ranking[-2]
+    assert list(reversed(ranking)) == [ranking[0]] == ranking[:9]
+
+
+@pytest.mark.parametrize("position", ["0", None, 0.0])
+def test_a_position_that_is_no_number_is_refused(position: object, tiny_colbert: ColBERT) -> None:
+    ranking = tiny_colbert.rank("planet", ["mars"])
+
+    message = f"position is {position!r}, expected a whole number, counted from 0"
+    for read in (ranking.explain, ranking.__getitem__):
+        with pytest.raises(TypeError, match=message):
+            read(position)  # type: ignore[operator]
 
 
 def test_a_pickled_ranking_is_small_and_says_how_to_go_on(tiny_colbert: ColBERT) -> None:

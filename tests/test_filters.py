@@ -80,3 +80,25 @@ def test_a_moment_may_be_spelled_in_several_ways(bound):
 def test_what_is_not_in_the_language_is_refused_with_help(filter, help):
     with pytest.raises(InvalidFilterError, match=help):
         parse_filter(filter)
+
+
+KNOWN = "expected one of $eq, $ne, $in, $nin, $gt, $gte, $lt, $lte"
+
+
+@pytest.mark.parametrize(
+    ("operators", "message"),
+    [
+        ({"$gtt": 3}, f"'year' has '$gtt', {KNOWN}; did you mean '$gt'?"),
+        ({"$GTE": 3}, f"'year' has '$GTE', {KNOWN}; did you mean '$gte'?"),
+        ({"from": 3, "$le": 3}, f"'year' has 'from', '$le', {KNOWN}; did you mean '$lte'?"),
+        ({"$near": 3}, f"'year' has '$near', {KNOWN}"),
+        ({"from": 3}, f"'year' has 'from', {KNOWN}; to look inside 'year', write 'year.from'"),
+        ({7: 3}, f"'year' has 7, {KNOWN}"),
+        ({}, f"'year' has {{}}, {KNOWN}"),
+    ],
+)
+def test_what_is_no_operator_is_told_what_was_meant(operators, message):
+    with pytest.raises(InvalidFilterError) as found:
+        parse_filter({"year": operators})
+
+    assert str(found.value) == message

@@ -236,10 +236,13 @@ def test_a_query_without_text_is_refused(library: Index, query: object):
 
 def test_wrong_arguments_of_a_search_are_refused(library: Index):
     for k in (0, -1):
-        with pytest.raises(ValueError, match=f"top_k is {k}, expected at least 1"):
+        message = rf"top_k is {k}, expected at least 1; give index\.count\(\) to get all"
+        with pytest.raises(ValueError, match=message):
             library.search("mars", top_k=k)
         with pytest.raises(ValueError, match=f"top_k is {k}, expected at least 1"):
             library.search_embeddings(WordEncoder().encode_queries(["mars", "x"]), k)
+    with pytest.raises(TypeError, match=r"top_k is None, .* whole number; give index\.count\(\)"):
+        library.search("mars", top_k=None)
     with pytest.raises(InvalidFilterError, match=r"\$gte"):
         library.search("mars", filter={"n": {"$over": 1}})
     with pytest.raises(TypeError, match=r"expected several: \['mars'\]"):
@@ -402,7 +405,7 @@ def test_an_empty_text_is_kept_and_not_found(index: Index):
         pytest.param({"id": 7, "text": "x"}, TypeError, "id 7 is an int", id="id in a mapping"),
         pytest.param({"id": "", "text": "x"}, ValueError, "leave 'id' out", id="empty id"),
         pytest.param(Document("a", None), TypeError, "text of type NoneType", id="no text"),
-        pytest.param({"title": "x"}, ValueError, "expected 'text'", id="mapping without text"),
+        pytest.param({"title": "x"}, ValueError, "keys 'title', expected 'text'", id="title alone"),
         pytest.param(
             {"text": "x", "year": 1}, ValueError, "under 'metadata'", id="key beside metadata"
         ),
@@ -493,6 +496,11 @@ def test_a_single_document_in_place_of_several_is_refused(index: Index):
         index.add("mars")
     with pytest.raises(TypeError, match="put it in a list"):
         index.add({"text": "mars"})
+    with pytest.raises(TypeError, match="put it in a list"):
+        index.add(Document("a", "mars"))
+    for write in (index.add, index.sync):
+        with pytest.raises(TypeError, match="documents is NoneType, expected several: a list"):
+            write(None)
     with pytest.raises(ValueError, match="batch_size is 0"):
         index.add(["mars"], batch_size=0)
     with pytest.raises(TypeError, match=r"batch_size is 2\.5, expected a whole number"):

@@ -169,6 +169,19 @@ def test_a_query_that_is_no_string_is_refused(
         rerank.compress_documents(found, query)
 
 
+@pytest.mark.parametrize("documents", [[], [Document("a")]], ids=["nothing", "a document"])
+@pytest.mark.parametrize("query", ["q", ""])
+def test_a_query_in_front_of_the_documents_is_told_the_order(
+    rerank: ColBERTRerank, query: str, documents: list[Document]
+) -> None:
+    message = (
+        "query is list and documents is a string, expected them the other way round: the documents "
+        "come first, then the query"
+    )
+    with pytest.raises(InvalidQueryError, match=message):
+        rerank.compress_documents(query, documents)  # type: ignore[arg-type]
+
+
 def test_what_is_no_document_is_named_by_its_index(rerank: ColBERTRerank) -> None:
     with pytest.raises(TypeError, match=r"document 1 is str, expected .*Document"):
         rerank.compress_documents([Document("a"), "text"], "q")  # type: ignore[list-item]

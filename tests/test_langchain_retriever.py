@@ -205,16 +205,17 @@ def test_arguments_can_be_bound(retriever: ColBERTRetriever) -> None:
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_k_below_one_is_refused(retriever: ColBERTRetriever, k: int) -> None:
-    with pytest.raises(ValueError, match=f"k is {k}, expected at least 1"):
+    message = rf"k is {k}, expected at least 1; give index\.count\(\) to get all"
+    with pytest.raises(ValueError, match=message):
         retriever.invoke(MONEY, k=k)
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         ColBERTRetriever(index=retriever.index, k=k)
 
 
 def test_a_filter_outside_the_language_is_refused_at_once(retriever: ColBERTRetriever) -> None:
-    with pytest.raises(InvalidFilterError, match=r"'page' has \['\$near'\]"):
+    with pytest.raises(InvalidFilterError, match=r"'page' has '\$near', expected one of \$eq"):
         retriever.invoke(MONEY, filter={"page": {"$near": 3}})
-    with pytest.raises(ValidationError, match=r"'page' has \['\$near'\]"):
+    with pytest.raises(ValidationError, match=r"'page' has '\$near', expected one of \$eq"):
         ColBERTRetriever(index=retriever.index, filter={"page": {"$near": 3}})
 
 

@@ -267,7 +267,8 @@ def test_similarity_top_k_limits_the_results(retriever: ColBERTRetriever) -> Non
 
 @pytest.mark.parametrize("top_k", [0, -1])
 def test_similarity_top_k_below_one_is_refused(retriever: ColBERTRetriever, top_k: int) -> None:
-    with pytest.raises(ValueError, match=f"similarity_top_k is {top_k}, expected at least 1"):
+    message = rf"similarity_top_k is {top_k}, expected at least 1; give index\.count\(\) to get all"
+    with pytest.raises(ValueError, match=message):
         retriever.similarity_top_k = top_k
 
 

@@ -78,7 +78,7 @@ def test_a_field_that_no_document_has_is_said_once(caplog: pytest.LogCaptureFixt
 
     other = ColBERTRerank(colbert=LengthRanker(), rank_fields=["xyzzy"])
     other.compress_documents([BOOK], "q")
-    assert warnings_of(caplog)[1].endswith("; the last one has ['title', 'year', 'by']")
+    assert warnings_of(caplog)[1].endswith("; the last one has 'title', 'year', 'by'")
 
 
 def test_a_field_that_no_stored_document_has_is_said_once(

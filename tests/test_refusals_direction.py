@@ -125,6 +125,17 @@ def test_qwen3_that_says_both_is_refused(copy_of: Copy) -> None:
         open_exactly(folder)
 
 
+def test_layers_of_a_kind_that_modernbert_does_not_have_are_named(copy_of: Copy) -> None:
+    folder = copy_of("pylate-modernbert")
+    layers = ["sliding_attention", "full_attention"]
+    edit_json(folder / "config.json", layer_types=[*layers, "mamba"])
+
+    with pytest.raises(
+        CheckpointError, match=r"as full_attention, mamba, .* of full_attention, sliding_attention$"
+    ):
+        open_exactly(folder)
+
+
 def test_qwen3_with_layers_that_see_a_window_is_refused(copy_of: Copy) -> None:
     folder = copy_of("pylate-qwen3-bidirectional")
     layers = ["full_attention", "sliding_attention"]

@@ -34,7 +34,7 @@ WEIGHTS = "model.safetensors"
 def test_a_marker_outside_the_vocabulary_names_the_entry_with_its_space(
     name: str, role: str, marker: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    with pytest.raises(MarkerError, match=rf"'\{marker}'.*'\{marker} '.*{role}_marker"):
+    with pytest.raises(MarkerError, match=rf"'\{marker}'.* entries: '\{marker} '.*{role}_marker"):
         open_exactly(checkpoint(name), **{f"{role}_marker": marker})
 
 

@@ -211,7 +211,7 @@ def test_explanations_of_many_places_come_in_parts(
 def test_errors_are_those_of_the_local_model(
     remote: RemoteColBERT, tiny_colbert: ColBERT, texts: list[str]
 ) -> None:
-    for arguments in [(" ", texts), (3, texts), (QUERY, "text"), (QUERY, [3])]:
+    for arguments in [(" ", texts), (3, texts), (QUERY, "text"), (QUERY, [3]), (texts, QUERY)]:
         with pytest.raises((InvalidQueryError, TypeError)) as expected:
             tiny_colbert.rank(*arguments)
         with pytest.raises(type(expected.value)) as found:

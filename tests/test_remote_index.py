@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+import re
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -67,9 +68,18 @@ def same(found: list, expected: list) -> bool:
     ] and [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=EXACT)
 
 
-@pytest.mark.parametrize("top_k", [0, -1])
-def test_it_refuses_the_top_k_that_the_local_one_refuses(remote: RemoteIndex, top_k: int) -> None:
-    with pytest.raises(ValueError, match=f"top_k is {top_k}, expected at least 1"):
+@pytest.mark.parametrize(
+    ("top_k", "error", "message"),
+    [
+        (0, ValueError, "top_k is 0, expected at least 1; give index.count() to get all"),
+        (-1, ValueError, "top_k is -1, expected at least 1; give index.count() to get all"),
+        (None, TypeError, "top_k is None, expected a whole number; give index.count() to get all"),
+    ],
+)
+def test_it_refuses_the_top_k_that_the_local_one_refuses(
+    remote: RemoteIndex, top_k: int, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
         remote.search(QUERY, top_k)
 
 
@@ -119,6 +129,7 @@ def test_errors_are_those_of_the_local_one(remote: RemoteIndex, local: LocalInde
         lambda index: index.search(QUERY, 1, {"$near": 3}),
         lambda index: index.search_many("one"),
         lambda index: index.add("one"),
+        lambda index: index.add(None),
         lambda index: index.add([{"text": 3}]),
         lambda index: index.add(["x"], batch_size=0),
         lambda index: index.delete(),

@@ -449,6 +449,31 @@ def test_a_form_is_not_read_as_json(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "body", "message"),
+    [
+        (
+            "application/x-www-form-urlencoded",  # what `curl -d` sends unless told otherwise
+            '{"query": "a"}',
+            "the Content-Type is application/x-www-form-urlencoded, expected application/json",
+        ),
+        ("", ' {"query": "a"}', "the Content-Type is missing, expected application/json"),
+        (
+            "application/x-www-form-urlencoded",
+            "query=a",
+            "the body is no JSON, expected a JSON object, sent with Content-Type: application/json",
+        ),
+    ],
+)
+def test_a_form_is_told_whether_its_header_or_its_body_is_wrong(
+    kind: str, body: str, message: str, client: httpx.Client
+) -> None:
+    headers = {"Content-Type": kind} if kind else {}
+    answer = client.post("/rerank", content=body, headers=headers)
+
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, message)
+
+
+@pytest.mark.parametrize(
     ("host", "status"),
     [
         *((host, 200) for host in ("localhost:8000", "127.0.0.1", "[::1]:80")),

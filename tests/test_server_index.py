@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from colbert_rag import ColBERT, LocalIndex
+from colbert_rag.cli import main
 from tests.helpers.serving import Running, serving
 
 QUERY = "which planet is red?"
@@ -250,6 +251,19 @@ def test_an_index_that_is_not_there_is_made(tiny_checkpoint: Path, tmp_path: Pat
 
     with LocalIndex(new, read_only=True) as index:
         assert [document.text for document in index] == ["Mars is red."]
+
+
+def test_an_index_is_said_to_be_made_only_when_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = tmp_path / "new.sqlite"
+
+    assert main(["serve", "--port", "0", "--index", str(new), "-m", "/no/such/model"]) == 1
+
+    err = capsys.readouterr().err
+    assert "/no/such/model" in err
+    assert "made now" not in err
+    assert not new.exists()
 
 
 def test_without_an_index_there_is_nothing_to_search(tiny_checkpoint: Path, tmp_path: Path) -> None:

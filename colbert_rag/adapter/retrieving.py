@@ -19,6 +19,7 @@ from colbert_rag.index.how import How
 from colbert_rag.inputs import check_query, is_address
 from colbert_rag.remote import RemoteIndex
 from colbert_rag.remote.address import base_of
+from colbert_rag.settings import wanted_hits
 
 if TYPE_CHECKING:  # who asks a server needs no torch
     from colbert_rag.index import Index
@@ -47,8 +48,7 @@ def check_metadata(metadata: Mapping[str, object], where: str) -> None:
 def _check_asked(queries: Sequence[str], k: int) -> None:
     for query in queries:
         check_query(query)
-    if k < 1:
-        raise ValueError(f"k is {k}, expected at least 1")
+    wanted_hits("k", k)
 
 
 def as_given(document: Document) -> Document:

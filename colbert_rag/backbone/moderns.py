@@ -95,8 +95,8 @@ def _kinds(fields: Fields, otherwise: list[str], allowed: set[str]) -> list[str]
     kinds = fields.words("layer_types") or otherwise
     if len(kinds) != len(otherwise) or not allowed.issuperset(kinds):
         raise ValueError(
-            f"layer_types names {len(kinds)} layers as {sorted(set(kinds))[:5]}, expected "
-            f"{len(otherwise)} of {sorted(allowed)}"
+            f"layer_types names {len(kinds)} layers as {', '.join(sorted(set(kinds))[:5])}, "
+            f"expected {len(otherwise)} of {', '.join(sorted(allowed))}"
         )
     return kinds
 

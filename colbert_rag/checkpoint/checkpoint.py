@@ -226,8 +226,9 @@ def _read_body(
         if find_head(tensors) is not None:
             return "", tensors
     if not folder.has(join(named, "config.json")):
+        found = sorted(file.name for file in folder.path.iterdir())[:8]
         raise NotACheckpointError(
             f"{folder.path / named} has no config.json, so it is not a model. Found: "
-            f"{sorted(file.name for file in folder.path.iterdir())[:8] or 'an empty folder'}"
+            f"{', '.join(found) or 'an empty folder'}"
         )
     return named, index_tensors(folder, named, allow_pickle=allow_pickle)

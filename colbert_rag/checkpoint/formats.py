@@ -334,7 +334,7 @@ def find_format(layout: Layout, *, raw: bool) -> Format:
         f"no late-interaction projection found in {where}: looked for "
         f"{' or '.join(HEAD_NAMES)} in the weights, for Dense layers in modules.json and for "
         f"{SEPARATE_HEADS[1]}; "
-        f"tensors seen: {sorted(layout.tensors)[:4]}. An untrained projection would rank at "
-        "random, so none is made up. To use the encoder's own token vectors, pass "
+        f"tensors seen: {', '.join(sorted(layout.tensors)[:4]) or 'none'}. An untrained projection "
+        "would rank at random, so none is made up. To use the encoder's own token vectors, pass "
         "raw_token_embeddings=True"
     )

@@ -117,7 +117,7 @@ def needed_files(names: Iterable[str], *, allow_pickle: bool, name: str) -> list
     if not body and not pickles:
         raise NotACheckpointError(
             f"{name} publishes neither model.safetensors nor pytorch_model.bin: files seen: "
-            f"{sorted(names)[:8]}"
+            f"{', '.join(sorted(names)[:8]) or 'none'}"
         )
     texts = [file for file in names if TEXTS.fullmatch(file)]
     heads = _separate_heads(names, allow_pickle=allow_pickle, name=name)

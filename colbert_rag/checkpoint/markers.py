@@ -38,9 +38,9 @@ def find_marker(marker: str, tokenizer: Tokenizer, kind: str) -> int | None:
     ]
     raise MarkerError(
         f"the {kind} marker {marker!r} is not in the vocabulary. Near entries: "
-        f"{list(dict.fromkeys(near)) or 'none'}. Pass {kind}_marker= with an entry of the "
-        "vocabulary ('' for none). A model that was trained without its marker saw the unknown "
-        "token in its place: pass that token to get the same scores"
+        f"{', '.join(map(repr, dict.fromkeys(near))) or 'none'}. Pass {kind}_marker= with an "
+        "entry of the vocabulary ('' for none). A model that was trained without its marker "
+        "saw the unknown token in its place: pass that token to get the same scores"
     )
 
 

@@ -51,7 +51,8 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
     tensors = index_tensors(folder, sub, allow_pickle=allow_pickle)
     if "linear.weight" not in tensors or len(tensors["linear.weight"].shape) != 2:
         raise MissingProjectionError(
-            f"{sub} has no linear.weight of two dimensions; tensors seen: {sorted(tensors)[:5]}"
+            f"{sub} has no linear.weight of two dimensions; tensors seen: "
+            f"{', '.join(sorted(tensors)[:5]) or 'none'}"
         )
     weight = tensors["linear.weight"]
     out_features, in_features = weight.shape
@@ -64,7 +65,8 @@ def dense_projection(folder: Folder, sub: str, *, allow_pickle: bool) -> Project
             )
     unknown = sorted(set(tensors) - {"linear.weight", "linear.bias", "residual.weight"})
     if unknown:
-        raise ProjectionError(f"{sub} holds tensors of no known Dense layer: {unknown[:5]}")
+        shown = ", ".join(unknown[:5])
+        raise ProjectionError(f"{sub} holds tensors of no known Dense layer: {shown}")
     if config.get("bias", bool) and "linear.bias" not in tensors:
         raise ProjectionError(f"{sub}: config.json promises a bias, but there is no linear.bias")
     _check_bias(weight, tensors.get("linear.bias"))

@@ -90,7 +90,8 @@ def _read_shards(folder: Folder, sub: str, index: str) -> Tensors:
         tensors |= _header(folder, shard)
     lost = sorted(set(places) - set(tensors))
     if lost:
-        raise CorruptWeightsError(f"{index} promises tensors that no shard holds: {lost[:5]}")
+        shown = ", ".join(lost[:5])
+        raise CorruptWeightsError(f"{index} promises tensors that no shard holds: {shown}")
     return tensors
 
 

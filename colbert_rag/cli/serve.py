@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from colbert_rag.cli.indexes import Where, add_server, known_info, where
+from colbert_rag.cli.indexes import add_server, known_info, where
 from colbert_rag.cli.options import (
     UsageError,
     add_long_documents,
@@ -27,7 +27,6 @@ from colbert_rag.cli.output import note, say
 from colbert_rag.cli.servers import KEYS
 
 if TYPE_CHECKING:
-    from colbert_rag.index import IndexInfo
     from colbert_rag.server.limits import Limits
 
 MIB = 2**20
@@ -128,7 +127,9 @@ def run(arguments: argparse.Namespace) -> int:
     if place is None and arguments.read_only:
         raise UsageError("--read-only is about an index, and there is none: name it by --index")
     with listen(arguments.host, arguments.port) as listener, ExitStack() as held:
-        info = None if place is None else _info(place, read_only=arguments.read_only)
+        info = None
+        if place is not None:
+            info = known_info(place) if arguments.read_only else place.info()
         settings = settings_of(arguments, info)
         if arguments.cache_mib is not None:
             settings = replace(settings, document_cache=arguments.cache_mib * MIB)
@@ -139,6 +140,8 @@ def run(arguments: argparse.Namespace) -> int:
         indexed = None
         if place is not None:
             index = held.enter_context(place.open(colbert, read_only=arguments.read_only))
+            if info is None:
+                note(f"note: there was no index at {place.name}; it is made now, and empty")
             indexed = Indexed(service=service, index=index, read_only=arguments.read_only)
         if not is_loopback(listener) and not keys:
             note(
@@ -157,20 +160,6 @@ def run(arguments: argparse.Namespace) -> int:
         )
     note("stopped")
     return 0
-
-
-def _info(place: Where, *, read_only: bool) -> IndexInfo | None:
-    """Which model the index needs; None for one that is made now, of which the user is told.
-
-    Raises:
-        FileNotFoundError: there is none, and none may be made.
-    """
-    if read_only:
-        return known_info(place)
-    info = place.info()
-    if info is None:
-        note(f"note: there is no index at {place.name} yet; it is made now, and empty")
-    return info
 
 
 def _log_requests() -> None:

@@ -19,6 +19,7 @@ from colbert_rag.index.documents import (
     Document,
     DocumentLike,
     Stored,
+    as_documents,
     check_found,
     check_ids,
     is_unicode,
@@ -71,7 +72,7 @@ class Index(Searchable):
             ValueError: the model gave vectors that cannot be stored, or the index has no model.
         """
         total = len(documents) if isinstance(documents, Sized) else None
-        return self._add(ingest.checked(documents), batch_size, total, show_progress)
+        return self._add(as_documents(documents), batch_size, total, show_progress)
 
     def _add(
         self, documents: Iterable[Document], batch_size: int, total: int | None, show_progress: bool
@@ -102,7 +103,7 @@ class Index(Searchable):
             embeddings: As they are to be stored: made by the model of `info`, and pooled if it
                 says so.
         """
-        given = list(ingest.checked(documents))
+        given = list(as_documents(documents))
         places = {document.id: place for place, document in enumerate(given)}
         if len(places) < len(given):
             raise ValueError("two of the documents have the same id, and only one can be stored")
@@ -123,7 +124,7 @@ class Index(Searchable):
         Raises:
             KeyError: the index holds no document with one of the ids; nothing was changed.
         """
-        given = list(ingest.checked(documents))
+        given = list(as_documents(documents))
         ids = [document.id for document in given]
         check_found(ids, self._known(ids), self.name)
         return self._add(given, 256, len(given), show_progress)

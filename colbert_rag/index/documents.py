@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from operator import add
 from textwrap import shorten
@@ -139,12 +139,31 @@ def as_document(item: DocumentLike) -> Document:
     return document
 
 
+def as_documents(documents: Iterable[DocumentLike]) -> Iterator[Document]:
+    """Each of what a caller gives, as a document.
+
+    Raises:
+        TypeError: a single document instead of several, or something that is none.
+    """
+    if isinstance(documents, str | Mapping | Document):
+        raise TypeError("documents is a single document, expected several: put it in a list")
+    try:  # not by its class: what has no more than `__getitem__` can be read, too
+        given = iter(documents)
+    except TypeError as error:
+        found = type(documents).__name__
+        raise TypeError(
+            f"documents is {found}, expected several: a list of documents, or a generator"
+        ) from error
+    return map(as_document, given)
+
+
 def _from_mapping(item: Mapping[str, Json]) -> Document:
     unknown = sorted(map(str, item.keys() - {"id", "text", "metadata"}))
     if "text" not in item or unknown:
+        found = ", ".join(map(repr, sorted(map(str, item)))) or "none"
         raise ValueError(
-            f"a document has the keys {sorted(map(str, item))}, expected 'text' and perhaps 'id' "
-            "and 'metadata'; put anything else under 'metadata'"
+            f"a document has the keys {found}, expected 'text' and perhaps 'id' and 'metadata'; "
+            "put anything else under 'metadata'"
         )
     if item.get("id", None) == "":
         raise ValueError("a document has the empty id ''; leave 'id' out to get one from the text")

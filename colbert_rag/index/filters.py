@@ -17,8 +17,9 @@ key included.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
+from difflib import get_close_matches
 
 from colbert_rag.errors import InvalidFilterError
 from colbert_rag.index.conditions import (
@@ -93,9 +94,10 @@ def _condition(path: Path, value: object) -> Condition:
         return OneOf.of(path, [_scalar(key, value)])
     unknown = [operator for operator in value if operator not in KEY_OPERATORS]
     if unknown or not value:
-        nested = f"; to look inside {key!r}, write '{key}.{unknown[0]}'" if unknown else ""
+        found = ", ".join(map(repr, unknown)) or "{}"
         raise InvalidFilterError(
-            f"{key!r} has {unknown or value!r}, expected one of {', '.join(KEY_OPERATORS)}{nested}"
+            f"{key!r} has {found}, expected one of {', '.join(KEY_OPERATORS)}"
+            f"{_meant(key, [name for name in unknown if isinstance(name, str)])}"
         )
     conditions: list[Condition] = []
     for operator in ("$eq", "$ne", "$in", "$nin"):
@@ -112,6 +114,18 @@ def _condition(path: Path, value: object) -> Condition:
             raise InvalidFilterError(f"{key!r} mixes numbers and moments: {dict(value)!r}")
         conditions.append(Between(path, bounds))
     return conditions[0] if len(conditions) == 1 else Every(tuple(conditions))
+
+
+def _meant(key: str, unknown: Sequence[str]) -> str:
+    """What somebody wanted who wrote these below a key: an operator, or a key inside it."""
+    mistyped = [name for name in unknown if name.startswith("$")]
+    if not mistyped:
+        return f"; to look inside {key!r}, write '{key}.{unknown[0]}'" if unknown else ""
+    for name in mistyped:
+        # Nearer than usual: $near of other languages is not $ne.
+        if near := get_close_matches(name.lower(), KEY_OPERATORS, n=1, cutoff=0.8):
+            return f"; did you mean {near[0]!r}?"
+    return ""
 
 
 def _scalar(key: str, value: object) -> Scalar:

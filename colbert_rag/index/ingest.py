@@ -15,7 +15,7 @@ from colbert_rag.index.documents import (
     Document,
     DocumentLike,
     Stored,
-    as_document,
+    as_documents,
     called,
     metadata_json,
     text_digest,
@@ -25,17 +25,6 @@ from colbert_rag.index.pooling import pool_tokens
 from colbert_rag.inputs import has_words
 from colbert_rag.model import Model
 from colbert_rag.progress import progress_bar
-
-
-def checked(documents: Iterable[DocumentLike]) -> Iterator[Document]:
-    """Each of what a caller gives, as a document.
-
-    Raises:
-        TypeError: a single document instead of several, or something that is none.
-    """
-    if isinstance(documents, str | Mapping):
-        raise TypeError("documents is a single document, expected several: put it in a list")
-    return map(as_document, documents)
 
 
 def in_batches(
@@ -194,7 +183,7 @@ class SeenSources:
         Raises:
             ValueError: one does not say where it is from.
         """
-        for document in checked(documents):
+        for document in as_documents(documents):
             source = document.metadata.get(self._key)
             if not isinstance(source, str):
                 raise ValueError(

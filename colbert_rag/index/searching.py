@@ -15,7 +15,7 @@ from colbert_rag.index.how import How
 from colbert_rag.index.info import IndexInfo
 from colbert_rag.inputs import check_query
 from colbert_rag.model import Model
-from colbert_rag.settings import whole_number
+from colbert_rag.settings import wanted_hits
 
 
 class Searchable(Handle):
@@ -119,7 +119,7 @@ class Searchable(Handle):
         """How many documents are asked for; see `read_top_k`, whose rule for zero this is."""
         # Nothing is counted for any other number: in Qdrant that is a request.
         least = 1 if top_k or not self._is_empty() else 0
-        return whole_number("top_k", top_k, least=least)
+        return wanted_hits("top_k", top_k, least=least)
 
     @abstractmethod
     def count(self) -> int:

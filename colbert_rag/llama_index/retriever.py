@@ -22,7 +22,7 @@ from colbert_rag.index import Document, Hit
 from colbert_rag.index.handle import Handle
 from colbert_rag.llama_index.filters import to_filter
 from colbert_rag.llama_index.nodes import to_document, to_node
-from colbert_rag.settings import refuse_unknown
+from colbert_rag.settings import refuse_unknown, wanted_hits
 from colbert_rag.written import write_whole
 
 INDEX_FILE = "colbert.sqlite"
@@ -120,9 +120,7 @@ class ColBERTRetriever(BaseRetriever):
 
     @similarity_top_k.setter
     def similarity_top_k(self, similarity_top_k: int) -> None:
-        if similarity_top_k < 1:
-            raise ValueError(f"similarity_top_k is {similarity_top_k}, expected at least 1")
-        self._similarity_top_k = similarity_top_k
+        self._similarity_top_k = wanted_hits("similarity_top_k", similarity_top_k)
 
     @property
     def filters(self) -> MetadataFilters | None:

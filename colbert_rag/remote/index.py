@@ -9,7 +9,14 @@ from typing import Any, Never, Self
 from urllib.parse import quote
 
 from colbert_rag.errors import InvalidFilterError, ServerAnswerError
-from colbert_rag.index.documents import Changes, Document, DocumentLike, Hit, as_document, check_ids
+from colbert_rag.index.documents import (
+    Changes,
+    Document,
+    DocumentLike,
+    Hit,
+    as_documents,
+    check_ids,
+)
 from colbert_rag.index.filters import parse_filter
 from colbert_rag.index.handle import Handle
 from colbert_rag.index.how import How
@@ -29,7 +36,7 @@ from colbert_rag.remote.parts import ask_in_parts, bytes_of
 from colbert_rag.remote.replies import NotHeldError, Request
 from colbert_rag.remote.values import plain_filter
 from colbert_rag.remote.wire import DOCUMENTS, INDEX, SEARCH
-from colbert_rag.settings import whole_number
+from colbert_rag.settings import wanted_hits, whole_number
 
 
 class RemoteIndex(Handle):
@@ -138,7 +145,7 @@ class RemoteIndex(Handle):
         condition = plain_filter(filter)
         # As in `Searchable`: zero is all of nothing, and no other number is worth a request.
         least = 1 if top_k else min(_documents((yield Request("GET", INDEX)), self.name), 1)
-        k = whole_number("top_k", top_k, least=least)
+        k = wanted_hits("top_k", top_k, least=least)
         if not (asked and k):
             return [[] for _ in asked]
         # The server divides the sum for the mean, as `Hit.mean` does.
@@ -177,12 +184,10 @@ class RemoteIndex(Handle):
             ServerError: the server did not answer as it should; its subclass says why.
             TypeError: something is not a document, or its metadata not JSON.
         """
-        if isinstance(documents, str | Mapping):
-            raise TypeError("documents is a single document, expected several: put it in a list")
+        given = as_documents(documents)
         size = whole_number("batch_size", batch_size, least=1)
         total = len(documents) if isinstance(documents, Sequence) else None
         changes = Changes()
-        given = map(as_document, documents)
         with progress_bar(None, total=total, unit=" documents", show=show_progress) as bar:
             while batch := list(islice(given, size)):
                 for answer in self._server.run(self._store(batch, bar)):

@@ -31,7 +31,7 @@ def rank_known(
     Raises:
         IndexMismatchError: `known` is the method of an index that another model made.
     """
-    check_query(query)
+    check_query(query, texts)
     documents = read_texts(texts)
     top_k = read_top_k(top_k, texts=len(documents))
     _check_maker(known, model)

@@ -155,7 +155,7 @@ class RemoteColBERT:
         explain: bool,
         show_progress: bool,
     ) -> Plan[RemoteRanking]:
-        check_query(query)
+        check_query(query, texts)
         documents, items = read_texts(texts), tuple(texts)
         top_k = read_top_k(top_k, texts=len(documents))
         if not documents:
@@ -274,6 +274,7 @@ class RemoteColBERT:
             ServerAnswerError: the server does not explain.
             TypeError: the document has no text.
         """
+        check_query(query, text, name="text", order="the query comes first, then the text")
         return self.rank(query, [read_text(text)], explain=True).explain(0)
 
     def encode_queries(

@@ -157,7 +157,7 @@ def log_fault(error: BaseException) -> None:
     logger.error("%s at\n%s", type(error).__name__, frames)
 
 
-def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+def validation_error(errors: Sequence[Mapping[str, Any]], content_type: str = "") -> ApiError:
     """What pydantic found, in one sentence without what the user sent."""
     first = errors[0]
     kind, place = first["type"], [str(part) for part in first["loc"][1:]]
@@ -169,7 +169,12 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         named = re.match(r"(query|queries|documents|text_[12]|input|exact|effort)\b", message)
         return ApiError(400, message, param=named[0] if named else None)
     if not place:
-        return ApiError(400, f"the body is {_kind(first.get('input'))}, {JSON_HINT}")
+        body = first.get("input")
+        # Bytes are a body that was not read, and one that begins like this is meant as an object.
+        if isinstance(body, bytes) and body.lstrip().startswith(b"{"):
+            sent = f"is {content_type[:80]}" if content_type else "is missing"
+            return ApiError(400, f"the Content-Type {sent}, expected application/json")
+        return ApiError(400, f"the body is {_kind(body)}, {JSON_HINT}")
     name = ".".join(place)
     if kind == "missing":
         return ApiError(400, f"{name} is missing", param=place[0])
@@ -199,7 +204,8 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return validation_error(error.errors()).response()
+        content_type = request.headers.get("Content-Type", "")
+        return validation_error(error.errors(), content_type).response()
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         answered = as_api_error(error)
