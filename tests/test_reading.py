@@ -128,6 +128,13 @@ def test_strings_on_the_lines_of_a_json_file_are_documents(tmp_path: Path) -> No
     assert texts(write(tmp_path, "x.json", '"a"\n"b"\n')) == ["a", "b"]
 
 
+def test_an_object_over_several_lines_is_json_but_no_list(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.json", json.dumps({"text": "a", "id": 1}, indent=1))
+
+    with pytest.raises(ReadingError, match=r"x\.json: found a dict\. Expected one list"):
+        read(path)
+
+
 def test_prose_in_a_json_file_is_read_where_that_is_said(tmp_path: Path) -> None:
     path = write(tmp_path, "x.json", "[Mars](mars.md) is red.\n\n- So is [rust].")
 

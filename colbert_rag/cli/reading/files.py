@@ -196,7 +196,8 @@ def _guess(lines: Iterator[str], suffix: str, options: ReadingOptions) -> tuple[
     """The format of what no suffix describes, by its first line that is not blank."""
     first, lines = first_line(lines)
     if suffix == ".json":  # never prose: a list may be empty, or hold what is no document
-        return "json" if first.startswith("[") else "jsonl", lines
+        # A brace alone begins an object that goes over several lines, which is told so as a whole.
+        return "json" if first.startswith("[") or first == "{" else "jsonl", lines
     if first.startswith("{"):
         return "jsonl", lines
     if first == "[" or first.startswith(("[{", '["')):
