@@ -318,3 +318,22 @@ def test_a_page_takes_the_place_of_a_page(held: str, folder: Path) -> None:
 
     assert "older" not in page.read_text(encoding="utf-8")
     assert page.stat().st_size > 1000
+
+
+def test_saved_runs_do_not_take_the_place_of_runs_that_are_read(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of two saved runs, named first, would be saved as the first."""
+    (folder / "runs").mkdir()
+    for number in (1, 2):
+        (folder / "runs" / f"{number}.trec").write_text(BEFORE + f"q2 Q0 a 2 0.{number} x\n")
+    before = [path.read_text() for path in sorted((folder / "runs").iterdir())]
+    runs = [part for number in (2, 1) for part in ("--run", f"runs/{number}.trec")]
+
+    with pytest.raises(SystemExit) as stopped:
+        main([*EVALUATE[:3], *runs, "--save-runs", "runs"])
+
+    assert stopped.value.code == 2
+    assert "may write over runs/2.trec: name another folder" in capsys.readouterr().err
+    assert [path.read_text() for path in sorted((folder / "runs").iterdir())] == before
+    assert main([*EVALUATE[:3], *runs, "--save-runs", "others"]) == 0

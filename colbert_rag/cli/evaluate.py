@@ -220,6 +220,10 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             raise UsageError("--json and --html both have standard output: name a file for --html")
     if runs is not None:
         check_folder("--save-runs", runs)
+        for name in _runs(arguments):
+            numbered = Path(name).suffix == ".trec" and Path(name).stem.isdecimal()
+            if numbered and Path(name).resolve().parent == Path(runs).resolve():
+                raise UsageError(f"--save-runs {runs} may write over {name}: name another folder")
 
 
 def _collection(arguments: argparse.Namespace) -> JudgedCollection:
