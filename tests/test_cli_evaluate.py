@@ -253,7 +253,7 @@ def test_a_page_that_a_full_disk_refuses_takes_no_result_with_it(
     import resource
 
     page, runs = tmp_path / "page.html", tmp_path / "runs"
-    page.write_text("the page of before", encoding="utf-8")
+    page.write_text("<!doctype html>the page of before", encoding="utf-8")
     options = ["--html", str(page), "--save-runs", str(runs), "--json"]
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
@@ -270,7 +270,7 @@ def test_a_page_that_a_full_disk_refuses_takes_no_result_with_it(
     ]
     assert set(json.loads(out)["systems"][0]["by_query"]["nDCG@10"]) == {"q1", "q2", "q3"}
     assert read_run(runs / "1.trec") == read_run(folder / "a.trec")
-    assert page.read_text(encoding="utf-8") == "the page of before"
+    assert page.read_text(encoding="utf-8") == "<!doctype html>the page of before"
 
 
 @pytest.mark.parametrize("option", ["--run", "--html"])
