@@ -37,7 +37,7 @@ def run(plan: Plan) -> list[Table]:
     jobs: dict[str, Callable[[], object]] = {}
     for dtype in dtypes:
         for outputs, inputs in SHAPES:
-            jobs[f"GEMM {dtype} {rows} x {inputs} x {outputs}"] = _gemm(
+            jobs[_name(dtype, rows, outputs, inputs)] = _gemm(
                 rows, outputs, inputs, getattr(torch, dtype)
             )
     block = torch.randn(plan.size(BANDWIDTH_BYTES, 2**22) // 4)
@@ -109,12 +109,16 @@ def _dim(folder: Path) -> int:
     return checkpoints.SHAPES[name].dim
 
 
+def _name(dtype: str, rows: int, outputs: int, inputs: int) -> str:
+    return f"GEMM {dtype} {rows} x {inputs} x {outputs}"
+
+
 def _of_its_round(
     timings: dict[str, Timing], dtype: str, rows: int, encoding: Timing, work: float
 ) -> float:
     """How much of the fastest product of its repetition encoding reaches, the median of all."""
     products = [
-        (2 * rows * outputs * inputs, timings[f"GEMM {dtype} {rows} x {inputs} x {outputs}"])
+        (2 * rows * outputs * inputs, timings[_name(dtype, rows, outputs, inputs)])
         for outputs, inputs in SHAPES
     ]
     return median(

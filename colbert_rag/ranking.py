@@ -168,7 +168,7 @@ class Ranking(Sequence[Ranked]):
             TypeError: `position` is no whole number.
             ValueError: the ranking has been pickled, or was not made by a model.
         """
-        place = self[self._position(position)]
+        place = self._ranked[self._position(position)]
         if self._explain is None:
             raise ValueError(
                 "this ranking has no model to ask, because it was pickled or made by hand. Use "

@@ -39,11 +39,8 @@ class Watch:
         self.told = True
         name, keys = min(missing), list(document.metadata)
         near = meant(name, keys)
-        found = (
-            f"; did you mean {near}?"
-            if near
-            else f"; the last one has {', '.join(map(repr, keys)) or 'none'}"
-        )
+        held = ", ".join(map(repr, keys)) or "none"
+        found = f"; did you mean {near}?" if near else f"; the last one has {held}"
         logger.warning(
             "rank_fields names %r, which is in the metadata of no document%s", name, found
         )
