@@ -244,7 +244,7 @@ class ColBERT(Instance):
             InvalidQueryError: the query is blank or not a string.
             TypeError: the document has no text.
         """
-        check_query(query, text, name="text", order="the query comes first, then the text")
+        check_query(query, text, "text")
         scorer = self._loaded()
         scored = scorer.score(query, [read_text(text)])
         return scored.explanation(0, scorer.text_encoder.tokenizer)

@@ -23,20 +23,21 @@ TextLike: TypeAlias = str | Mapping[str, object] | HasText
 """A text, a mapping with `text`, or an object with it."""
 
 
-def check_query(
-    query: object,
-    texts: object = None,
-    *,
-    name: str = "texts",
-    order: str = "the query comes first, then the list of texts",
-) -> None:
+ORDERS = {
+    "texts": "the query comes first, then the list of texts",
+    "text": "the query comes first, then the text",
+    "documents": "the documents come first, then the query",
+}
+"""Where a query stands in a call, by the argument beside it."""
+
+
+def check_query(query: object, texts: object = None, name: str = "texts") -> None:
     """Refuse what nothing can be compared with.
 
     Args:
         query: The query.
         texts: What stands beside it in the call, to tell whether the two are swapped.
-        name: What that argument is called.
-        order: In which order they come, for whoever has swapped them.
+        name: What that argument is called, of `ORDERS`.
 
     Raises:
         InvalidQueryError: the query is blank or not a string.
@@ -45,7 +46,7 @@ def check_query(
     if isinstance(texts, str) and not isinstance(query, str | int | float | None):
         raise InvalidQueryError(
             f"query is {type(query).__name__} and {name} is a string, expected them the other way "
-            f"round: {order}"
+            f"round: {ORDERS[name]}"
         )
     _checked(query, "query")
 

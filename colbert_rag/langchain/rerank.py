@@ -63,7 +63,7 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
             TypeError: an item of `documents` is not a `Document`.
         """
         if not documents:  # not worth a run
-            _check_query(query, documents)
+            check_query(query, documents, "documents")
             return []
         given = {"documents": documents, "query": query}
         return self.as_runnable().invoke(given, {"callbacks": callbacks})
@@ -73,7 +73,7 @@ class ColBERTRerank(Reranking, BaseDocumentCompressor):
     ) -> list[Document]:
         """Like `compress_documents`, awaiting a server, and in a worker thread without one."""
         if not documents:
-            _check_query(query, documents)
+            check_query(query, documents, "documents")
             return []
         given = {"documents": documents, "query": query}
         return await self.as_runnable().ainvoke(given, {"callbacks": callbacks})
@@ -224,11 +224,6 @@ def _reranking_fields(component: Reranking) -> dict[str, Any]:
     return {name: getattr(component, name) for name in Reranking.model_fields}
 
 
-def _check_query(query: object, documents: object) -> None:
-    order = "the documents come first, then the query"
-    check_query(query, documents, name="documents", order=order)
-
-
 def _read(given: RerankInput) -> tuple[list[Document], str]:
     """Documents and query, checked."""
     if isinstance(given, Mapping):
@@ -244,7 +239,7 @@ def _read(given: RerankInput) -> tuple[list[Document], str]:
             f"the input is {type(given).__name__}, expected a mapping with 'documents' and "
             "'query', or a pair (documents, query)"
         )
-    _check_query(given[1], given[0])
+    check_query(given[1], given[0], "documents")
     documents, query = list(given[0]), given[1]
     for index, document in enumerate(documents):
         if not isinstance(document, Document):

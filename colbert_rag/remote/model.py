@@ -274,7 +274,7 @@ class RemoteColBERT:
             ServerAnswerError: the server does not explain.
             TypeError: the document has no text.
         """
-        check_query(query, text, name="text", order="the query comes first, then the text")
+        check_query(query, text, "text")
         return self.rank(query, [read_text(text)], explain=True).explain(0)
 
     def encode_queries(
